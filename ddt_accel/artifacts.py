@@ -1,0 +1,145 @@
+"""Every file is written and read here.
+
+Writing is atomic: first under a temporary name beside its place, then renamed, so that no half-written file ever
+carries a final name and a failed write leaves the earlier file as it was. Reading checks the format, its version and a
+SHA-256 over the content before anything is believed. Two containers serve all artefacts: JSON documents and, where
+there are arrays, safetensors files whose header carries such a document.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from ddt_accel.errors import ArtifactError
+
+Array = NDArray[Any]
+Document = dict[str, Any]
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Writes `data` to `path`, whole or not at all; an earlier file survives any failure.
+
+    Raises ArtifactError where the system refuses (disk full, no permission, a folder in the way).
+    """
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise ArtifactError(
+            f"{path} could not be written ({error.strerror or error}); free space or choose another place. Nothing "
+            "that was there before has changed."
+        ) from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def write_json(path: Path, format_name: str, version: int, content: Document) -> None:
+    """Writes a JSON document with its format, version and checksum."""
+    document = {"format": format_name, "version": version, **content, "checksum": _checksum(content)}
+    write_atomic(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path, format_name: str, version: int) -> Document:
+    """Reads what `write_json` wrote.
+
+    A document without a checksum is accepted, so that one can be written or edited by hand; a wrong checksum is not.
+    """
+    try:
+        document = json.loads(_read(path))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ArtifactError(f"{path} is not a {format_name}: it is damaged or not JSON ({error}).") from None
+    content = _opened(path, document, format_name, version)
+    checksum = content.pop("checksum", None)
+    if checksum is not None and checksum != _checksum(content):
+        raise ArtifactError(
+            f"{path} was changed after it was written: its checksum does not fit. Make it anew, or, if you edited it "
+            "on purpose, remove its line \"checksum\"."
+        )
+    return content
+
+
+def write_arrays(path: Path, format_name: str, version: int, content: Document, arrays: Mapping[str, Array]) -> None:
+    """Writes named arrays and a document in one safetensors file."""
+    document = {"format": format_name, "version": version, **content, "checksum": _checksum(content, arrays)}
+    write_atomic(path, safetensors.numpy.save(dict(arrays), {"document": json.dumps(document, allow_nan=False)}))
+
+
+def read_arrays(path: Path, format_name: str, version: int) -> tuple[Document, dict[str, Array]]:
+    """Reads what `write_arrays` wrote; every bit of document and arrays is covered by the checksum."""
+    data = _read(path)
+    try:
+        arrays = safetensors.numpy.load(data)
+        header_length = int.from_bytes(data[:8], "little")
+        document = json.loads(json.loads(data[8 : 8 + header_length])["__metadata__"]["document"])
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path} is not a {format_name}: it is damaged or of another kind ({error}).") from None
+    content = _opened(path, document, format_name, version)
+    if content.pop("checksum", None) != _checksum(content, arrays):
+        raise ArtifactError(f"{path} is damaged: its checksum does not fit. Make it anew.")
+    return content, arrays
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({error.strerror or error}).") from None
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({error.strerror or error}).") from None
+
+
+def _opened(path: Path, document: object, format_name: str, version: int) -> Document:
+    """The content of a document whose envelope has been checked."""
+    if not isinstance(document, dict) or document.get("format") != format_name:
+        found = document.get("format", "no format name") if isinstance(document, dict) else type(document).__name__
+        raise ArtifactError(f"{path} is not a {format_name} (it says: {str(found)[:80]}).")
+    if document.get("version") != version:
+        raise ArtifactError(
+            f"{path} is a {format_name} of version {document.get('version')}; this ddt-accel reads version {version}. "
+            "Make it anew, or install the ddt-accel that wrote it."
+        )
+    return {key: value for key, value in document.items() if key not in ("format", "version")}
+
+
+def _checksum(content: Document, arrays: Mapping[str, Array] | None = None) -> str:
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode())
+    for name, array in sorted((arrays or {}).items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

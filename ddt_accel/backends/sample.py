@@ -1,0 +1,43 @@
+"""`sample`: noise and labels in, latents out, by whatever runs the networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel.errors import MismatchError
+from ddt_accel.networks.ddt import DDT
+from ddt_accel.sampling.backend import Backend
+from ddt_accel.sampling.program import compile_program
+from ddt_accel.sampling.trajectory import run
+from ddt_accel.schedule import Schedule
+
+
+def sample(
+    model_or_backend: DDT | Backend,
+    schedule: Schedule,
+    noise: Tensor,
+    labels: Tensor,
+    *,
+    step_noise: Callable[[int], Tensor] | None = None,
+) -> Tensor:
+    """Latents at t = 1, float32 [B, C, H, W], from `noise` [B, C, H, W] for `labels` [B] int64.
+
+    `step_noise(k)` [B, C, H, W] is what the stochastic solver adds after evaluation k. Raises MismatchError where the
+    schedule was made for another checkpoint, ConfigError for impossible noise or labels.
+    """
+    backend = TorchBackend(model_or_backend) if isinstance(model_or_backend, DDT) else model_or_backend
+    check_checkpoint(schedule, backend.checkpoint_sha256)
+    return run(backend, compile_program(schedule), noise, labels, step_noise=step_noise)
+
+
+def check_checkpoint(schedule: Schedule, checkpoint_sha256: str | None) -> None:
+    """Refuses a schedule that was solved for other weights, where both are known."""
+    wanted = schedule.checkpoint_sha256
+    if wanted is not None and checkpoint_sha256 is not None and wanted != checkpoint_sha256:
+        raise MismatchError(
+            f"The schedule was solved for the checkpoint {wanted[:12]}…, this network is {checkpoint_sha256[:12]}…; "
+            "calibrate and solve with this one."
+        )

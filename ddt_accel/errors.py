@@ -1,0 +1,45 @@
+"""Everything that ddt-accel raises for a cause that the user can remove.
+
+Each message says what was given, what was expected and what to do; the command line prints it and exits with code 2.
+
+- DDTAccelError
+    - ConfigError: an impossible setting (budget, step count, label, option)
+    - ArtifactError: a file of ours that is damaged, foreign or belongs to something else
+        - MismatchError: two intact artefacts that do not belong together
+    - CheckpointError: weights that cannot be used
+    - NumericsError: NaN or infinity where numbers were expected
+    - DependencyError: an optional package is missing
+    - ParityError: an exported network does not compute what the original computes
+"""
+
+
+class DDTAccelError(Exception):
+    """The root of the tree."""
+
+
+class ConfigError(DDTAccelError, ValueError):
+    """An impossible setting."""
+
+
+class ArtifactError(DDTAccelError):
+    """A file that is damaged, foreign or of an unknown version."""
+
+
+class MismatchError(ArtifactError):
+    """Two intact artefacts that do not belong together."""
+
+
+class CheckpointError(DDTAccelError):
+    """Weights that cannot be used."""
+
+
+class NumericsError(DDTAccelError):
+    """NaN or infinity where numbers were expected."""
+
+
+class DependencyError(DDTAccelError, ImportError):
+    """An optional package is missing; the message names the extra that brings it."""
+
+
+class ParityError(DDTAccelError):
+    """An exported network does not compute what the original computes."""

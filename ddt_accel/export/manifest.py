@@ -1,0 +1,64 @@
+"""What an export says of itself: files, tensors, precision, origin."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ddt_accel.artifacts import read_json, sha256_of, write_json
+from ddt_accel.errors import ArtifactError, ConfigError
+from ddt_accel.networks.config import DDTConfig
+
+FORMAT, VERSION = "ddt-accel export", 1
+FILE_NAME = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The description of an export folder.
+
+    `files` maps names in the folder to their SHA-256; `tensors` maps each network to its inputs and outputs as
+    (name, dtype, shape), a shape's letters being dynamic; `parity` is the largest error against PyTorch, relative to
+    the largest value, that was measured right after the export.
+    """
+
+    format: str
+    model: str
+    checkpoint_sha256: str | None
+    config: DDTConfig
+    latent_shape: tuple[int, int, int]
+    class_names: tuple[str, ...] | None
+    precision: str
+    opset: int
+    files: dict[str, str]
+    tensors: dict[str, list[list[Any]]]
+    parity: dict[str, float]
+    versions: dict[str, str]
+
+    def save(self, folder: Path) -> None:
+        content = asdict(self)
+        content["kind"] = content.pop("format")
+        write_json(folder / FILE_NAME, FORMAT, VERSION, content)
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Reads the manifest and verifies every file that it names."""
+        path = folder / FILE_NAME
+        if not path.is_file():
+            raise ArtifactError(f"{folder} holds no export (no {FILE_NAME}); make one with `ddt-accel export --onnx`.")
+        content = read_json(path, FORMAT, VERSION)
+        try:
+            content["format"] = content.pop("kind")
+            content["config"] = DDTConfig.from_mapping(content["config"])
+            content["latent_shape"] = tuple(content["latent_shape"])
+            content["class_names"] = tuple(content["class_names"]) if content["class_names"] else None
+            manifest = cls(**content)
+            manifest.config.num_tokens(manifest.latent_shape)
+            files = dict(manifest.files)
+        except (ConfigError, KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{path} is not a usable manifest ({error}); export anew.") from None
+        for name, expected in files.items():
+            if sha256_of(folder / name) != expected:
+                raise ArtifactError(f"{folder / name} is not the file that was exported; export anew.")
+        return manifest

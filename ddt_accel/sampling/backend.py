@@ -1,0 +1,56 @@
+"""What the trajectory loop asks of whatever runs the two networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ddt_accel.networks.config import DDTConfig
+
+
+class Session(Protocol):
+    """The buffers of one batch of B images, and the two networks bound to them.
+
+    Rows 0 … B − 1 of every buffer are the conditional branch, rows B … 2B − 1 the unconditional one, so that either
+    the first half or all of it takes part in a call. Modulations stay inside, in numbered slots; between `encode` and
+    `decode` nothing is copied.
+    """
+
+    latents: Tensor  # [2B, C, H, W] float32, read by both networks
+    times: Tensor  # [2B] float32, read by the encoder
+    labels: Tensor  # [2B] int64, read by the encoder
+    velocity: Tensor  # [2B, C, H, W] float32, written by the decoder
+
+    def encode(self, slot: int, rows: int) -> None:
+        """Runs the encoder on the first `rows` rows; their modulations go to `slot`."""
+
+    def forecast(self, slot: int, sources: Sequence[tuple[int, float]], rows: int) -> None:
+        """Sets `slot` to the weighted sum of other slots, in the first `rows` rows."""
+
+    def decode(self, slot: int, rows: int) -> None:
+        """Runs the decoder on the first `rows` rows under the modulations in `slot`."""
+
+
+class Backend(Protocol):
+    """Networks that are ready to run."""
+
+    @property
+    def name(self) -> str:
+        """What runs the networks, for people."""
+
+    @property
+    def config(self) -> DDTConfig: ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where a session's buffers lie."""
+
+    @property
+    def checkpoint_sha256(self) -> str | None:
+        """Which weights these are, where known."""
+
+    def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int) -> Session:
+        """Buffers for `batch` images of `latent_shape` [C, H, W] and `slots` modulation slots."""

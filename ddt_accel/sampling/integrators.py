@@ -1,0 +1,79 @@
+"""The named samplers as weights: one row an evaluation, `x ← a·x + Σ_j b_j·v_j + n·ξ`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.polynomial import Polynomial
+from numpy.typing import NDArray
+
+from ddt_accel.spec import SamplingSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """How evaluation k changes the latent: `x ← scale·x + Σ weight·v_evaluation + noise·ξ`."""
+
+    velocities: tuple[tuple[int, float], ...]  # (evaluation ≤ k, weight)
+    scale: float = 1.0
+    noise: float = 0.0
+
+
+def updates(spec: SamplingSpec) -> tuple[Update, ...]:
+    """One update for each of the spec's evaluations."""
+    if spec.solver == "heun":
+        return _heun(spec)
+    if spec.solver == "sde":
+        return _euler_maruyama(spec)
+    order = int(spec.solver[2:]) if spec.solver.startswith("ab") else 1
+    return _adams_bashforth(spec, order)
+
+
+def adams_bashforth_weights(times: NDArray[np.float64], start: float, end: float) -> NDArray[np.float64]:
+    """The integrals over [start, end] of the Lagrange polynomials on `times` [order]; they add up to end − start."""
+    weights = []
+    for k, time in enumerate(times):
+        basis = Polynomial([1.0])
+        for other in np.delete(times, k):
+            # Relative to `start`: absolute times would cancel to nothing at short steps.
+            basis *= Polynomial([start - other, 1.0]) / (time - other)
+        weights.append(basis.integ()(end - start))
+    return np.array(weights)
+
+
+def _adams_bashforth(spec: SamplingSpec, order: int) -> tuple[Update, ...]:
+    """Euler is order 1; higher orders ramp up over the first steps."""
+    grid = spec.grid
+    rows = []
+    for k in range(spec.num_steps):
+        used = range(max(0, k + 1 - order), k + 1)
+        weights = adams_bashforth_weights(grid[list(used)], grid[k], grid[k + 1])
+        rows.append(Update(velocities=tuple(zip(used, weights.tolist(), strict=True))))
+    return tuple(rows)
+
+
+def _heun(spec: SamplingSpec) -> tuple[Update, ...]:
+    """An Euler step, then from its end the correction to the trapezoid; the last step stays an Euler step."""
+    rows = []
+    for k, h in enumerate(np.diff(spec.grid).tolist()):
+        rows.append(Update(velocities=((2 * k, h),)))
+        if k < spec.num_steps - 1:
+            rows.append(Update(velocities=((2 * k, -h / 2), (2 * k + 1, h / 2))))
+    return tuple(rows)
+
+
+def _euler_maruyama(spec: SamplingSpec) -> tuple[Update, ...]:
+    """`dx = (v + w s) dt + √(2w) dW` with the published diffusion w = 1 − t; the last step is an Euler step.
+
+    The score of x_t = t x_1 + (1 − t) ε is `s = (t v − x) / (1 − t)`, so `w s = t v − x`.
+    """
+    grid = spec.grid
+    rows = []
+    for k, h in enumerate(np.diff(grid).tolist()):
+        t = float(grid[k])
+        if k < spec.num_steps - 1:
+            rows.append(Update(velocities=((k, h * (1 + t)),), scale=1 - h, noise=float(np.sqrt(2 * (1 - t) * h))))
+        else:
+            rows.append(Update(velocities=((k, h),)))
+    return tuple(rows)

@@ -1,0 +1,117 @@
+"""The trajectory loop, written once for every sampler, schedule and backend.
+
+    at a refresh k:    m_k = modulations(encode(x, t_k, y))
+    otherwise:         m_k = Σ_r F[k, r] m_r
+    v_k = v_u + w_k (v_c − v_u),   v = decode(x, m_k)
+    x   ← a_k x + Σ_j B[k, j] v_j + n_k ξ_k
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ddt_accel.errors import ConfigError
+from ddt_accel.sampling.backend import Backend
+from ddt_accel.sampling.program import Program
+
+
+def run(
+    backend: Backend,
+    program: Program,
+    noise: Tensor,
+    labels: Tensor,
+    *,
+    step_noise: Callable[[int], Tensor] | None = None,
+    watch: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Drives a backend along a program from `noise` [B, C, H, W] for `labels` [B]; returns the latents at t = 1.
+
+    `step_noise(k)` gives ξ_k [B, C, H, W], for stochastic samplers only. `watch(k)` is called after evaluation k.
+    """
+    noise, labels = _checked(backend, noise, labels)
+    if program.stochastic and step_noise is None:
+        raise ConfigError("A stochastic sampler adds noise at every step; give step_noise, a function of the step.")
+    batch = len(noise)
+    velocity_slots, modulation_slots = _plan(program)
+    session = backend.open(batch, (noise.shape[1], noise.shape[2], noise.shape[3]), 1 + max(modulation_slots.values()))
+    session.labels[:batch] = labels
+    session.labels[batch:] = backend.config.num_classes
+    velocities = noise.new_empty((1 + max(velocity_slots.values()), *noise.shape), device=backend.device)
+    x, copy = session.latents[:batch], session.latents[batch:]
+    conditional, unconditional = session.velocity[:batch], session.velocity[batch:]
+    x.copy_(noise)
+
+    for k, evaluation in enumerate(program.evaluations):
+        if evaluation.decode_both or (k in program.refresh_steps and evaluation.encode_both):
+            copy.copy_(x)
+        rows = 2 * batch if evaluation.decode_both else batch
+        slot = modulation_slots[k]
+        if k in program.refresh_steps:
+            session.times.fill_(evaluation.time)
+            session.encode(slot, 2 * batch if evaluation.encode_both else batch)
+        elif slot not in [modulation_slots[r] for r, _ in evaluation.forecast]:
+            session.forecast(slot, [(modulation_slots[r], weight) for r, weight in evaluation.forecast], rows)
+        session.decode(slot, rows)
+
+        v = velocities[velocity_slots[k]]
+        if evaluation.decode_both:
+            torch.lerp(unconditional, conditional, evaluation.guidance, out=v)
+        else:
+            v.copy_(conditional)
+        update = evaluation.update
+        if update.scale != 1.0:
+            x.mul_(update.scale)
+        for j, weight in update.velocities:
+            x.add_(velocities[velocity_slots[j]], alpha=weight)
+        if update.noise and step_noise is not None:
+            x.add_(step_noise(k).to(x), alpha=update.noise)
+        if watch is not None:
+            watch(k)
+    return x.clone()
+
+
+def _plan(program: Program) -> tuple[dict[int, int], dict[int, int]]:
+    """Which buffer holds the velocity and which the modulations of every evaluation.
+
+    A buffer is free again once nothing reads it any more. An evaluation that holds a refreshed state uses its slot.
+    """
+    last_velocity_read = {k: k for k in range(len(program.evaluations))}
+    last_state_read: dict[int, int] = {}
+    for k, evaluation in enumerate(program.evaluations):
+        last_velocity_read.update({j: k for j, _ in evaluation.update.velocities})
+        last_state_read.update({r: k for r, _ in evaluation.forecast})
+    velocities: dict[int, int] = {}
+    modulations: dict[int, int] = {}
+    for k, evaluation in enumerate(program.evaluations):
+        velocities[k] = _free({velocities[j] for j, last in last_velocity_read.items() if j < k <= last})
+        if k not in program.refresh_steps and len(evaluation.forecast) == 1 and evaluation.forecast[0][1] == 1.0:
+            modulations[k] = modulations[evaluation.forecast[0][0]]
+        else:
+            live = {modulations[r] for r, last in last_state_read.items() if r < k <= last}
+            modulations[k] = _free(live)
+    return velocities, modulations
+
+
+def _free(taken: set[int]) -> int:
+    return next(slot for slot in range(len(taken) + 1) if slot not in taken)
+
+
+def _checked(backend: Backend, noise: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    config = backend.config
+    if noise.ndim != 4 or not noise.is_floating_point() or labels.shape != noise.shape[:1]:
+        raise ConfigError(
+            f"noise is {noise.dtype}{list(noise.shape)} and labels {list(labels.shape)}; expected floats [B, C, H, W] "
+            "and [B]."
+        )
+    config.num_tokens((noise.shape[1], noise.shape[2], noise.shape[3]))
+    if labels.is_floating_point() or (len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= config.num_classes):
+        raise ConfigError(
+            f"labels are {labels.dtype} from {labels.min().item()} to {labels.max().item()}; expected whole numbers "
+            f"from 0 to {config.num_classes - 1} ({config.num_classes} is the null label)."
+        )
+    if len(labels) == 0:
+        raise ConfigError("The batch is empty; give at least one noise and label.")
+    return noise.float(), labels.long()
