@@ -55,7 +55,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, format_name: str, version: int, content: Document) -> None:
     """Writes a JSON document with its format, version and checksum."""
-    document = {"format": format_name, "version": version, **content, "checksum": _checksum(content)}
+    document = {"format": format_name, "version": version, **content, "checksum": checksum(content)}
     write_atomic(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
 
 
@@ -69,8 +69,8 @@ def read_json(path: Path, format_name: str, version: int) -> Document:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ArtifactError(f"{path} is not a {format_name}: it is damaged or not JSON ({error}).") from None
     content = _opened(path, document, format_name, version)
-    checksum = content.pop("checksum", None)
-    if checksum is not None and checksum != _checksum(content):
+    stated = content.pop("checksum", None)
+    if stated is not None and stated != checksum(content):
         raise ArtifactError(
             f"{path} was changed after it was written: its checksum does not fit. Make it anew, or, if you edited it "
             "on purpose, remove its line \"checksum\"."
@@ -80,7 +80,7 @@ def read_json(path: Path, format_name: str, version: int) -> Document:
 
 def write_arrays(path: Path, format_name: str, version: int, content: Document, arrays: Mapping[str, Array]) -> None:
     """Writes named arrays and a document in one safetensors file."""
-    document = {"format": format_name, "version": version, **content, "checksum": _checksum(content, arrays)}
+    document = {"format": format_name, "version": version, **content, "checksum": checksum(content, arrays)}
     write_atomic(path, safetensors.numpy.save(dict(arrays), {"document": json.dumps(document, allow_nan=False)}))
 
 
@@ -94,7 +94,7 @@ def read_arrays(path: Path, format_name: str, version: int) -> tuple[Document, d
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path} is not a {format_name}: it is damaged or of another kind ({error}).") from None
     content = _opened(path, document, format_name, version)
-    if content.pop("checksum", None) != _checksum(content, arrays):
+    if content.pop("checksum", None) != checksum(content, arrays):
         raise ArtifactError(f"{path} is damaged: its checksum does not fit. Make it anew.")
     return content, arrays
 
@@ -131,7 +131,8 @@ def _opened(path: Path, document: object, format_name: str, version: int) -> Doc
     return {key: value for key, value in document.items() if key not in ("format", "version")}
 
 
-def _checksum(content: Document, arrays: Mapping[str, Array] | None = None) -> str:
+def checksum(content: Document, arrays: Mapping[str, Array] | None = None) -> str:
+    """The SHA-256 of a document's meaning (not of its layout) and of arrays with their names."""
     digest = hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode())
     for name, array in sorted((arrays or {}).items()):
         digest.update(f"{name} {array.dtype} {array.shape}".encode())

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddt_accel.backends.pytorch import combine
 from ddt_accel.errors import ArtifactError, ConfigError, DependencyError
-from ddt_accel.export.manifest import Manifest
+from ddt_accel.backends.manifest import Manifest
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -83,13 +83,15 @@ def load_model(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Settings:
+class Settings:
+    """What says how a checkpoint is to be read."""
+
     config: DDTConfig | None = None
     latent_shape: tuple[int, int, int] | None = None
     class_names: tuple[str, ...] | None = None
 
 
-def _locate(source: str) -> tuple[Path, _Settings | None]:
+def _locate(source: str) -> tuple[Path, Settings | None]:
     """The checkpoint file, and what is known of it by its name alone."""
     if source in embedded_models():
         return EMBEDDED / f"{source}.safetensors", None
@@ -102,7 +104,7 @@ def _locate(source: str) -> tuple[Path, _Settings | None]:
         return path, None
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and path.suffix not in SUFFIXES:
         known = PUBLISHED.get(source)
-        settings = _Settings(config=known[0], latent_shape=known[1]) if known else _Settings()
+        settings = Settings(config=known[0], latent_shape=known[1]) if known else Settings()
         return _only_checkpoint(_download(source)), settings
     raise CheckpointError(
         f"There is no {source}; give a file, a folder, a Hugging Face repository id (owner/name), or an embedded "
@@ -167,13 +169,13 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _settings(path: Path, metadata: Mapping[str, str], known: _Settings | None) -> _Settings:
+def _settings(path: Path, metadata: Mapping[str, str], known: Settings | None) -> Settings:
     """Configuration, latent shape and class names: from the file, a YAML beside it, or common knowledge."""
     if "config" in metadata:
         try:
             shape = json.loads(metadata.get("latent_shape", "null"))
             names = json.loads(metadata.get("class_names", "null"))
-            return _Settings(
+            return Settings(
                 config=DDTConfig.from_mapping(json.loads(metadata["config"])),
                 latent_shape=(shape[0], shape[1], shape[2]) if shape else None,
                 class_names=tuple(str(name) for name in names) if names else None,
@@ -184,17 +186,17 @@ def _settings(path: Path, metadata: Mapping[str, str], known: _Settings | None) 
     beside = [folder / f"{path.stem}{suffix}" for suffix in (".yaml", ".yml")] + [folder / "config.yaml"]
     candidates = [file for file in beside if file.is_file()] or sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
     if len(candidates) == 1 or (candidates and candidates[0] in beside):
-        return _from_yaml(candidates[0])
-    return known or _Settings()
+        return read_yaml(candidates[0])
+    return known or Settings()
 
 
-def _from_yaml(path: Path) -> _Settings:
+def read_yaml(path: Path) -> Settings:
     """Reads `model.denoiser.init_args` and `data.latent_shape` of a published configuration."""
     try:
         content = yaml.safe_load(path.read_text())
         config = DDTConfig.from_mapping(content["model"]["denoiser"]["init_args"])
         shape = (content.get("data") or {}).get("latent_shape")
-        return _Settings(config=config, latent_shape=(int(shape[0]), int(shape[1]), int(shape[2])) if shape else None)
+        return Settings(config=config, latent_shape=(int(shape[0]), int(shape[1]), int(shape[2])) if shape else None)
     except (yaml.YAMLError, OSError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ConfigError(
             f"{path} is not a published DDT configuration, which has model.denoiser.init_args ({error})."
@@ -236,3 +238,22 @@ def _assign(model: DDT, tensors: dict[str, Tensor], path: Path) -> None:
     if broken:
         raise CheckpointError(f"{path} holds NaN or infinity in {', '.join(broken[:5])}; it cannot be used.")
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True)
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What a checkpoint file holds, without building a network."""
+    located, _ = _locate(str(path))
+    tensors, metadata = _read(located)
+    settings = _settings(located, metadata, None)
+    sets = [name for name, prefix in (("ema", EMA), ("raw", RAW)) if any(key.startswith(prefix) for key in tensors)]
+    return {
+        "file": str(located),
+        "sha256": sha256_of(located),
+        "tensors": len(tensors),
+        "parameters": sum(tensor.numel() for tensor in tensors.values()),
+        "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}),
+        "weights": sets or ["one unnamed set"],
+        "configuration": str(settings.config) if settings.config else "unknown; load_model needs config={...}",
+        "latent shape": str(settings.latent_shape) if settings.latent_shape else "unknown",
+        "classes": list(settings.class_names) if settings.class_names else "unnamed",
+    }

@@ -6,7 +6,7 @@ changes which picture a seed gives.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -14,18 +14,29 @@ from torch import Tensor
 
 from ddt_accel.errors import ConfigError
 
+_LABELS = 2**32 - 1  # the stream that labels are drawn from; noise streams count up from 0
+
 
 def draw_noise(shape: tuple[int, int, int], *, seed: int, indices: Sequence[int], stream: int = 0) -> Tensor:
     """Standard normal float32 noise [B, C, H, W] for the images `indices` [B] of `seed`.
 
     Stream 0 starts trajectories; stream k + 1 is the noise that a stochastic sampler adds after evaluation k.
     """
-    if seed < 0 or any(index < 0 for index in indices):
-        raise ConfigError(f"seed {seed} and image indices {list(indices)[:4]}… must not be negative.")
-    images = [
-        np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, index, stream]))).standard_normal(
-            shape, dtype=np.float32
-        )
-        for index in indices
-    ]
+    images = [_generator(seed, index, stream).standard_normal(shape, dtype=np.float32) for index in indices]
     return torch.from_numpy(np.stack(images))
+
+
+def draw_step_noise(shape: tuple[int, int, int], *, seed: int, indices: Sequence[int]) -> Callable[[int], Tensor]:
+    """What a stochastic sampler adds after evaluation k, as a function of k; [B, C, H, W]."""
+    return lambda k: draw_noise(shape, seed=seed, indices=indices, stream=k + 1)
+
+
+def draw_labels(num_classes: int, *, seed: int, indices: Sequence[int]) -> Tensor:
+    """Uniform labels [B] int64, like the noise a function of (seed, image index)."""
+    return torch.tensor([int(_generator(seed, index, _LABELS).integers(num_classes)) for index in indices])
+
+
+def _generator(seed: int, index: int, stream: int) -> np.random.Generator:
+    if seed < 0 or index < 0:
+        raise ConfigError(f"seed {seed} and image index {index} must not be negative.")
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, index, stream])))

@@ -1,0 +1,147 @@
+"""`bench` and `demo`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ddt_accel.cli.console import emit, out, say, steps
+from ddt_accel.cli.options import (
+    DEFAULT_WORKSPACE,
+    BatchOption,
+    ConfigOption,
+    DeviceOption,
+    JsonOption,
+    LatentOption,
+    ModelOption,
+    WeightsOption,
+    WorkspaceOption,
+    model_choice,
+)
+from ddt_accel.cli.runs import open_networks
+from ddt_accel.cli.schedules import run_calibration, solve
+
+if TYPE_CHECKING:
+    from ddt_accel.report.study import Study
+    from ddt_accel.sampling.backend import Backend
+    from ddt_accel.workspace import Workspace
+
+
+def bench(
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    calibration: Annotated[Path | None, typer.Option(help="A calibration file.")] = None,
+    schedule: Annotated[Path | None, typer.Option(help="A schedule file.")] = None,
+    backend: Annotated[str, typer.Option(help="onnx (the workspace's export) or torch.")] = "onnx",
+    export_folder: Annotated[Path | None, typer.Option("--export", help="An export folder.")] = None,
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    weights: WeightsOption = "ema",
+    latent_shape: LatentOption = None,
+    device: DeviceOption = "cpu",
+    images: Annotated[int, typer.Option("--images", "-n", help="Held-out images for the table.")] = 64,
+    curve_images: Annotated[int, typer.Option(help="Held-out images for the curve over all budgets.")] = 16,
+    seed: Annotated[int, typer.Option(help="Seed of the held-out images; not the calibrated one.")] = 1,
+    batch_size: BatchOption = 16,
+    folder: Annotated[Path | None, typer.Option("--out", help="Folder for the report; the workspace by default.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure speed and fidelity, and write the report."""
+    from ddt_accel.workspace import Workspace
+
+    place = Workspace(workspace)
+    choice = model_choice(model, config, weights, latent_shape)
+    networks, shape, _ = open_networks(place, backend, export_folder, choice, device)
+    name = place.model_choice(choice).source
+    study = _study(
+        place, networks, shape, name, calibration, schedule, images, curve_images, seed, batch_size
+    )
+    _report(study, folder or place.folder, json)
+
+
+def demo(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = False) -> None:
+    """Do it all on the embedded model: calibrate, solve, export, measure, report."""
+    from ddt_accel.exporting.onnx import export
+    from ddt_accel.spec import SamplingSpec
+    from ddt_accel.workspace import ModelChoice, Workspace
+
+    place = Workspace(workspace)
+    choice = place.model_choice(ModelChoice())
+    network = choice.load()
+    say("1/4  Calibrating: how does the encoder's state change along unshared trajectories?")
+    run_calibration(place, network, SamplingSpec(), samples=32, seed=0, batch_size=8, out=place.calibration_path)
+    say("2/4  Solving: the best 10 of 50 steps to run the encoder at")
+    solve(budget=10, workspace=workspace, json=False) if not json else _solve_quietly(place)
+    say("3/4  Exporting encoder and decoder to ONNX, and comparing them with PyTorch")
+    export(network, place.export_path)
+    say("4/4  Measuring with ONNX Runtime on images that were not calibrated on")
+    networks, shape, _ = open_networks(place, "onnx", None, None, "cpu")
+    study = _study(place, networks, shape, choice.source, None, None, 64, 16, 1, 16)
+    _report(study, place.folder, json)
+
+
+def _solve_quietly(place: Workspace) -> None:
+    from ddt_accel.solver.solve import solve as run
+
+    run(place.calibration(), 10).save(place.schedule_path)
+
+
+def _study(
+    place: Workspace,
+    networks: Backend,
+    shape: tuple[int, int, int],
+    name: str,
+    calibration: Path | None,
+    schedule: Path | None,
+    images: int,
+    curve_images: int,
+    seed: int,
+    batch_size: int,
+) -> Study:
+    from ddt_accel.report.study import conduct
+
+    statistics, plan = place.calibration(calibration), place.schedule(schedule)
+    with ExitStack() as bars:
+
+        def progress(label: str, total: int) -> Callable[[], None]:
+            bars.close()
+            return bars.enter_context(steps(label, total)).advance
+
+        return conduct(
+            networks,
+            statistics,
+            plan,
+            model_name=name,
+            latent_shape=shape,
+            num_images=images,
+            curve_images=curve_images,
+            seed=seed,
+            batch_size=batch_size,
+            progress=progress,
+        )
+
+
+def _report(study: Study, folder: Path, as_json: bool) -> None:
+    from rich.table import Table
+
+    from ddt_accel.report.render import as_json as numbers
+    from ddt_accel.report.render import shown, write_report
+
+    page, *_ = write_report(study, folder)
+    if not as_json:
+        table = Table("schedule", "encoder runs", "ms per image", "speed-up", "ideal", "PSNR, dB (95 %)", "relative L2")
+        for m in study.measurements:
+            table.add_row(
+                m.name,
+                f"{len(m.refresh_steps)} of {m.num_evaluations}",
+                f"{m.seconds * 1000:.1f}",
+                f"{m.speedup:.2f}×",
+                f"{m.ideal_speedup:.2f}×",
+                shown(m.psnr, 1) if m.psnr_values else "no pixels",
+                shown(m.relative_l2, 3),
+            )
+        out.print(table)
+    emit({**numbers(study), "report": str(page)}, as_json=as_json, text=f"Report: {page}")

@@ -1,0 +1,71 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ddt_accel.workspace import ModelChoice
+
+WorkspaceOption = Annotated[Path, typer.Option("--workspace", "-w", help="Folder that the commands share.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Embedded model, checkpoint file or folder, or Hugging Face repository id."),
+]
+ConfigOption = Annotated[
+    str | None, typer.Option("--config", help="Published YAML with the network's configuration.")
+]
+WeightsOption = Annotated[str, typer.Option("--weights", help="Which weights of a checkpoint: ema or raw.")]
+LatentOption = Annotated[
+    str | None, typer.Option("--latent-shape", help="C,H,W of the latents, where nothing else says.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the noise and the labels.")]
+BatchOption = Annotated[int, typer.Option("--batch-size", help="Images run at a time.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
+
+DEFAULT_WORKSPACE = Path("ddt-accel-run")
+
+
+def model_choice(
+    model: str | None, config: str | None, weights: str, latent_shape: str | None
+) -> ModelChoice | None:
+    """What the model options say; None where none was given."""
+    from ddt_accel.workspace import DEFAULT_MODEL, ModelChoice
+
+    if model is None and config is None and latent_shape is None and weights == "ema":
+        return None
+    return ModelChoice(
+        source=model or DEFAULT_MODEL,
+        config=config,
+        weights=weights,
+        latent_shape=parse_latent_shape(latent_shape),
+    )
+
+
+def parse_latent_shape(text: str | None) -> tuple[int, int, int] | None:
+    if text is None:
+        return None
+    from ddt_accel.errors import ConfigError
+
+    try:
+        channels, height, width = (int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        raise ConfigError(f"--latent-shape is {text!r}; give it as channels,height,width, such as 4,32,32.") from None
+    return channels, height, width
+
+
+def check_device(device: str) -> str:
+    """Refuses a device that is not there."""
+    import torch
+
+    from ddt_accel.errors import ConfigError
+
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"--device is {device!r}; choose cpu or cuda.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device is cuda, but this PyTorch sees no GPU; use --device cpu.")
+    return device

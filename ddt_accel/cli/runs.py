@@ -1,0 +1,170 @@
+"""`export` and `sample`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ddt_accel.cli.console import emit, say, steps
+from ddt_accel.cli.options import (
+    DEFAULT_WORKSPACE,
+    BatchOption,
+    ConfigOption,
+    DeviceOption,
+    JsonOption,
+    LatentOption,
+    ModelOption,
+    SeedOption,
+    WeightsOption,
+    WorkspaceOption,
+    check_device,
+    model_choice,
+)
+
+if TYPE_CHECKING:
+    from ddt_accel.sampling.backend import Backend
+    from ddt_accel.workspace import Workspace
+
+
+def export(
+    onnx: Annotated[bool, typer.Option("--onnx", help="Export to ONNX (the default).")] = True,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    weights: WeightsOption = "ema",
+    latent_shape: LatentOption = None,
+    precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
+    out: Annotated[Path | None, typer.Option(help="Folder to write to; in the workspace by default.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Write encoder and decoder as two ONNX networks, compared with PyTorch."""
+    from ddt_accel.exporting.onnx import export as run
+    from ddt_accel.workspace import Workspace
+
+    place = Workspace(workspace)
+    network = place.model_choice(model_choice(model, config, weights, latent_shape)).load()
+    folder = out or place.export_path
+    say("Exporting encoder and decoder, and comparing them with PyTorch …")
+    manifest = run(network, folder, precision=precision)
+    emit(
+        {"export": str(folder), "precision": precision, "parity": manifest.parity, "files": manifest.files},
+        as_json=json,
+        text=f"Exported to {folder} in {precision}; largest error against PyTorch: encoder "
+        f"{manifest.parity['encoder']:.1e}, decoder {manifest.parity['decoder']:.1e} (relative)\n"
+        "Next: ddt-accel sample, or ddt-accel bench",
+    )
+
+
+def sample(
+    images: Annotated[int, typer.Option("--images", "-n", help="How many images.")] = 16,
+    seed: SeedOption = 0,
+    labels: Annotated[
+        str | None, typer.Option(help="Class numbers or names, separated by commas; used in turn. Default: all.")
+    ] = None,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    schedule: Annotated[Path | None, typer.Option(help="A schedule file.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Run the encoder at every step, for comparison.")] = False,
+    steps_wanted: Annotated[int | None, typer.Option("--steps", help="Refuse a schedule for other steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Refuse a schedule for other guidance.")] = None,
+    backend: Annotated[str, typer.Option(help="onnx (the workspace's export) or torch.")] = "onnx",
+    export_folder: Annotated[Path | None, typer.Option("--export", help="An export folder.")] = None,
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    weights: WeightsOption = "ema",
+    latent_shape: LatentOption = None,
+    device: DeviceOption = "cpu",
+    batch_size: BatchOption = 16,
+    out: Annotated[Path | None, typer.Option(help="Folder for the images; in the workspace by default.")] = None,
+    npz: Annotated[Path | None, typer.Option(help="Also write arr_0, uint8 NHWC, as ADM's evaluation reads it.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Draw images along the schedule."""
+    import dataclasses
+    import time
+
+    import torch
+
+    from ddt_accel.backends.sample import sample as draw
+    from ddt_accel.errors import ConfigError, MismatchError
+    from ddt_accel.evaluation.benchmark import is_pixel_space
+    from ddt_accel.report.pictures import write_samples
+    from ddt_accel.sampling.noise import draw_noise, draw_step_noise
+    from ddt_accel.schedule import Schedule
+    from ddt_accel.workspace import Workspace
+
+    if images < 1 or batch_size < 1:
+        raise ConfigError(f"--images is {images} and --batch-size {batch_size}; give at least 1 of each.")
+    place = Workspace(workspace)
+    plan = place.schedule(schedule)
+    wanted = {"num_steps": steps_wanted, "guidance": guidance}
+    asked = dataclasses.replace(plan.spec, **{key: value for key, value in wanted.items() if value is not None})
+    if differences := asked.differences(plan.spec):
+        raise MismatchError(
+            f"The schedule was solved for other sampling ({'; '.join(differences)}); calibrate and solve for it."
+        )
+    if full:
+        plan = dataclasses.replace(Schedule.full(plan.spec), checkpoint_sha256=plan.checkpoint_sha256)
+    choice = model_choice(model, config, weights, latent_shape)
+    networks, shape, names = open_networks(place, backend, export_folder, choice, device)
+    classes = parse_labels(labels, networks.config.num_classes, names)
+    started = time.perf_counter()
+    batches = []
+    with steps("sampling", images) as bar:
+        for start in range(0, images, batch_size):
+            indices = range(start, min(images, start + batch_size))
+            chosen = torch.tensor([classes[index % len(classes)] for index in indices])
+            noise = draw_noise(shape, seed=seed, indices=indices)
+            step_noise = draw_step_noise(shape, seed=seed, indices=indices)
+            batches.append(draw(networks, plan, noise, chosen, step_noise=step_noise).cpu())
+            bar.to(indices.stop)
+    seconds = (time.perf_counter() - started) / images
+    folder = out or place.samples_path
+    written = write_samples(torch.cat(batches), folder, npz, pixels=is_pixel_space(networks.config))
+    emit(
+        {"folder": str(folder), "images": images, "seconds_per_image": seconds, "files": [str(p) for p in written]},
+        as_json=json,
+        text=f"{images} images, {seconds:.3f} s each, {plan.budget} encoder runs of {plan.spec.num_evaluations} → "
+        f"{written[0]}",
+    )
+
+
+def open_networks(
+    place: Workspace, backend: str, folder: Path | None, choice: object, device: str
+) -> tuple[Backend, tuple[int, int, int], tuple[str, ...] | None]:
+    """The networks to run, the shape of their latents and the names of their classes."""
+    from ddt_accel.backends.open import open_backend
+    from ddt_accel.backends.pytorch import TorchBackend
+    from ddt_accel.errors import ConfigError
+    from ddt_accel.workspace import ModelChoice
+
+    check_device(device)
+    if backend == "onnx":
+        opened = open_backend(folder or place.export_path, device=device)
+        return opened, opened.manifest.latent_shape, opened.manifest.class_names
+    if backend != "torch":
+        raise ConfigError(f"--backend is {backend!r}; choose onnx or torch.")
+    assert choice is None or isinstance(choice, ModelChoice)
+    network = place.model_choice(choice).load().to(device)
+    if network.source is None or network.source.latent_shape is None:
+        raise ConfigError("The model does not say which latents it is for; give --latent-shape C,H,W.")
+    return TorchBackend(network), network.source.latent_shape, network.source.class_names
+
+
+def parse_labels(text: str | None, num_classes: int, names: tuple[str, ...] | None) -> list[int]:
+    """Class numbers from numbers or names; all classes where nothing is given."""
+    from ddt_accel.errors import ConfigError
+
+    if text is None:
+        return list(range(num_classes))
+    chosen = []
+    for part in (part.strip() for part in text.split(",")):
+        if names and part in names:
+            chosen.append(names.index(part))
+        elif part.isdecimal() and int(part) < num_classes:
+            chosen.append(int(part))
+        else:
+            known = f" or one of {', '.join(names)}" if names else ""
+            raise ConfigError(f"--labels has {part!r}; give numbers from 0 to {num_classes - 1}{known}.")
+    return chosen

@@ -1,0 +1,183 @@
+"""`calibrate` and `solve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ddt_accel.cli.console import emit, say, steps
+from ddt_accel.cli.options import (
+    DEFAULT_WORKSPACE,
+    BatchOption,
+    ConfigOption,
+    DeviceOption,
+    JsonOption,
+    LatentOption,
+    ModelOption,
+    SeedOption,
+    WeightsOption,
+    WorkspaceOption,
+    check_device,
+    model_choice,
+)
+
+if TYPE_CHECKING:
+    from ddt_accel.calibration.statistics import Calibration
+    from ddt_accel.networks.ddt import DDT
+    from ddt_accel.schedule import Schedule
+    from ddt_accel.spec import SamplingSpec
+    from ddt_accel.workspace import Workspace
+
+
+def calibrate(
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    weights: WeightsOption = "ema",
+    latent_shape: LatentOption = None,
+    steps: Annotated[int, typer.Option("--steps", help="Sampling steps.")] = 50,
+    solver: Annotated[str, typer.Option(help="euler, heun, sde, ab1, ab2, ab3 or ab4.")] = "euler",
+    guidance: Annotated[float, typer.Option(help="Guidance weight; 1 is none.")] = 2.0,
+    guidance_interval: Annotated[
+        tuple[float, float], typer.Option(help="Guidance applies strictly between these times.")
+    ] = (0.3, 1.0),
+    timeshift: Annotated[float, typer.Option(help="Time shift of the grid; 1 is none.")] = 1.0,
+    last_step: Annotated[float | None, typer.Option(help="Length of the last step; 1 / steps by default.")] = None,
+    samples: Annotated[int, typer.Option(help="Sample trajectories to average over.")] = 64,
+    seed: SeedOption = 0,
+    batch_size: BatchOption = 8,
+    device: DeviceOption = "cpu",
+    out: Annotated[Path | None, typer.Option(help="Where to write; in the workspace by default.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure how the encoder's state changes along unshared trajectories."""
+    from ddt_accel.spec import SamplingSpec
+    from ddt_accel.workspace import Workspace
+
+    spec = SamplingSpec(
+        num_steps=steps,
+        solver=solver,
+        guidance=guidance,
+        guidance_interval=guidance_interval,
+        timeshift=timeshift,
+        last_step=last_step,
+    )
+    place = Workspace(workspace)
+    network = place.model_choice(model_choice(model, config, weights, latent_shape)).load()
+    network = network.to(check_device(device))
+    calibration = run_calibration(
+        place, network, spec, samples=samples, seed=seed, batch_size=batch_size, out=out or place.calibration_path
+    )
+    path = out or place.calibration_path
+    emit(
+        {
+            "calibration": str(path),
+            "samples": calibration.num_samples,
+            "evaluations": spec.num_evaluations,
+            "mean_neighbour_similarity": float(calibration.similarity.diagonal(1).mean())
+            if spec.num_evaluations > 1
+            else 1.0,
+        },
+        as_json=json,
+        text=f"Calibrated on {calibration.num_samples} trajectories of {spec.num_evaluations} steps → {path}\n"
+        "Next: ddt-accel solve --budget 10",
+    )
+
+
+def run_calibration(
+    place: Workspace, network: DDT, spec: SamplingSpec, *, samples: int, seed: int, batch_size: int, out: Path
+) -> Calibration:
+    """Calibrates with a bar; continues what an interrupted run of the same settings left behind."""
+    from ddt_accel.calibration.calibrate import calibrate as run
+    from ddt_accel.calibration.statistics import Calibration
+    from ddt_accel.errors import ArtifactError
+
+    partial = place.partial_path
+    resume = None
+    if partial.exists():
+        try:
+            resume = Calibration.load(partial)
+        except ArtifactError:
+            say(f"{partial} is damaged and is not used.")
+    source = network.source
+    if resume is not None:
+        kept = resume.ranges[0]
+        same = resume.spec == spec and source is not None and resume.checkpoint_sha256 == source.sha256
+        if not same or len(resume.ranges) != 1 or (kept.seed, kept.first) != (seed, 0) or kept.stop > samples:
+            resume = None
+        else:
+            say(f"Continuing an interrupted calibration: {resume.num_samples} of {samples} samples are done.")
+    with steps("calibrating", samples) as bar:
+
+        def on_batch(done: Calibration) -> None:
+            done.save(partial)
+            bar.to(done.num_samples)
+
+        calibration = run(network, spec, samples, seed, batch_size=batch_size, resume=resume, on_batch=on_batch)
+    calibration.save(out)
+    partial.unlink(missing_ok=True)
+    return calibration
+
+
+def solve(
+    budget: Annotated[int, typer.Option("--budget", "-k", help="How often the encoder may run.")] = 10,
+    steps: Annotated[int | None, typer.Option("--steps", help="Sampling steps, as calibrated.")] = None,
+    uniform: Annotated[bool, typer.Option("--uniform", help="Spread the refreshes evenly instead.")] = False,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    calibration: Annotated[Path | None, typer.Option(help="A calibration file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write; in the workspace by default.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Find the steps at which the encoder should run."""
+    import dataclasses
+
+    from ddt_accel.errors import MismatchError
+    from ddt_accel.schedule import Schedule
+    from ddt_accel.solver.refresh import total_cost
+    from ddt_accel.solver.solve import similarity_cost
+    from ddt_accel.solver.solve import solve as solve_schedule
+    from ddt_accel.workspace import Workspace
+
+    place = Workspace(workspace)
+    statistics = place.calibration(calibration)
+    if steps is not None and steps != statistics.spec.num_steps:
+        raise MismatchError(
+            f"--steps is {steps}, but the calibration has {statistics.spec.num_steps}; run "
+            f"`ddt-accel calibrate --steps {steps}` first."
+        )
+    schedule = solve_schedule(statistics, budget)
+    cost = similarity_cost(statistics.similarity)
+    even = Schedule.uniform(statistics.spec, budget)
+    uniform_cost = total_cost(cost, even.refresh_steps)
+    optimal_cost = schedule.predicted_cost
+    if uniform:
+        schedule = dataclasses.replace(
+            schedule, refresh_steps=even.refresh_steps, objective="uniform", predicted_cost=uniform_cost
+        )
+    path = out or place.schedule_path
+    schedule.save(path)
+    emit(
+        {
+            "schedule": str(path),
+            "refresh_steps": list(schedule.refresh_steps),
+            "objective": schedule.objective,
+            "predicted_cost": schedule.predicted_cost,
+            "optimal_cost": optimal_cost,
+            "uniform_cost": uniform_cost,
+        },
+        as_json=json,
+        text=f"{_drawn(schedule)}\n"
+        f"The encoder runs at {budget} of {schedule.spec.num_evaluations} steps: "
+        f"{', '.join(map(str, schedule.refresh_steps))}\n"
+        f"Sum of 1 − cosine over the reuse steps: {schedule.predicted_cost:.4f} "
+        f"(least possible {optimal_cost:.4f}, evenly spread {uniform_cost:.4f}) → {path}\n"
+        "Next: ddt-accel export --onnx, or ddt-accel sample --backend torch",
+    )
+
+
+def _drawn(schedule: Schedule) -> str:
+    """One character a step: ● where the encoder runs, · where its state is reused."""
+    refreshes = set(schedule.refresh_steps)
+    return "".join("●" if k in refreshes else "·" for k in range(schedule.spec.num_evaluations))

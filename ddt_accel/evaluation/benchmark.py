@@ -1,0 +1,200 @@
+"""Speed and fidelity of schedules, measured side by side in one run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddt_accel.backends.sample import check_checkpoint
+from ddt_accel.evaluation.fidelity import Interval, interval, psnr, relative_l2, to_images
+from ddt_accel.networks.config import DDTConfig
+from ddt_accel.sampling.backend import Backend, Session
+from ddt_accel.sampling.noise import draw_labels, draw_noise, draw_step_noise
+from ddt_accel.sampling.program import Program, compile_program
+from ddt_accel.sampling.trajectory import run
+from ddt_accel.schedule import Schedule
+
+
+@dataclass(kw_only=True)
+class Clock:
+    """Seconds spent in the two networks."""
+
+    encoder_seconds: float = 0.0
+    decoder_seconds: float = 0.0
+
+
+class TimedBackend:
+    """A backend whose sessions keep time; on a GPU every call is waited for."""
+
+    def __init__(self, backend: Backend, clock: Clock) -> None:
+        self.backend, self.clock = backend, clock
+        self.name, self.config, self.device = backend.name, backend.config, backend.device
+        self.checkpoint_sha256 = backend.checkpoint_sha256
+
+    def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int) -> Session:
+        return _TimedSession(self.backend.open(batch, latent_shape, slots), self.clock, self.device)
+
+
+class _TimedSession:
+    def __init__(self, session: Session, clock: Clock, device: torch.device) -> None:
+        self.session, self.clock, self.device = session, clock, device
+        self.latents, self.times, self.labels, self.velocity = (
+            session.latents, session.times, session.labels, session.velocity
+        )  # fmt: skip
+
+    def encode(self, slot: int, rows: int) -> None:
+        self.clock.encoder_seconds += self._timed(lambda: self.session.encode(slot, rows))
+
+    def forecast(self, slot: int, sources: Sequence[tuple[int, float]], rows: int) -> None:
+        self.session.forecast(slot, sources, rows)
+
+    def decode(self, slot: int, rows: int) -> None:
+        self.clock.decoder_seconds += self._timed(lambda: self.session.decode(slot, rows))
+
+    def _timed(self, call: Callable[[], None]) -> float:
+        synchronize(self.device)
+        started = time.perf_counter()
+        call()
+        synchronize(self.device)
+        return time.perf_counter() - started
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One schedule against the unshared trajectory of the same noise, on the same machine in the same run.
+
+    Times are seconds per image. `ideal_speedup` is what the encoder runs that were saved would give if nothing but the
+    two networks took time: it is computed from the unshared run's measured parts. `psnr` is None in latent space, and
+    where every image equals the reference exactly.
+    """
+
+    name: str
+    refresh_steps: tuple[int, ...]
+    num_steps: int
+    num_evaluations: int
+    seconds: float
+    encoder_seconds: float
+    decoder_seconds: float
+    speedup: float
+    ideal_speedup: float
+    psnr: Interval | None
+    relative_l2: Interval | None
+    psnr_values: list[float | None]
+
+
+@dataclass(kw_only=True)
+class _Run:
+    schedule: Schedule
+    program: Program
+    clock: Clock = field(default_factory=Clock)
+    seconds: float = 0.0
+    latents: list[Tensor] = field(default_factory=list)
+
+
+def measure(
+    backend: Backend,
+    schedules: dict[str, Schedule],
+    *,
+    latent_shape: tuple[int, int, int],
+    num_images: int,
+    seed: int,
+    batch_size: int,
+    on_run: Callable[[], None] = lambda: None,
+) -> tuple[list[Measurement], dict[str, Tensor]]:
+    """Runs every schedule on the images 0 … num_images − 1 of a seed; the first one is the reference.
+
+    Every batch goes through all schedules in turn, in an order that rotates, so that a machine that slows down slows
+    all of them; one discarded batch warms up. Returns a measurement and the final latents for each.
+    """
+    for schedule in schedules.values():
+        check_checkpoint(schedule, backend.checkpoint_sha256)
+    runs = {name: _Run(schedule=s, program=compile_program(s)) for name, s in schedules.items()}
+    reference = next(iter(runs.values()))
+    starts = list(range(0, num_images, batch_size))
+    _run_batch(backend, reference, range(min(batch_size, num_images)), latent_shape, seed, keep=False)
+    for turn, start in enumerate(starts):
+        indices = range(start, min(start + batch_size, num_images))
+        order = list(runs.values())
+        for one in order[turn % len(order) :] + order[: turn % len(order)]:
+            _run_batch(backend, one, indices, latent_shape, seed, keep=True)
+            on_run()
+    latents = {name: torch.cat(one.latents) for name, one in runs.items()}
+    expected = next(iter(latents.values()))
+    measurements = [
+        _measurement(name, one, reference, latents[name], expected, num_images, backend.config) for name, one in runs.items()
+    ]
+    return measurements, latents
+
+
+def _run_batch(
+    backend: Backend, one: _Run, indices: range, latent_shape: tuple[int, int, int], seed: int, *, keep: bool
+) -> None:
+    noise = draw_noise(latent_shape, seed=seed, indices=indices)
+    labels = draw_labels(backend.config.num_classes, seed=seed, indices=indices)
+    step_noise = draw_step_noise(latent_shape, seed=seed, indices=indices)
+    timed = TimedBackend(backend, one.clock if keep else Clock())
+    synchronize(backend.device)
+    started = time.perf_counter()
+    latents = run(timed, one.program, noise, labels, step_noise=step_noise)
+    synchronize(backend.device)
+    if keep:
+        one.seconds += time.perf_counter() - started
+        one.latents.append(latents.cpu())
+
+
+def network_rows(program: Program) -> tuple[int, int]:
+    """How many images go through the encoder and through the decoder, per image sampled."""
+    encoded = sum(1 + program.evaluations[k].encode_both for k in program.refresh_steps)
+    decoded = sum(1 + evaluation.decode_both for evaluation in program.evaluations)
+    return encoded, decoded
+
+
+def _measurement(
+    name: str,
+    one: _Run,
+    reference: _Run,
+    latents: Tensor,
+    expected: Tensor,
+    num_images: int,
+    config: DDTConfig,
+) -> Measurement:
+    encoded, decoded = network_rows(one.program)
+    all_encoded, all_decoded = network_rows(reference.program)
+    whole = reference.clock.encoder_seconds + reference.clock.decoder_seconds
+    ideal = (
+        reference.clock.encoder_seconds * encoded / all_encoded
+        + reference.clock.decoder_seconds * decoded / all_decoded
+    )
+    values: NDArray[np.float64] | None = None
+    if is_pixel_space(config):
+        values = psnr(to_images(latents), to_images(expected))
+    return Measurement(
+        name=name,
+        refresh_steps=one.schedule.refresh_steps,
+        num_steps=one.schedule.spec.num_steps,
+        num_evaluations=one.schedule.spec.num_evaluations,
+        seconds=one.seconds / num_images,
+        encoder_seconds=one.clock.encoder_seconds / num_images,
+        decoder_seconds=one.clock.decoder_seconds / num_images,
+        speedup=reference.seconds / one.seconds,
+        ideal_speedup=whole / ideal,
+        psnr=interval(values) if values is not None else None,
+        relative_l2=interval(relative_l2(latents, expected)),
+        psnr_values=[float(v) if np.isfinite(v) else None for v in values] if values is not None else [],
+    )
+
+
+def is_pixel_space(config: DDTConfig) -> bool:
+    """Whether latents are RGB images themselves; others need a decoder that this package does not carry."""
+    return config.in_channels == 3

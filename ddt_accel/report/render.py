@@ -1,0 +1,151 @@
+"""A study as report.html, report.md and report.json."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from ddt_accel.artifacts import write_atomic
+from ddt_accel.evaluation.benchmark import Measurement
+from ddt_accel.evaluation.fidelity import Interval, to_uint8
+from ddt_accel.report.figures import BLUE, GREY, ORANGE, Curve, similarity_heatmap, speed_fidelity
+from ddt_accel.report.pictures import contact_sheet, png
+from ddt_accel.report.study import SOLVED, UNIFORM, UNSHARED, Study
+
+TEMPLATES = Path(__file__).parent
+
+
+def write_report(study: Study, folder: Path) -> list[Path]:
+    """Writes the three files; the page is self-contained."""
+    context = _context(study)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=jinja2.select_autoescape(["html.j2"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    written = []
+    for name in ("report.html", "report.md"):
+        text = environment.get_template(f"{name}.j2").render(context)
+        written.append(folder / name)
+        write_atomic(written[-1], text.encode())
+    written.append(folder / "report.json")
+    write_atomic(written[-1], (json.dumps(as_json(study), indent=1, allow_nan=False) + "\n").encode())
+    return written
+
+
+def as_json(study: Study) -> dict[str, Any]:
+    """All numbers of the report."""
+    return {
+        "conditions": study.conditions,
+        "num_images": study.num_images,
+        "curve_images": study.curve_images,
+        "seed": study.seed,
+        "refresh_steps": list(study.schedule.refresh_steps),
+        "measurements": [asdict(m) for m in study.measurements],
+        "curves": {way: [asdict(m) for m in points] for way, points in study.curves.items()},
+    }
+
+
+def _context(study: Study) -> dict[str, Any]:
+    by_name = {m.name: m for m in study.measurements}
+    fewer = study.measurements[3] if len(study.measurements) > 3 else None
+    pixels = any(m.psnr is not None for m in study.measurements)
+    grids = []
+    if pixels:
+        captions = {UNSHARED: "Encoder at every step", UNIFORM: "Evenly spread", SOLVED: "Solved"}
+        for name, latents in study.latents.items():
+            sheet = png(contact_sheet(to_uint8(latents), columns=4), scale=max(1, 64 // latents.shape[-1]))
+            caption = captions.get(name, f"Only {name}, nothing shared")
+            grids.append({"caption": caption, "measurement": by_name[name], "png": base64.b64encode(sheet).decode()})
+    return {
+        "study": study,
+        "spec": study.schedule.spec,
+        "budget": study.schedule.budget,
+        "evaluations": study.schedule.spec.num_evaluations,
+        "unshared": by_name[UNSHARED],
+        "uniform": by_name[UNIFORM],
+        "solved": by_name[SOLVED],
+        "fewer": fewer,
+        "verdict": verdict(by_name[SOLVED], by_name[UNIFORM], fewer) if pixels else "",
+        "pixels": pixels,
+        "grids": grids,
+        "heatmap": similarity_heatmap(study.calibration.similarity, study.schedule.refresh_steps),
+        "curve": speed_fidelity(_curves(study, pixels), _fidelity_label(pixels)),
+        "timeline": [k in study.schedule.refresh_steps for k in range(study.schedule.spec.num_evaluations)],
+        "shown": shown,
+    }
+
+
+def verdict(solved: Measurement, uniform: Measurement, fewer: Measurement | None) -> str:
+    """One honest sentence on whether sharing, and solving for it, paid; paired over images."""
+    gain = _paired(solved, uniform)
+    text = f"Placing the same number of encoder runs where the solver says {_says(gain, 'than spreading them evenly')}."
+    if fewer is not None:
+        text += f" Against simply taking {fewer.name} in about the same time it {_says(_paired(solved, fewer), '')}."
+    return text
+
+
+def _paired(a: Measurement, b: Measurement) -> Interval | None:
+    """The mean PSNR difference a − b over the images, with its 95 % interval."""
+    from ddt_accel.evaluation.fidelity import interval
+
+    pairs = [(x, y) for x, y in zip(a.psnr_values, b.psnr_values, strict=True) if x is not None and y is not None]
+    return interval(np.array([x - y for x, y in pairs])) if pairs else None
+
+
+def _says(gain: Interval | None, suffix: str) -> str:
+    if gain is None:
+        return "cannot be told apart: the images are identical"
+    text = f"{abs(gain.mean):.1f} dB (95 % interval {gain.low:+.1f} to {gain.high:+.1f})"
+    tail = f" {suffix}" if suffix else ""
+    if gain.low > 0:
+        return f"comes closer to the original images by {text}{tail}"
+    if gain.high < 0:
+        return f"ends further from the original images by {text}{tail}"
+    return f"makes no significant difference: {text}{tail}"
+
+
+def shown(value: Interval | None, digits: int, unit: str = "") -> str:
+    """A mean with its interval, or what stands for identical images."""
+    if value is None:
+        return "identical"
+    return f"{value.mean:.{digits}f}{unit} ({value.low:.{digits}f} – {value.high:.{digits}f})"
+
+
+def _fidelity_label(pixels: bool) -> str:
+    return "PSNR to the unshared images (dB)" if pixels else "−20 log₁₀ of the relative L2 error of latents (dB)"
+
+
+def _curves(study: Study, pixels: bool) -> list[Curve]:
+    styles = {"solved": (BLUE, "o"), "uniform": (ORANGE, "s"), "fewer steps": (GREY, "^")}
+    curves = []
+    for way, points in study.curves.items():
+        kept = [(m, value) for m in points if (value := _fidelity(m, pixels)) is not None]
+        kept.sort(key=lambda pair: pair[0].num_steps * 1000 + len(pair[0].refresh_steps))
+        color, marker = styles[way]
+        curves.append(
+            Curve(
+                name={"solved": "solved", "uniform": "evenly spread", "fewer steps": "fewer steps, no sharing"}[way],
+                color=color,
+                marker=marker,
+                speedups=[m.speedup for m, _ in kept],
+                fidelities=[value for _, value in kept],
+                labels=[str(m.num_steps if way == "fewer steps" else len(m.refresh_steps)) for m, _ in kept],
+            )
+        )
+    return curves
+
+
+def _fidelity(m: Measurement, pixels: bool) -> float | None:
+    if pixels:
+        return m.psnr.mean if m.psnr else None
+    return -20 * math.log10(m.relative_l2.mean) if m.relative_l2 and m.relative_l2.mean > 0 else None

@@ -1,0 +1,169 @@
+"""The study behind a report: which schedules are measured, and what is kept of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from torch import Tensor
+
+from ddt_accel.calibration.statistics import Calibration, ImageRange
+from ddt_accel.errors import ConfigError, MismatchError
+from ddt_accel.evaluation.benchmark import Measurement, measure
+from ddt_accel.sampling.backend import Backend
+from ddt_accel.schedule import Schedule
+from ddt_accel.solver.solve import solve
+
+UNSHARED, UNIFORM, SOLVED = "unshared", "uniform", "solved"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Everything that a report shows."""
+
+    calibration: Calibration
+    schedule: Schedule
+    measurements: list[Measurement]  # unshared, uniform, solved, fewer steps
+    latents: dict[str, Tensor]  # the first of them, a few images each
+    curves: dict[str, list[Measurement]]  # by way of being faster
+    num_images: int
+    curve_images: int
+    seed: int
+    conditions: dict[str, str]
+
+
+def curve_budgets(num_evaluations: int) -> list[int]:
+    """From 1 to E, dense where a run more matters, and always both ends."""
+    dense = [1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 32, 40, 50, 64, 80, 100, 128, 160, 200, 250]
+    return [budget for budget in dense if budget < num_evaluations] + [num_evaluations]
+
+
+def conduct(
+    backend: Backend,
+    calibration: Calibration,
+    schedule: Schedule,
+    *,
+    model_name: str,
+    latent_shape: tuple[int, int, int],
+    num_images: int,
+    curve_images: int,
+    seed: int,
+    batch_size: int,
+    progress: Callable[[str, int], Callable[[], None]],
+) -> Study:
+    """Measures unshared, uniform and solved, then fewer steps at the solved one's speed, then all budgets.
+
+    `progress(label, total)` opens a bar and returns what advances it. Raises MismatchError where the images were
+    calibrated on: what is reported must hold for images that no statistic has seen.
+    """
+    if num_images < 2 or curve_images < 2 or batch_size < 1:
+        raise ConfigError(f"{num_images} images, {curve_images} on the curve: an interval needs at least 2 of each.")
+    held_out = ImageRange(seed=seed, first=0, stop=max(num_images, curve_images))
+    if calibration.contains(held_out):
+        raise MismatchError(f"Seed {seed} was calibrated on; measure with another --seed.")
+    if differences := calibration.spec.differences(schedule.spec):
+        raise MismatchError(f"The calibration is for other sampling than the schedule ({'; '.join(differences)}).")
+    spec, sha256 = schedule.spec, schedule.checkpoint_sha256
+    full = dataclasses.replace(Schedule.full(spec), checkpoint_sha256=sha256)
+
+    def go(schedules: dict[str, Schedule], images: int, label: str) -> tuple[list[Measurement], dict[str, Tensor]]:
+        batches = -(-images // batch_size)
+        advance = progress(label, batches * len(schedules))
+        return measure(
+            backend,
+            schedules,
+            latent_shape=latent_shape,
+            num_images=images,
+            seed=seed,
+            batch_size=batch_size,
+            on_run=advance,
+        )
+
+    curves = _curves(calibration, full)
+    probe = {UNSHARED: full} | {name: s for group in curves.values() for name, s in group.items()}
+    points, _ = go(probe, curve_images, "measuring all budgets")
+    by_name = {point.name: point for point in points}
+    measured = {way: [by_name[UNSHARED], *(by_name[name] for name in group)] for way, group in curves.items()}
+
+    # What a user would do instead: take fewer steps, as many as fit into the solved schedule's time.
+    step_seconds = by_name[UNSHARED].seconds / spec.num_steps
+    solved_seconds = _seconds_at(measured["solved"], schedule.budget)
+    fewer = max(1, min(spec.num_steps - 1, round(solved_seconds / step_seconds)))
+    main = {UNSHARED: full, UNIFORM: Schedule.uniform(spec, schedule.budget), SOLVED: schedule}
+    if spec.num_steps > 1:
+        main[f"{fewer} steps"] = Schedule.full(dataclasses.replace(spec, num_steps=fewer))
+    measurements, latents = go(main, num_images, "measuring the schedules")
+    return Study(
+        calibration=calibration,
+        schedule=schedule,
+        measurements=measurements,
+        latents={name: images[:16] for name, images in latents.items()},
+        curves=measured,
+        num_images=num_images,
+        curve_images=curve_images,
+        seed=seed,
+        conditions=_conditions(backend, model_name, calibration, schedule, batch_size),
+    )
+
+
+def _curves(calibration: Calibration, full: Schedule) -> dict[str, dict[str, Schedule]]:
+    """Schedules of all budgets, evenly spread and solved, and of fewer steps."""
+    spec = full.spec
+    budgets = [budget for budget in curve_budgets(spec.num_evaluations) if budget < spec.num_evaluations]
+    fewer = sorted({max(1, round(spec.num_steps * share)) for share in (0.1, 0.16, 0.24, 0.32, 0.4, 0.5, 0.64, 0.8)})
+    return {
+        "solved": {f"solved, {k}": solve(calibration, k) for k in budgets},
+        "uniform": {f"uniform, {k}": Schedule.uniform(spec, k) for k in budgets},
+        "fewer steps": {
+            f"{n} steps": Schedule.full(dataclasses.replace(spec, num_steps=n)) for n in fewer if n < spec.num_steps
+        },
+    }
+
+
+def _seconds_at(points: list[Measurement], budget: int) -> float:
+    """Seconds per image of the measured budget nearest to `budget`."""
+    return min(points, key=lambda point: abs(len(point.refresh_steps) - budget)).seconds
+
+
+def _conditions(
+    backend: Backend, model_name: str, calibration: Calibration, schedule: Schedule, batch_size: int
+) -> dict[str, str]:
+    """The machine, the versions and the settings under which everything was measured."""
+    spec = schedule.spec
+    packages = ["ddt-accel", "torch", "numpy", "onnxruntime"]
+    low, high = spec.guidance_interval
+    accelerator = f", {torch.cuda.get_device_name()}" if backend.device.type == "cuda" else ""
+    return {
+        "model": f"{model_name}, checkpoint {calibration.checkpoint_sha256[:12]}",
+        "network": f"{backend.config.num_encoder_blocks} encoder and {backend.config.num_decoder_blocks} decoder "
+        f"blocks, width {backend.config.hidden_size}",
+        "sampling": f"{spec.solver}, {spec.num_steps} steps, guidance {spec.guidance:g} for {low:g} < t < {high:g}, "
+        f"time shift {spec.timeshift:g}",
+        "calibration": f"{calibration.num_samples} trajectories",
+        "backend": backend.name,
+        "device": backend.device.type + accelerator,
+        "machine": f"{_processor()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, {platform.system()}",
+        "batch": f"{batch_size} images",
+        "versions": ", ".join(f"{name} {_version(name)}" for name in packages) + f", Python {platform.python_version()}",
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"

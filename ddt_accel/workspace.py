@@ -1,0 +1,80 @@
+"""The folder that the commands share, so that no path needs typing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ddt_accel.artifacts import read_json, write_json
+from ddt_accel.calibration.statistics import Calibration
+from ddt_accel.errors import ArtifactError, ConfigError
+from ddt_accel.networks.checkpoints import load_model, read_yaml
+from ddt_accel.networks.ddt import DDT
+from ddt_accel.schedule import Schedule
+
+FORMAT, VERSION = "ddt-accel workspace", 1
+DEFAULT_MODEL = "cifar10"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChoice:
+    """Which network the commands work on, and how it is loaded."""
+
+    source: str = DEFAULT_MODEL
+    config: str | None = None  # a published YAML
+    weights: str = "ema"
+    latent_shape: tuple[int, int, int] | None = None
+
+    def load(self) -> DDT:
+        settings = None
+        if self.config is not None:
+            settings = read_yaml(Path(self.config))
+        return load_model(
+            self.source,
+            config=settings.config if settings else None,
+            weights=self.weights,
+            latent_shape=self.latent_shape or (settings.latent_shape if settings else None),
+        )
+
+
+class Workspace:
+    """Names and finds the artefacts in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.calibration_path = folder / "calibration.safetensors"
+        self.partial_path = folder / "calibration.partial.safetensors"
+        self.schedule_path = folder / "schedule.json"
+        self.export_path = folder / "export"
+        self.samples_path = folder / "samples"
+        self._settings_path = folder / "workspace.json"
+
+    def model_choice(self, given: ModelChoice | None) -> ModelChoice:
+        """The model that was asked for, else the one of the last command, else the default; it is remembered."""
+        if given is not None:
+            if given != self._remembered():
+                write_json(self._settings_path, FORMAT, VERSION, asdict(given))
+            return given
+        return self._remembered() or ModelChoice()
+
+    def calibration(self, path: Path | None = None) -> Calibration:
+        path = path or self.calibration_path
+        if not path.exists():
+            raise ArtifactError(f"There is no calibration at {path}; make one with `ddt-accel calibrate`.")
+        return Calibration.load(path)
+
+    def schedule(self, path: Path | None = None) -> Schedule:
+        path = path or self.schedule_path
+        if not path.exists():
+            raise ArtifactError(f"There is no schedule at {path}; make one with `ddt-accel solve --budget 10`.")
+        return Schedule.load(path)
+
+    def _remembered(self) -> ModelChoice | None:
+        if not self._settings_path.exists():
+            return None
+        content = read_json(self._settings_path, FORMAT, VERSION)
+        try:
+            shape = content.pop("latent_shape")
+            return ModelChoice(**content, latent_shape=tuple(shape) if shape else None)
+        except (TypeError, KeyError, ConfigError) as error:
+            raise ArtifactError(f"{self._settings_path} makes no sense ({error}); remove it.") from None
