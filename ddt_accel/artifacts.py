@@ -73,7 +73,7 @@ def read_json(path: Path, format_name: str, version: int) -> Document:
     if stated is not None and stated != checksum(content):
         raise ArtifactError(
             f"{path} was changed after it was written: its checksum does not fit. Make it anew, or, if you edited it "
-            "on purpose, remove its line \"checksum\"."
+            'on purpose, remove its line "checksum".'
         )
     return content
 

@@ -33,7 +33,7 @@ class Schedule:
             raise ConfigError(f"refresh_steps is {_shortened(steps)}; give whole numbers, the first of them 0.")
         if steps[0] != 0 or list(steps) != sorted(set(steps)) or steps[-1] > last:
             raise ConfigError(
-                f"refresh_steps is {_shortened(steps)}; they must start at 0, increase, and end at {last} at the latest."
+                f"refresh_steps is {_shortened(steps)}; they must start at 0, increase, and end at {last} or before."
             )
         object.__setattr__(self, "refresh_steps", steps)
 

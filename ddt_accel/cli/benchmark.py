@@ -46,7 +46,9 @@ def bench(
     curve_images: Annotated[int, typer.Option(help="Held-out images for the curve over all budgets.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the held-out images; not the calibrated one.")] = 1,
     batch_size: BatchOption = 16,
-    folder: Annotated[Path | None, typer.Option("--out", help="Folder for the report; the workspace by default.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the report; the workspace by default.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Measure speed and fidelity, and write the report."""
@@ -56,9 +58,7 @@ def bench(
     choice = model_choice(model, config, weights, latent_shape)
     networks, shape, _ = open_networks(place, backend, export_folder, choice, device)
     name = place.model_choice(choice).source
-    study = _study(
-        place, networks, shape, name, calibration, schedule, images, curve_images, seed, batch_size
-    )
+    study = _study(place, networks, shape, name, calibration, schedule, images, curve_images, seed, batch_size)
     _report(study, folder or place.folder, json)
 
 

@@ -15,9 +15,7 @@ ModelOption = Annotated[
     str | None,
     typer.Option("--model", "-m", help="Embedded model, checkpoint file or folder, or Hugging Face repository id."),
 ]
-ConfigOption = Annotated[
-    str | None, typer.Option("--config", help="Published YAML with the network's configuration.")
-]
+ConfigOption = Annotated[str | None, typer.Option("--config", help="Published YAML with the network's configuration.")]
 WeightsOption = Annotated[str, typer.Option("--weights", help="Which weights of a checkpoint: ema or raw.")]
 LatentOption = Annotated[
     str | None, typer.Option("--latent-shape", help="C,H,W of the latents, where nothing else says.")
@@ -30,9 +28,7 @@ DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 DEFAULT_WORKSPACE = Path("ddt-accel-run")
 
 
-def model_choice(
-    model: str | None, config: str | None, weights: str, latent_shape: str | None
-) -> ModelChoice | None:
+def model_choice(model: str | None, config: str | None, weights: str, latent_shape: str | None) -> ModelChoice | None:
     """What the model options say; None where none was given."""
     from ddt_accel.workspace import DEFAULT_MODEL, ModelChoice
 

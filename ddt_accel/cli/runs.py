@@ -77,7 +77,9 @@ def sample(
     device: DeviceOption = "cpu",
     batch_size: BatchOption = 16,
     out: Annotated[Path | None, typer.Option(help="Folder for the images; in the workspace by default.")] = None,
-    npz: Annotated[Path | None, typer.Option(help="Also write arr_0, uint8 NHWC, as ADM's evaluation reads it.")] = None,
+    npz: Annotated[
+        Path | None, typer.Option(help="Also write arr_0, uint8 NHWC, as ADM's evaluation reads it.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Draw images along the schedule."""
@@ -98,8 +100,11 @@ def sample(
         raise ConfigError(f"--images is {images} and --batch-size {batch_size}; give at least 1 of each.")
     place = Workspace(workspace)
     plan = place.schedule(schedule)
-    wanted = {"num_steps": steps_wanted, "guidance": guidance}
-    asked = dataclasses.replace(plan.spec, **{key: value for key, value in wanted.items() if value is not None})
+    asked = dataclasses.replace(
+        plan.spec,
+        num_steps=plan.spec.num_steps if steps_wanted is None else steps_wanted,
+        guidance=plan.spec.guidance if guidance is None else guidance,
+    )
     if differences := asked.differences(plan.spec):
         raise MismatchError(
             f"The schedule was solved for other sampling ({'; '.join(differences)}); calibrate and solve for it."

@@ -132,7 +132,8 @@ def measure(
     latents = {name: torch.cat(one.latents) for name, one in runs.items()}
     expected = next(iter(latents.values()))
     measurements = [
-        _measurement(name, one, reference, latents[name], expected, num_images, backend.config) for name, one in runs.items()
+        _measurement(name, one, reference, latents[name], expected, num_images, backend.config)
+        for name, one in runs.items()
     ]
     return measurements, latents
 

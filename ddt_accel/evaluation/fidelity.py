@@ -27,13 +27,15 @@ def psnr(images: Tensor, reference: Tensor) -> NDArray[np.float64]:
     """Peak signal-to-noise ratio in dB of each image [B, C, H, W] in [0, 1]; infinite where they are equal."""
     mse = (images.double() - reference.double()).square().flatten(1).mean(1).cpu().numpy()
     with np.errstate(divide="ignore"):
-        return -10.0 * np.log10(mse)
+        decibels: NDArray[np.float64] = -10.0 * np.log10(mse)
+    return decibels
 
 
 def relative_l2(latents: Tensor, reference: Tensor) -> NDArray[np.float64]:
     """‖x − x_ref‖ / ‖x_ref‖ of each latent [B, C, H, W]."""
     difference = (latents.double() - reference.double()).flatten(1).norm(dim=1)
-    return (difference / reference.double().flatten(1).norm(dim=1)).cpu().numpy()
+    relative: NDArray[np.float64] = (difference / reference.double().flatten(1).norm(dim=1)).cpu().numpy()
+    return relative
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,12 +17,16 @@ class EncoderNetwork(nn.Module):
     The affine maps from the state to the modulations of all decoder blocks are one matrix product here.
     """
 
+    weight: Tensor
+    bias: Tensor
+
     def __init__(self, model: DDT) -> None:
         super().__init__()
         self.model = model
-        maps = [block.adaLN_modulation[0] for block in model.decoder_blocks] + [model.final_layer.adaLN_modulation[0]]
-        self.register_buffer("weight", torch.cat([layer.weight for layer in maps]))
-        self.register_buffer("bias", torch.cat([layer.bias for layer in maps]))
+        maps = [*(block.adaLN_modulation for block in model.decoder_blocks), model.final_layer.adaLN_modulation]
+        parameters = [parameter.detach() for affine in maps for parameter in affine.parameters()]
+        self.register_buffer("weight", torch.cat([parameter for parameter in parameters if parameter.ndim == 2]))
+        self.register_buffer("bias", torch.cat([parameter for parameter in parameters if parameter.ndim == 1]))
 
     def forward(self, latents: Tensor, times: Tensor, labels: Tensor) -> Tensor:
         state = self.model.encode(latents.type_as(self.weight), times, labels)

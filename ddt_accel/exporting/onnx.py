@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ddt_accel.artifacts import sha256_of
-from ddt_accel.errors import ArtifactError, ConfigError, DependencyError, ParityError
 from ddt_accel.backends.manifest import FILE_NAME, Manifest
+from ddt_accel.errors import ArtifactError, ConfigError, DependencyError, ParityError
 from ddt_accel.exporting.networks import DecoderNetwork, EncoderNetwork, in_precision
 from ddt_accel.networks.ddt import DDT
 

@@ -7,6 +7,8 @@ state, its *modulations* `m = W s + b`; they are constant between refreshes, so 
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -81,12 +83,12 @@ class DDT(nn.Module):
         return self.decode_modulated(x, self.modulations(state))
 
     @property
-    def encoder_blocks(self) -> nn.ModuleList:
-        return self.blocks[: self.config.num_encoder_blocks]
+    def encoder_blocks(self) -> list[Block]:
+        return cast(list[Block], list(self.blocks[: self.config.num_encoder_blocks]))
 
     @property
-    def decoder_blocks(self) -> nn.ModuleList:
-        return self.blocks[self.config.num_encoder_blocks :]
+    def decoder_blocks(self) -> list[Block]:
+        return cast(list[Block], list(self.blocks[self.config.num_encoder_blocks :]))
 
     def _rotary_for(self, x: Tensor) -> tuple[Tensor, Tensor]:
         rows, columns = x.shape[-2] // self.config.patch_size, x.shape[-1] // self.config.patch_size
@@ -103,8 +105,8 @@ class DDT(nn.Module):
             nn.init.xavier_uniform_(embedder.proj.weight)
             nn.init.zeros_(embedder.proj.bias)
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
-        for layer in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
-            nn.init.normal_(layer.weight, std=0.02)
-        for layer in (self.final_layer.adaLN_modulation[0], self.final_layer.linear):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for parameter in self.t_embedder.mlp.parameters():
+            if parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.02)
+        for parameter in (*self.final_layer.adaLN_modulation.parameters(), *self.final_layer.linear.parameters()):
+            nn.init.zeros_(parameter)

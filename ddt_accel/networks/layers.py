@@ -83,7 +83,7 @@ class TimestepEmbedder(nn.Module):
         # In the published order of operations, to the last bit.
         angles = t.float()[:, None] * torch.exp(-math.log(TIMESTEP_MAX_PERIOD) * k / half)
         features = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        embedded: Tensor = self.mlp(features.to(self.mlp[0].weight.dtype))
+        embedded: Tensor = self.mlp(features.to(next(self.mlp.parameters()).dtype))
         return embedded
 
 
@@ -109,7 +109,8 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = x.float()
         y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-6)
-        return self.weight * y.type_as(x)
+        normed: Tensor = self.weight * y.type_as(x)
+        return normed
 
 
 class Attention(nn.Module):
@@ -138,7 +139,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     # The fused kernel's backward pass on CPUs is several times slower than two matrix products, and an exported graph
     # must say itself where float32 is kept.
     if (q.requires_grad and q.device.type == "cpu") or torch.onnx.is_in_onnx_export():
-        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        scores: Tensor = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
         return scores.float().softmax(dim=-1).type_as(v) @ v
     return F.scaled_dot_product_attention(q, k, v)
 
@@ -175,7 +176,8 @@ class Block(nn.Module):
         """x [B, L, D]; modulations [B, 1 or L, 6D] = `adaLN_modulation(condition)`."""
         shift1, scale1, gate1, shift2, scale2, gate2 = modulations.chunk(self.MODULATIONS, dim=-1)
         x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1), rotary)
-        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
+        out: Tensor = x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
+        return out
 
 
 class FinalLayer(nn.Module):

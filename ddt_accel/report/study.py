@@ -147,13 +147,15 @@ def _conditions(
         "calibration": f"{calibration.num_samples} trajectories",
         "backend": backend.name,
         "device": backend.device.type + accelerator,
-        "machine": f"{_processor()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, {platform.system()}",
+        "machine": f"{processor()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, {platform.system()}",
         "batch": f"{batch_size} images",
-        "versions": ", ".join(f"{name} {_version(name)}" for name in packages) + f", Python {platform.python_version()}",
+        "versions": ", ".join(f"{name} {_version(name)}" for name in packages)
+        + f", Python {platform.python_version()}",
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The CPU's own name, where the system tells."""
     try:
         with open("/proc/cpuinfo") as file:
             names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]

@@ -1,9 +1,9 @@
 """The trajectory loop, written once for every sampler, schedule and backend.
 
-    at a refresh k:    m_k = modulations(encode(x, t_k, y))
-    otherwise:         m_k = Σ_r F[k, r] m_r
-    v_k = v_u + w_k (v_c − v_u),   v = decode(x, m_k)
-    x   ← a_k x + Σ_j B[k, j] v_j + n_k ξ_k
+at a refresh k:    m_k = modulations(encode(x, t_k, y))
+otherwise:         m_k = Σ_r F[k, r] m_r
+v_k = v_u + w_k (v_c − v_u),   v = decode(x, m_k)
+x   ← a_k x + Σ_j B[k, j] v_j + n_k ξ_k
 """
 
 from __future__ import annotations
@@ -107,7 +107,9 @@ def _checked(backend: Backend, noise: Tensor, labels: Tensor) -> tuple[Tensor, T
             "and [B]."
         )
     config.num_tokens((noise.shape[1], noise.shape[2], noise.shape[3]))
-    if labels.is_floating_point() or (len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= config.num_classes):
+    if labels.is_floating_point() or (
+        len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= config.num_classes
+    ):
         raise ConfigError(
             f"labels are {labels.dtype} from {labels.min().item()} to {labels.max().item()}; expected whole numbers "
             f"from 0 to {config.num_classes - 1} ({config.num_classes} is the null label)."

@@ -1,8 +1,8 @@
 """The refresh problem, solved exactly.
 
 Evaluation `i` served by the state of refresh `j ≤ i` costs `d(j, i)`. For refreshes `0 = r_1 < … < r_K` and
-`r_{K+1} = N` the cost is `Σ_k Σ_{i = r_k}^{r_{k+1} − 1} d(r_k, i)`. With `w(j, e) = Σ_{i = j}^{e − 1} d(j, i)`, the cost
-of serving j … e − 1 from j,
+`r_{K+1} = N` the cost is `Σ_k Σ_{i = r_k}^{r_{k+1} − 1} d(r_k, i)`.
+With `w(j, e) = Σ_{i = j}^{e − 1} d(j, i)`, the cost of serving j … e − 1 from j,
 
     C_1(e) = w(0, e),    C_k(e) = min_j C_{k − 1}(j) + w(j, e)
 

@@ -39,9 +39,7 @@ def similarity_cost(similarity: NDArray[np.float64]) -> NDArray[np.float64]:
     return cost
 
 
-def solve(
-    calibration: Statistics, budget: int, *, forecast: str = "hold", objective: str = "similarity"
-) -> Schedule:
+def solve(calibration: Statistics, budget: int, *, forecast: str = "hold", objective: str = "similarity") -> Schedule:
     """The schedule of least predicted cost with `budget` encoder runs.
 
     `forecast="hold"` reuses the last state as it is; `objective="similarity"` minimises the sum of 1 − cosine over the

@@ -75,8 +75,8 @@ class Progress:
 def supports_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices in hardware."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 class Trainer:
@@ -88,7 +88,9 @@ class Trainer:
 
     def __init__(self, spec: TrainSpec, data: ImageSet, folder: Path, device: torch.device, *, compiled: bool) -> None:
         if len(data.class_names) != spec.network.num_classes:
-            raise ConfigError(f"{len(data.class_names)} classes in the images, {spec.network.num_classes} in the network.")
+            raise ConfigError(
+                f"{len(data.class_names)} classes in the images, {spec.network.num_classes} in the network."
+            )
         self.spec, self.folder, self.device = spec, folder, device
         self.class_names = data.class_names
         self.images = torch.from_numpy(data.images)

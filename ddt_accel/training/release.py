@@ -21,9 +21,8 @@ def write_release(state: Path, path: Path, *, latent_shape: tuple[int, int, int]
     """
     with safetensors.safe_open(state, framework="pt") as file:
         metadata = file.metadata()
-        tensors = {
-            name.removeprefix(EMA): file.get_tensor(name).half() for name in file.keys() if name.startswith(EMA)  # noqa: SIM118
-        }
+        names = [name for name in file.keys() if name.startswith(EMA)]  # noqa: SIM118
+        tensors = {name.removeprefix(EMA): file.get_tensor(name).half() for name in names}
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
         raise NumericsError(f"{state} has weights beyond the range of float16; train with a lower learning rate.")
     description = {key: metadata[key] for key in ("config", "class_names", "train_spec", "step")}

@@ -1,0 +1,65 @@
+"""What several test modules share."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ddt_accel.networks.checkpoints import tensors_sha256
+from ddt_accel.networks.config import DDTConfig
+from ddt_accel.networks.ddt import DDT
+
+TINY = DDTConfig(
+    in_channels=3, patch_size=2, num_groups=2, hidden_size=16, num_blocks=3, num_encoder_blocks=2, num_classes=4
+)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the published implementation computed for a small network of random weights."""
+
+    case: dict[str, Any]
+    tensors: dict[str, Tensor]
+    checkpoint: Path
+
+    @property
+    def config(self) -> dict[str, int]:
+        return self.case["config"]
+
+
+@pytest.fixture(scope="session", params=["small_square", "small_shifted"])
+def reference(request) -> Reference:
+    folder = Path(__file__).parent / "reference" / request.param
+    return Reference(
+        case=json.loads((folder / "case.json").read_text()),
+        tensors=safetensors.torch.load_file(folder / "tensors.safetensors"),
+        checkpoint=folder / "checkpoint.ckpt",
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_model_path(tmp_path_factory) -> Path:
+    """A network for [3, 8, 8] with four named classes, all of its weights random, released as training does it."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny.safetensors", seed=0)
+
+
+def write_tiny_model(path: Path, *, seed: int) -> Path:
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {
+        name: 0.15 * torch.randn(tensor.shape, generator=generator) for name, tensor in DDT(TINY).state_dict().items()
+    }
+    description = {
+        "config": json.dumps(asdict(TINY)),
+        "latent_shape": json.dumps([3, 8, 8]),
+        "class_names": json.dumps(["ant", "bee", "cat", "dog"]),
+        "tensors_sha256": tensors_sha256(tensors),
+    }
+    safetensors.torch.save_file(tensors, path, description)
+    return path

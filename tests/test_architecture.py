@@ -1,0 +1,76 @@
+"""The layout is the architecture: imports point one way, heavy packages load late, files stay small."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import ddt_accel
+
+PACKAGE = Path(ddt_accel.__file__).parent
+# Each may import what stands before it, and itself.
+ORDER = ["errors", "artifacts", "spec", "schedule", "solver", "networks", "sampling", "backends", "calibration",
+         "exporting", "evaluation", "training", "report", "workspace", "cli"]  # fmt: skip
+TORCHLESS = {"errors", "artifacts", "spec", "schedule", "solver"}
+HOMES = {"typer": "cli", "rich": "cli", "jinja2": "report", "matplotlib": "report", "huggingface_hub": "networks"}
+
+
+def imports(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    found = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    return found | {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+
+
+def modules() -> list[tuple[str, Path]]:
+    paths = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]
+    return [(path.relative_to(PACKAGE).with_suffix("").parts[0], path) for path in paths]
+
+
+def test_every_part_has_its_place() -> None:
+    assert {part for part, _ in modules()} == set(ORDER)
+
+
+def test_imports_point_up_the_list() -> None:
+    for part, path in modules():
+        for name in imports(path):
+            if name.startswith("ddt_accel."):
+                target = name.split(".")[1]
+                assert ORDER.index(target) <= ORDER.index(part), f"{path} imports {name}"
+            root = name.split(".")[0]
+            assert root not in HOMES or HOMES[root] == part, f"{path} imports {name}"
+            assert root != "torch" or part not in TORCHLESS, f"{path} imports {name}"
+
+
+def test_files_stay_small_and_have_a_subject() -> None:
+    for _, path in modules():
+        lines = path.read_text().splitlines()
+        assert len(lines) <= 350, f"{path} has {len(lines)} lines"
+        assert path.stem not in ("utils", "helpers", "common", "misc")
+        assert path.stem == "__init__" or lines[0].startswith('"""'), f"{path} does not say what it is"
+
+
+def test_public_names_resolve_and_are_lazy() -> None:
+    for name in ddt_accel.__all__:
+        assert getattr(ddt_accel, name) is not None
+    code = "import sys, ddt_accel; assert not {'torch', 'numpy', 'typer'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_help_loads_no_heavy_package() -> None:
+    code = (
+        "import sys; sys.argv = ['ddt-accel', '--help']\n"
+        "from ddt_accel.cli.app import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'matplotlib', 'onnxruntime', 'jinja2'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_function_and_a_package_never_share_a_name() -> None:
+    """`ddt_accel.export` must stay a function, whatever is imported first."""
+    parts = {path.stem for path in PACKAGE.iterdir()}
+    assert not parts & (set(ddt_accel.__all__) - {"Schedule"})

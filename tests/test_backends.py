@@ -1,0 +1,179 @@
+"""One conformance suite over every backend: whatever runs the networks, the pictures are the same."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ddt_accel import SamplingSpec, Schedule, draw_labels, draw_noise, export, load_model, open_backend, sample
+from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel.errors import ArtifactError, ConfigError, MismatchError, ParityError
+from ddt_accel.exporting import onnx as onnx_export
+from ddt_accel.sampling.program import compile_program
+from ddt_accel.sampling.trajectory import run
+
+SHAPE = (3, 8, 8)
+# Relative to the size of the latents: rounding in float32, and in float16 over a whole trajectory.
+TOLERANCE = {"torch": 1e-5, "onnx-fp32": 1e-4, "onnx-fp16": 3e-2}
+
+
+@pytest.fixture(scope="session")
+def exports(tiny_model_path, tmp_path_factory) -> dict[str, Path]:
+    model = load_model(tiny_model_path)
+    folders = {}
+    for precision in ("fp32", "fp16"):
+        folders[precision] = tmp_path_factory.mktemp(precision)
+        export(model, folders[precision], format="onnx", precision=precision)
+    return folders
+
+
+@pytest.fixture(params=list(TOLERANCE))
+def backend(request, tiny_model_path, exports):
+    kind = request.param
+    opened = TorchBackend(load_model(tiny_model_path)) if kind == "torch" else open_backend(exports[kind[5:]])
+    return opened, TOLERANCE[kind]
+
+
+def close(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
+    return bool((got - expected).norm() <= tolerance * expected.norm())
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "ab2"])
+@pytest.mark.parametrize("budget", [1, 3, None])
+def test_trajectories(backend, tiny_model_path, solver: str, budget: int | None) -> None:
+    spec = SamplingSpec(num_steps=5, solver=solver, guidance=1.6)
+    schedule = Schedule.full(spec) if budget is None else Schedule.uniform(spec, budget)
+    noise, labels = draw_noise(SHAPE, seed=2, indices=range(3)), draw_labels(4, seed=2, indices=range(3))
+    expected = sample(load_model(tiny_model_path), schedule, noise, labels)
+    opened, tolerance = backend
+    assert close(sample(opened, schedule, noise, labels), expected, tolerance)
+
+
+def test_forecasts(backend, tiny_model_path) -> None:
+    schedule = Schedule(spec=SamplingSpec(num_steps=6, guidance=1.5), refresh_steps=(0, 2, 3))
+    forecasts = {4: ((2, -1.0), (3, 2.0)), 5: ((0, 0.5), (2, -1.5), (3, 2.0))}
+    program = compile_program(schedule, forecasts=forecasts)
+    noise, labels = draw_noise(SHAPE, seed=2, indices=range(2)), torch.tensor([0, 3])
+    opened, tolerance = backend
+    expected = run(TorchBackend(load_model(tiny_model_path)), program, noise, labels)
+    assert close(run(opened, program, noise, labels), expected, 2 * tolerance)
+
+
+def test_batches_of_any_size(backend) -> None:
+    opened, tolerance = backend
+    schedule = Schedule.uniform(SamplingSpec(num_steps=4), 2)
+    labels = draw_labels(4, seed=0, indices=range(4))
+    whole = sample(opened, schedule, draw_noise(SHAPE, seed=0, indices=range(4)), labels)
+    for size in (1, 3):
+        part = sample(opened, schedule, draw_noise(SHAPE, seed=0, indices=range(size)), labels[:size])
+        assert close(part, whole[:size], tolerance)
+
+
+def test_modulations_are_neither_copied_nor_reallocated(exports) -> None:
+    """The decoder reads the very buffer that the encoder wrote, for the whole trajectory."""
+    session = open_backend(exports["fp32"]).open(2, SHAPE, 1)
+    address = session.modulations[0].data_ptr()
+    session.latents.normal_()
+    session.times.fill_(0.4)
+    session.labels.fill_(1)
+    session.encode(0, 4)
+    written = session.modulations[0].clone()
+    assert written.abs().sum() > 0
+    session.decode(0, 4)
+    first = session.velocity.clone()
+    session.modulations[0].zero_()  # the decoder must notice
+    session.decode(0, 4)
+    assert not torch.equal(first, session.velocity)
+    session.modulations[0].copy_(written)
+    session.decode(0, 4)
+    assert torch.equal(first, session.velocity)
+    assert session.modulations[0].data_ptr() == address
+
+
+def test_half_precision_keeps_norms_softmax_and_timestep_in_float32(exports) -> None:
+    import onnx
+
+    model = onnx.shape_inference.infer_shapes(onnx.load(exports["fp16"] / "encoder.onnx"))
+    types = {v.name: v.type.tensor_type.elem_type for v in (*model.graph.value_info, *model.graph.input)}
+    types |= {init.name: init.data_type for init in model.graph.initializer}
+    kept = {"Softmax", "Cos", "Sin", "ReduceMean", "Sqrt", "Reciprocal"}
+    found = set()
+    for node in model.graph.node:
+        if node.op_type in kept:
+            found.add(node.op_type)
+            assert types[node.input[0]] == onnx.TensorProto.FLOAT, node.op_type
+    assert {"Softmax", "Cos", "ReduceMean"} <= found
+    products = [types[n.input[1]] for n in model.graph.node if n.op_type in ("MatMul", "Gemm")]
+    assert products.count(onnx.TensorProto.FLOAT16) > len(products) / 2
+
+
+def test_the_manifest_tells_the_parity(exports) -> None:
+    for precision, limit in onnx_export.TOLERANCE.items():
+        manifest = open_backend(exports[precision]).manifest
+        assert 0 < max(manifest.parity.values()) <= limit
+        assert set(manifest.files) == {"encoder.onnx", "decoder.onnx"}
+        assert manifest.precision == precision
+
+
+def test_an_export_out_of_tolerance_fails_and_keeps_the_earlier_one(tiny_model_path, tmp_path, monkeypatch) -> None:
+    model = load_model(tiny_model_path)
+    export(model, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setitem(onnx_export.TOLERANCE, "fp16", 1e-9)
+    with pytest.raises(ParityError, match="away from PyTorch"):
+        export(model, tmp_path, precision="fp16")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx"])
+def test_a_damaged_engine_is_refused(exports, tmp_path, name: str) -> None:
+    folder = tmp_path / "export"
+    shutil.copytree(exports["fp32"], folder)
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(ArtifactError, match=name):
+        open_backend(folder)
+    (folder / name).unlink()
+    with pytest.raises(ArtifactError, match=name):
+        open_backend(folder)
+
+
+def test_another_latent_shape_is_refused(exports) -> None:
+    with pytest.raises(ConfigError, match="export is for"):
+        sample(
+            open_backend(exports["fp32"]),
+            Schedule.full(SamplingSpec(num_steps=2)),
+            torch.zeros(1, 3, 16, 16),
+            torch.tensor([0]),
+        )
+
+
+def test_a_schedule_for_another_checkpoint_is_refused(backend) -> None:
+    schedule = Schedule(spec=SamplingSpec(num_steps=2), refresh_steps=(0,), checkpoint_sha256="0" * 64)
+    with pytest.raises(MismatchError, match="000000000000"):
+        sample(backend[0], schedule, torch.zeros(1, *SHAPE), torch.tensor([0]))
+
+
+@pytest.mark.parametrize("settings", [{"format": "tflite"}, {"precision": "int4"}])
+def test_impossible_exports_are_refused(tiny_model_path, tmp_path, settings: dict) -> None:
+    with pytest.raises(ConfigError):
+        export(load_model(tiny_model_path), tmp_path, **settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_published_layout_through_onnx(reference, tmp_path) -> None:
+    """The exported networks land on the published shared trajectory."""
+    model = load_model(reference.checkpoint, config=reference.config)
+    case, t = reference.case, reference.tensors
+    export(model, tmp_path, latent_shape=tuple(case["latent_shape"]))
+    names = ("num_steps", "guidance", "guidance_interval", "timeshift", "last_step")
+    spec = SamplingSpec(**{name: case[name] for name in names})
+    schedule = Schedule(spec=spec, refresh_steps=tuple(case["shared_refresh_steps"]))
+    got = sample(open_backend(tmp_path), schedule, t["noise"], t["labels"])
+    assert close(got, t["euler_shared"], 5e-4)
+    assert np.isfinite(got.numpy()).all()

@@ -1,0 +1,146 @@
+"""Training: the data it reads, the steps it takes, and what a kill costs it."""
+
+from __future__ import annotations
+
+import itertools
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors
+import torch
+from PIL import Image
+
+from ddt_accel import load_model
+from ddt_accel.errors import ArtifactError, ConfigError, MismatchError
+from ddt_accel.networks.config import DDTConfig
+from ddt_accel.training import loop
+from ddt_accel.training.images import ImageSet, load_images
+from ddt_accel.training.loop import Progress, Trainer, TrainSpec
+from ddt_accel.training.release import write_release
+
+NETWORK = DDTConfig(
+    in_channels=3, patch_size=4, num_groups=2, hidden_size=16, num_blocks=3, num_encoder_blocks=2, num_classes=2
+)
+SPEC = TrainSpec(network=NETWORK, total_images=24 * 8, batch_size=8, warmup_steps=4, precision="fp32")
+
+
+@pytest.fixture
+def data() -> ImageSet:
+    """Two classes, dark and bright."""
+    labels = np.arange(40) % 2
+    noise = np.random.default_rng(0).integers(0, 40, (40, 8, 8, 3))
+    return ImageSet(
+        images=(noise + labels[:, None, None, None] * 180).astype(np.uint8),
+        labels=labels,
+        class_names=("dark", "bright"),
+    )
+
+
+@pytest.fixture(autouse=True)
+def log_often(monkeypatch) -> None:
+    monkeypatch.setattr(loop, "LOG_EVERY", 4)
+
+
+def trainer(data: ImageSet, folder: Path, spec: TrainSpec = SPEC) -> Trainer:
+    return Trainer(spec, data, folder, torch.device("cpu"), compiled=False)
+
+
+def contents(folder: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    with safetensors.safe_open(folder / "state.safetensors", framework="pt") as file:
+        return file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def silent(_: Progress) -> None:
+    pass
+
+
+def test_a_killed_run_continues_to_the_same_bits(data: ImageSet, tmp_path: Path) -> None:
+    whole = trainer(data, tmp_path / "whole")
+    whole.run(save_every=4, report=silent)
+    killed = trainer(data, tmp_path / "killed")
+    killed.run(save_every=4, report=silent, stop=lambda: killed.step == 11)  # three steps past the last save
+    resumed = trainer(data, tmp_path / "killed")
+    resumed.run(save_every=4, report=silent)
+    (expected, tensors), (facts, continued) = (contents(tmp_path / name) for name in ("whole", "killed"))
+    assert facts == expected
+    assert all(torch.equal(continued[name], tensors[name]) for name in tensors | continued)
+
+
+def test_it_learns(data: ImageSet, tmp_path: Path) -> None:
+    losses: list[float] = []
+    spec = TrainSpec(network=NETWORK, total_images=240 * 16, batch_size=16, warmup_steps=10, learning_rate=3e-3,
+                     precision="fp32")  # fmt: skip
+    trainer(data, tmp_path, spec).run(save_every=240, report=lambda p: losses.append(p.loss))
+    assert np.mean(losses[-5:]) < 0.6 * losses[0]
+
+
+def test_every_image_is_seen_once_an_epoch(data: ImageSet, tmp_path: Path) -> None:
+    run = trainer(data, tmp_path)
+    seen = []
+    for run.step in range(5):
+        seen += run._indices().tolist()
+    assert sorted(seen) == list(range(40))
+
+
+def test_learning_rate_warms_up_and_ends_at_zero() -> None:
+    rates = [SPEC.learning_rate_at(step) for step in range(SPEC.num_steps + 1)]
+    assert rates[0] < rates[1] < rates[3] == SPEC.learning_rate
+    assert all(a >= b for a, b in itertools.pairwise(rates[3:]))
+    assert rates[-1] == pytest.approx(0, abs=1e-12)
+
+
+def test_the_state_is_a_checkpoint_and_the_release_its_average(data: ImageSet, tmp_path: Path) -> None:
+    run = trainer(data, tmp_path)
+    run.run(save_every=4, report=silent)
+    raw = load_model(run.state_path, weights="raw")
+    assert torch.equal(raw.x_embedder.proj.weight, run.model.x_embedder.proj.weight)
+    released = load_model(write_release(run.state_path, tmp_path / "m.safetensors", latent_shape=(3, 8, 8)))
+    average = load_model(run.state_path)
+    for (name, ours), theirs in zip(released.named_parameters(), average.parameters(), strict=True):
+        assert torch.equal(ours, theirs.half().float()), name
+    assert released.source.class_names == ("dark", "bright")
+    assert released.source.latent_shape == (3, 8, 8)
+
+
+def test_the_state_of_another_run_is_refused(data: ImageSet, tmp_path: Path) -> None:
+    trainer(data, tmp_path).run(save_every=4, report=silent)
+    with pytest.raises(MismatchError, match="seed"):
+        trainer(data, tmp_path, TrainSpec(network=NETWORK, total_images=24 * 8, batch_size=8, warmup_steps=4, seed=1,
+                                          precision="fp32")).run(save_every=4, report=silent)  # fmt: skip
+    (tmp_path / "state.safetensors").write_bytes(b"\x00" * 100)
+    with pytest.raises(ArtifactError, match="training state"):
+        trainer(data, tmp_path).run(save_every=4, report=silent)
+
+
+def test_folder_zip_and_npz_give_the_same_images(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    labels = np.array([0, 0, 0, 1, 1, 1])
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+            for split in ("train", "test"):
+                path = tmp_path / "folder" / split / ("ant", "bee")[label] / f"{index}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image if split == "train" else 255 - image).save(path)
+                archive.write(path, path.relative_to(tmp_path / "folder"))
+    np.savez(tmp_path / "images.npz", images=images, labels=labels)
+    for source in ("folder", "images.zip", "images.npz"):
+        loaded = load_images(tmp_path / source, size=8)
+        assert np.array_equal(loaded.images, images), source
+        assert np.array_equal(loaded.labels, labels), source
+    assert load_images(tmp_path / "images.zip", size=8).class_names == ("ant", "bee")
+    assert np.array_equal(load_images(tmp_path / "images.zip", size=8, split="test").images, 255 - images)
+
+
+def test_unusable_data_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "broken.zip").write_bytes(b"PK\x03\x04 not a zip")
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat/a.png").write_bytes(b"no image")
+    (tmp_path / "class/x").mkdir(parents=True)
+    (tmp_path / "class/x/a.png").write_bytes(b"no image")
+    np.savez(tmp_path / "odd.npz", images=np.zeros((2, 8, 8)), labels=np.zeros(2))
+    for name in ("broken.zip", "flat", "class", "odd.npz", "absent"):
+        with pytest.raises(ConfigError, match=name if name != "class" else r"a\.png"):
+            load_images(tmp_path / name, size=8)
