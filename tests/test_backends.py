@@ -111,6 +111,17 @@ def test_half_precision_keeps_norms_softmax_and_timestep_in_float32(exports) -> 
     assert products.count(onnx.TensorProto.FLOAT16) > len(products) / 2
 
 
+def test_large_networks_keep_their_weights_in_a_file_beside_the_graph(tiny_model_path, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(onnx_export, "EXTERNAL_DATA_FROM", 0)
+    model = load_model(tiny_model_path)
+    manifest = export(model, tmp_path)
+    assert set(manifest.files) == {"encoder.onnx", "encoder.onnx.data", "decoder.onnx", "decoder.onnx.data"}
+    noise, labels = draw_noise(SHAPE, seed=2, indices=range(2)), torch.tensor([0, 3])
+    schedule = Schedule.uniform(SamplingSpec(num_steps=3), 2)
+    expected = sample(model, schedule, noise, labels)
+    assert close(sample(open_backend(tmp_path), schedule, noise, labels), expected, 1e-4)
+
+
 def test_the_manifest_tells_the_parity(exports) -> None:
     for precision, limit in onnx_export.TOLERANCE.items():
         manifest = open_backend(exports[precision]).manifest

@@ -23,9 +23,10 @@ from ddt_accel.cli.options import (
     model_choice,
 )
 from ddt_accel.cli.runs import open_networks
-from ddt_accel.cli.schedules import run_calibration, solve
+from ddt_accel.cli.schedules import run_calibration, run_solver
 
 if TYPE_CHECKING:
+    from ddt_accel.evaluation.fidelity import Interval
     from ddt_accel.report.study import Study
     from ddt_accel.sampling.backend import Backend
     from ddt_accel.workspace import Workspace
@@ -72,21 +73,18 @@ def demo(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = Fals
     choice = place.model_choice(ModelChoice())
     network = choice.load()
     say("1/4  Calibrating: how does the encoder's state change along unshared trajectories?")
-    run_calibration(place, network, SamplingSpec(), samples=32, seed=0, batch_size=8, out=place.calibration_path)
+    statistics = run_calibration(
+        place, network, SamplingSpec(), samples=32, seed=0, batch_size=8, out=place.calibration_path
+    )
     say("2/4  Solving: the best 10 of 50 steps to run the encoder at")
-    solve(budget=10, workspace=workspace, json=False) if not json else _solve_quietly(place)
+    _, text = run_solver(statistics, 10, uniform=False, out=place.schedule_path)
+    say(text)
     say("3/4  Exporting encoder and decoder to ONNX, and comparing them with PyTorch")
     export(network, place.export_path)
     say("4/4  Measuring with ONNX Runtime on images that were not calibrated on")
     networks, shape, _ = open_networks(place, "onnx", None, None, "cpu")
     study = _study(place, networks, shape, choice.source, None, None, 64, 16, 1, 16)
     _report(study, place.folder, json)
-
-
-def _solve_quietly(place: Workspace) -> None:
-    from ddt_accel.solver.solve import solve as run
-
-    run(place.calibration(), 10).save(place.schedule_path)
 
 
 def _study(
@@ -128,11 +126,11 @@ def _report(study: Study, folder: Path, as_json: bool) -> None:
     from rich.table import Table
 
     from ddt_accel.report.render import as_json as numbers
-    from ddt_accel.report.render import shown, write_report
+    from ddt_accel.report.render import write_report
 
     page, *_ = write_report(study, folder)
     if not as_json:
-        table = Table("schedule", "encoder runs", "ms per image", "speed-up", "ideal", "PSNR, dB (95 %)", "relative L2")
+        table = Table("schedule", "encoder runs", "ms per image", "speed-up", "ideal", "PSNR, dB", "relative L2")
         for m in study.measurements:
             table.add_row(
                 m.name,
@@ -140,8 +138,13 @@ def _report(study: Study, folder: Path, as_json: bool) -> None:
                 f"{m.seconds * 1000:.1f}",
                 f"{m.speedup:.2f}×",
                 f"{m.ideal_speedup:.2f}×",
-                shown(m.psnr, 1) if m.psnr_values else "no pixels",
-                shown(m.relative_l2, 3),
+                _mean(m.psnr, 1) if m.psnr_values else "no pixels",
+                _mean(m.relative_l2, 3),
             )
         out.print(table)
     emit({**numbers(study), "report": str(page)}, as_json=as_json, text=f"Report: {page}")
+
+
+def _mean(value: Interval | None, digits: int) -> str:
+    """A mean with half the width of its interval, or what stands for identical images."""
+    return f"{value.mean:.{digits}f} ± {(value.high - value.low) / 2:.{digits}f}" if value else "identical"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -131,13 +131,7 @@ def solve(
     json: JsonOption = False,
 ) -> None:
     """Find the steps at which the encoder should run."""
-    import dataclasses
-
     from ddt_accel.errors import MismatchError
-    from ddt_accel.schedule import Schedule
-    from ddt_accel.solver.refresh import total_cost
-    from ddt_accel.solver.solve import similarity_cost
-    from ddt_accel.solver.solve import solve as solve_schedule
     from ddt_accel.workspace import Workspace
 
     place = Workspace(workspace)
@@ -147,34 +141,42 @@ def solve(
             f"--steps is {steps}, but the calibration has {statistics.spec.num_steps}; run "
             f"`ddt-accel calibrate --steps {steps}` first."
         )
+    result, text = run_solver(statistics, budget, uniform=uniform, out=out or place.schedule_path)
+    emit(result, as_json=json, text=f"{text}\nNext: ddt-accel export --onnx, or ddt-accel sample --backend torch")
+
+
+def run_solver(statistics: Calibration, budget: int, *, uniform: bool, out: Path) -> tuple[dict[str, Any], str]:
+    """Solves, saves, and says what it found: as data and as text."""
+    import dataclasses
+
+    from ddt_accel.schedule import Schedule
+    from ddt_accel.solver.refresh import total_cost
+    from ddt_accel.solver.solve import similarity_cost
+    from ddt_accel.solver.solve import solve as solve_schedule
+
     schedule = solve_schedule(statistics, budget)
-    cost = similarity_cost(statistics.similarity)
-    even = Schedule.uniform(statistics.spec, budget)
-    uniform_cost = total_cost(cost, even.refresh_steps)
+    even = Schedule.uniform(statistics.spec, budget).refresh_steps
+    uniform_cost = total_cost(similarity_cost(statistics.similarity), even)
     optimal_cost = schedule.predicted_cost
     if uniform:
-        schedule = dataclasses.replace(
-            schedule, refresh_steps=even.refresh_steps, objective="uniform", predicted_cost=uniform_cost
-        )
-    path = out or place.schedule_path
-    schedule.save(path)
-    emit(
-        {
-            "schedule": str(path),
-            "refresh_steps": list(schedule.refresh_steps),
-            "objective": schedule.objective,
-            "predicted_cost": schedule.predicted_cost,
-            "optimal_cost": optimal_cost,
-            "uniform_cost": uniform_cost,
-        },
-        as_json=json,
-        text=f"{_drawn(schedule)}\n"
+        schedule = dataclasses.replace(schedule, refresh_steps=even, objective="uniform", predicted_cost=uniform_cost)
+    schedule.save(out)
+    result = {
+        "schedule": str(out),
+        "refresh_steps": list(schedule.refresh_steps),
+        "objective": schedule.objective,
+        "predicted_cost": schedule.predicted_cost,
+        "optimal_cost": optimal_cost,
+        "uniform_cost": uniform_cost,
+    }
+    text = (
+        f"{_drawn(schedule)}\n"
         f"The encoder runs at {budget} of {schedule.spec.num_evaluations} steps: "
         f"{', '.join(map(str, schedule.refresh_steps))}\n"
         f"Sum of 1 − cosine over the reuse steps: {schedule.predicted_cost:.4f} "
-        f"(least possible {optimal_cost:.4f}, evenly spread {uniform_cost:.4f}) → {path}\n"
-        "Next: ddt-accel export --onnx, or ddt-accel sample --backend torch",
+        f"(least possible {optimal_cost:.4f}, evenly spread {uniform_cost:.4f}) → {out}"
     )
+    return result, text
 
 
 def _drawn(schedule: Schedule) -> str:

@@ -36,7 +36,16 @@ def similarity_heatmap(similarity: NDArray[np.float64], refresh_steps: tuple[int
     for start, end in zip(refresh_steps, ends, strict=True):
         box = np.array([start, start, end, end, start]) - 0.5
         axes.plot(box, np.roll(box, -1)[[0, 1, 2, 3, 0]], color="white", linewidth=1.1)
-        axes.plot(start, start, marker="o", markersize=3.5, color=ORANGE, markeredgecolor="white", markeredgewidth=0.5)
+        axes.plot(
+            start,
+            start,
+            marker="o",
+            markersize=5.5,
+            color=ORANGE,
+            markeredgecolor="white",
+            markeredgewidth=0.7,
+            clip_on=False,
+        )
     axes.set_xlabel("step")
     axes.set_ylabel("step")
     return _svg(figure)

@@ -71,22 +71,24 @@ def conduct(
     spec, sha256 = schedule.spec, schedule.checkpoint_sha256
     full = dataclasses.replace(Schedule.full(spec), checkpoint_sha256=sha256)
 
-    def go(schedules: dict[str, Schedule], images: int, label: str) -> tuple[list[Measurement], dict[str, Tensor]]:
-        batches = -(-images // batch_size)
-        advance = progress(label, batches * len(schedules))
+    def go(
+        schedules: dict[str, Schedule], images: int, batch: int, label: str
+    ) -> tuple[list[Measurement], dict[str, Tensor]]:
+        advance = progress(label, -(-images // batch) * len(schedules))
         return measure(
             backend,
             schedules,
             latent_shape=latent_shape,
             num_images=images,
             seed=seed,
-            batch_size=batch_size,
+            batch_size=batch,
             on_run=advance,
         )
 
     curves = _curves(calibration, full)
     probe = {UNSHARED: full} | {name: s for group in curves.values() for name, s in group.items()}
-    points, _ = go(probe, curve_images, "measuring all budgets")
+    # Smaller batches, so that every point is an average over moments of the machine, too.
+    points, _ = go(probe, curve_images, max(1, batch_size // 2), "measuring all budgets")
     by_name = {point.name: point for point in points}
     measured = {way: [by_name[UNSHARED], *(by_name[name] for name in group)] for way, group in curves.items()}
 
@@ -97,7 +99,7 @@ def conduct(
     main = {UNSHARED: full, UNIFORM: Schedule.uniform(spec, schedule.budget), SOLVED: schedule}
     if spec.num_steps > 1:
         main[f"{fewer} steps"] = Schedule.full(dataclasses.replace(spec, num_steps=fewer))
-    measurements, latents = go(main, num_images, "measuring the schedules")
+    measurements, latents = go(main, num_images, batch_size, "measuring the schedules")
     return Study(
         calibration=calibration,
         schedule=schedule,

@@ -1,0 +1,133 @@
+"""What is reported is what was measured, on images that no statistic has seen."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+
+from ddt_accel import SamplingSpec, Schedule, calibrate, load_model, sample, solve
+from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel.errors import ConfigError, MismatchError
+from ddt_accel.evaluation.benchmark import measure, network_rows
+from ddt_accel.evaluation.fidelity import interval, psnr, relative_l2, to_uint8
+from ddt_accel.networks.config import DDTConfig
+from ddt_accel.networks.ddt import DDT
+from ddt_accel.report.pictures import write_samples
+from ddt_accel.report.render import write_report
+from ddt_accel.report.study import Study, conduct, curve_budgets
+from ddt_accel.sampling.noise import draw_labels, draw_noise
+from ddt_accel.sampling.program import compile_program
+
+SPEC = SamplingSpec(num_steps=6, guidance=1.5)
+
+
+def study_of(model: DDT, shape: tuple[int, int, int], seed: int = 1) -> Study:
+    calibration = calibrate(model, SPEC, num_samples=2, latent_shape=shape)
+    return conduct(
+        TorchBackend(model),
+        calibration,
+        solve(calibration, 2),
+        model_name="tiny",
+        latent_shape=shape,
+        num_images=5,
+        curve_images=3,
+        seed=seed,
+        batch_size=2,
+        progress=lambda label, total: lambda: None,
+    )
+
+
+def test_the_report_holds_the_measurements(tiny_model_path, tmp_path) -> None:
+    model = load_model(tiny_model_path)
+    study = study_of(model, (3, 8, 8))
+    page, text, numbers = write_report(study, tmp_path)
+    data = json.loads(numbers.read_text())
+    assert [m["name"] for m in data["measurements"]][:3] == ["unshared", "uniform", "solved"]
+    noise = draw_noise((3, 8, 8), seed=1, indices=range(5))
+    labels = draw_labels(4, seed=1, indices=range(5))
+    full, shared = (sample(model, s, noise, labels) for s in (Schedule.full(SPEC), study.schedule))
+    assert data["measurements"][2]["relative_l2"]["mean"] == pytest.approx(relative_l2(shared, full).mean(), rel=1e-3)
+    assert data["measurements"][0]["relative_l2"]["mean"] == 0
+    html = page.read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', html.replace('xlink:href="#', 'href="#'))
+    assert html.count("<img ") == 4
+    assert html.count("<svg") == 2
+    assert "| solved | 2 |" in text.read_text()
+    for key in ("machine", "versions", "model", "sampling"):
+        assert data["conditions"][key] in text.read_text()
+
+
+def test_latents_that_are_no_pixels_are_compared_as_latents(tmp_path) -> None:
+    config = DDTConfig(
+        in_channels=4, patch_size=2, num_groups=2, hidden_size=16, num_blocks=3, num_encoder_blocks=2, num_classes=4
+    )
+    torch.manual_seed(0)
+    model = DDT(config).requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.copy_(torch.randn_like(parameter) * 0.3)
+    page, *_ = write_report(study_of(model, (4, 8, 8)), tmp_path)
+    assert "PSNR" not in page.read_text()
+    assert "relative error of the latents" in page.read_text()
+
+
+def test_images_that_were_calibrated_on_are_refused(tiny_model_path) -> None:
+    with pytest.raises(MismatchError, match="calibrated on"):
+        study_of(load_model(tiny_model_path), (3, 8, 8), seed=0)
+
+
+def test_rows_count_what_the_networks_are_given(tiny_model_path) -> None:
+    seen = {"encode": 0}
+    model = load_model(tiny_model_path)
+    backend = TorchBackend(model, on_state=lambda state: seen.update(encode=seen["encode"] + len(state)))
+    schedule = Schedule(spec=SPEC, refresh_steps=(0, 1, 4))
+    measurements, _ = measure(backend, {"a": schedule}, latent_shape=(3, 8, 8), num_images=4, seed=0, batch_size=2)
+    encoded, decoded = network_rows(compile_program(schedule))
+    assert seen["encode"] == encoded * (4 + 2)  # and a batch to warm up
+    assert decoded == sum(1 + (0.3 < t < 1) for t in SPEC.times)
+    assert measurements[0].encoder_seconds + measurements[0].decoder_seconds <= measurements[0].seconds
+
+
+def test_psnr_and_relative_error_in_closed_form() -> None:
+    reference = torch.full((2, 3, 4, 4), 0.5)
+    off = reference + torch.tensor([0.1, 0.01])[:, None, None, None]
+    np.testing.assert_allclose(psnr(off, reference), [20, 40], rtol=1e-5)
+    np.testing.assert_allclose(relative_l2(off, reference), [0.2, 0.02], rtol=1e-5)
+    assert np.isinf(psnr(reference, reference)).all()
+    assert interval(psnr(reference, reference)) is None
+
+
+def test_the_interval_is_close_to_student_s() -> None:
+    values = np.random.default_rng(1).normal(30, 2, 64)
+    got = interval(values)
+    low, high = stats.t.interval(0.95, 63, values.mean(), stats.sem(values))
+    assert got.mean == pytest.approx(values.mean())
+    assert got.low == pytest.approx(low, abs=0.08)
+    assert got.high == pytest.approx(high, abs=0.08)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 50, 99, 250])
+def test_curves_cover_all_budgets(n: int) -> None:
+    budgets = curve_budgets(n)
+    assert budgets == sorted(set(budgets))
+    assert (budgets[0], budgets[-1]) == (1, n)
+
+
+def test_samples_are_written_as_adm_reads_them(tmp_path) -> None:
+    latents = torch.linspace(-1.2, 1.2, 5 * 3 * 8 * 8).reshape(5, 3, 8, 8)
+    sheet, *pictures, npz = write_samples(latents, tmp_path, tmp_path / "samples.npz", pixels=True)
+    with np.load(npz) as archive:
+        array = archive["arr_0"]
+    assert (array.dtype, array.shape) == (np.uint8, (5, 8, 8, 3))
+    assert np.array_equal(array, to_uint8(latents))
+    assert np.array_equal(array[0, 0, 0], [0, *array[0, 0, 0, 1:]])
+    assert len(pictures) == 5
+    assert np.array_equal(np.asarray(Image.open(pictures[3])), array[3])
+    assert sheet.exists()
+    with pytest.raises(ConfigError, match="VAE"):
+        write_samples(torch.zeros(1, 4, 8, 8), tmp_path, tmp_path / "x.npz", pixels=False)
