@@ -1,0 +1,218 @@
+"""Files: what is written is read back, and no damage goes unnoticed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from ddt_accel import Calibration, SamplingSpec, Schedule
+from ddt_accel.artifacts import read_arrays, read_json, write_arrays, write_atomic, write_json
+from ddt_accel.backends.manifest import Manifest
+from ddt_accel.calibration.statistics import ImageRange
+from ddt_accel.errors import ArtifactError
+from ddt_accel.networks.config import DDTConfig
+
+many = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+keys = st.text().filter(lambda key: key not in ("format", "version", "checksum"))
+
+SPEC = SamplingSpec(num_steps=5, guidance=1.5, last_step=0.04)
+SCHEDULE = Schedule(
+    spec=SPEC, refresh_steps=(0, 2, 3), objective="similarity", predicted_cost=0.25, checkpoint_sha256="ab"
+)
+CALIBRATION = Calibration(
+    spec=SPEC,
+    similarity_sum=np.linspace(0, 1, 25).reshape(5, 5),
+    ranges=(ImageRange(seed=0, first=0, stop=4),),
+    checkpoint_sha256="ab",
+)
+
+
+def manifest(folder: Path) -> Manifest:
+    made = Manifest(
+        format="onnx", model="tiny", checkpoint_sha256="ab", latent_shape=(3, 8, 8), class_names=("a", "b"),
+        config=DDTConfig(in_channels=3, patch_size=2, num_groups=2, hidden_size=16, num_blocks=3, num_encoder_blocks=2,
+                         num_classes=2),
+        precision="fp32", opset=20, files={}, tensors={}, parity={"encoder": 1e-7}, versions={"torch": "2"},
+    )  # fmt: skip
+    made.save(folder)
+    return Manifest.load(folder)
+
+
+def same_calibration(a: Calibration, b: Calibration) -> bool:
+    return a.sha256 == b.sha256 and np.array_equal(a.similarity_sum, b.similarity_sum)
+
+
+KINDS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], Callable[[Any, Any], bool]]] = {
+    "schedule.json": (lambda p: SCHEDULE.save(p), Schedule.load, lambda a, b: a == b),
+    "calibration.safetensors": (lambda p: CALIBRATION.save(p), Calibration.load, same_calibration),
+    "manifest.json": (lambda p: manifest(p.parent), lambda p: Manifest.load(p.parent), lambda a, b: a == b),
+}
+
+
+@given(st.dictionaries(keys, values, max_size=5))
+@many
+def test_documents_come_back(tmp_path: Path, content: dict[str, Any]) -> None:
+    write_json(tmp_path / "x.json", "thing", 3, content)
+    assert read_json(tmp_path / "x.json", "thing", 3) == content
+
+
+@given(
+    st.dictionaries(
+        st.text("abc", min_size=1, max_size=3), arrays(np.float64, array_shapes(max_dims=3, max_side=4)), max_size=3
+    ),
+    st.dictionaries(keys, values, max_size=3),
+)
+@many
+def test_arrays_come_back(tmp_path: Path, tensors: dict[str, np.ndarray], content: dict[str, Any]) -> None:
+    write_arrays(tmp_path / "x.safetensors", "thing", 1, content, tensors)
+    document, back = read_arrays(tmp_path / "x.safetensors", "thing", 1)
+    assert document == content
+    assert set(back) == set(tensors)
+    assert all(np.array_equal(back[name], tensors[name], equal_nan=True) for name in tensors)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@given(data=st.data())
+@many
+def test_a_flipped_bit_or_a_missing_end_is_noticed(tmp_path: Path, name: str, data: st.DataObject) -> None:
+    """Or it changes nothing that is read, such as white space."""
+    save, load, same = KINDS[name]
+    path = tmp_path / name
+    save(path)
+    whole, original = path.read_bytes(), load(path)
+    if data.draw(st.booleans(), label="flip"):
+        damaged = bytearray(whole)
+        damaged[data.draw(st.integers(0, len(whole) - 1), label="byte")] ^= 1 << data.draw(
+            st.integers(0, 7), label="bit"
+        )
+    else:
+        damaged = bytearray(whole[: data.draw(st.integers(0, len(whole) - 1), label="length")])
+    path.write_bytes(damaged)
+    refused = None
+    try:
+        read = load(path)
+    except ArtifactError as error:
+        refused = str(error)
+    assert name in refused if refused else same(read, original)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@given(content=values, binary=st.binary(max_size=200))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_foreign_files_are_refused(tmp_path: Path, name: str, content: Any, binary: bytes) -> None:
+    for data in (json.dumps(content).encode(), binary):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ArtifactError):
+            KINDS[name][1](tmp_path / name)
+
+
+def test_another_version_and_another_kind_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "schedule.json"
+    SCHEDULE.save(path)
+    path.write_text(path.read_text().replace('"version": 1', '"version": 7'))
+    with pytest.raises(ArtifactError, match="version 7"):
+        Schedule.load(path)
+    write_json(path, "ddt-accel workspace", 1, {})
+    with pytest.raises(ArtifactError, match="ddt-accel workspace"):
+        Schedule.load(path)
+
+
+def test_a_schedule_can_be_edited_by_hand(tmp_path: Path) -> None:
+    path = tmp_path / "schedule.json"
+    SCHEDULE.save(path)
+    document = json.loads(path.read_text())
+    document["refresh_steps"] = [0, 1, 4]
+    path.write_text(json.dumps(document))
+    with pytest.raises(ArtifactError, match="checksum"):
+        Schedule.load(path)
+    del document["checksum"]
+    path.write_text(json.dumps(document))
+    assert Schedule.load(path).refresh_steps == (0, 1, 4)
+    for nonsense in ([1, 2], [0, 9], "0", [0, "1"], None, [0, True]):
+        path.write_text(json.dumps({**document, "refresh_steps": nonsense}))
+        with pytest.raises(ArtifactError, match="refresh_steps"):
+            Schedule.load(path)
+    for key in document:
+        path.write_text(json.dumps({k: v for k, v in document.items() if k != key}))
+        with pytest.raises(ArtifactError):
+            Schedule.load(path)
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    path = tmp_path / "schedule.json"
+    SCHEDULE.save(path)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(ArtifactError, match="No space left"):
+        Schedule.full(SPEC).save(path)
+    monkeypatch.undo()
+    assert Schedule.load(path) == SCHEDULE
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_real_limit_on_file_size_leaves_the_earlier_file(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    write_atomic(path, b"earlier")
+    code = (
+        "import resource, signal, sys; from pathlib import Path\n"
+        "from ddt_accel.artifacts import write_atomic; from ddt_accel.errors import ArtifactError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "try: write_atomic(Path(sys.argv[1]), bytes(100_000))\n"
+        "except ArtifactError: sys.exit(7)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 7
+    assert path.read_bytes() == b"earlier"
+    assert [p.name for p in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_kill_at_any_moment_leaves_a_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    code = (
+        "import sys; from pathlib import Path; from ddt_accel.artifacts import write_json\n"
+        "k = 0\n"
+        "while True: k += 1; write_json(Path(sys.argv[1]), 'thing', 1, {'k': k, 'ballast': ['x'] * 5000})"
+    )
+    for delay in (0.0, 0.013, 0.031):
+        process = subprocess.Popen([sys.executable, "-c", code, str(path)])
+        while not path.exists():
+            time.sleep(0.01)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert len(read_json(path, "thing", 1)["ballast"]) == 5000
+        path.unlink()
+
+
+def test_a_place_that_cannot_be_written_is_an_error_not_a_crash(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match="could not be written"):
+        SCHEDULE.save(tmp_path / "file" / "schedule.json")
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        Schedule.load(tmp_path / "absent.json")

@@ -1,0 +1,300 @@
+"""Checkpoints of every layout, and what is done with those that cannot or must not be used."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ddt_accel import load_model
+from ddt_accel.errors import CheckpointError, ConfigError, DDTAccelError
+from ddt_accel.networks.checkpoints import EMBEDDED, describe, embedded_models
+from ddt_accel.networks.ddt import DDT
+
+
+def published(reference) -> dict[str, torch.Tensor]:
+    return torch.load(reference.checkpoint, weights_only=True)["state_dict"]
+
+
+def ema(reference) -> dict[str, torch.Tensor]:
+    return {k.removeprefix("ema_denoiser."): v for k, v in published(reference).items() if k.startswith("ema_")}
+
+
+def same(model: DDT, tensors: dict[str, torch.Tensor]) -> bool:
+    state = model.state_dict()
+    return set(state) == set(tensors) and all(torch.equal(state[name], tensors[name]) for name in tensors)
+
+
+def test_lightning_ema_by_default_raw_on_request(reference) -> None:
+    averaged = load_model(reference.checkpoint, config=reference.config)
+    raw = load_model(reference.checkpoint, config=reference.config, weights="raw")
+    assert same(averaged, ema(reference))
+    for name, tensor in raw.state_dict().items():
+        torch.testing.assert_close(tensor, averaged.state_dict()[name] + 0.01)
+    with pytest.raises(ConfigError, match="weights is 'best'"):
+        load_model(reference.checkpoint, config=reference.config, weights="best")
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "ema_denoiser._orig_mod."])
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
+def test_plain_files_and_wrapped_names(reference, tmp_path: Path, prefix: str, suffix: str) -> None:
+    tensors = {prefix + name: tensor for name, tensor in ema(reference).items()}
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        safetensors.torch.save_file(tensors, path)
+    else:
+        torch.save(tensors, path)
+    assert same(load_model(path, config=reference.config), ema(reference))
+    assert same(load_model(tmp_path, config=reference.config), ema(reference))
+
+
+def test_legacy_pickles_without_a_zip(reference, tmp_path: Path) -> None:
+    torch.save({"state_dict": published(reference)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert same(load_model(tmp_path / "old.pt", config=reference.config), ema(reference))
+
+
+@pytest.mark.parametrize("name", ["model.yaml", "config.yaml", "anything.yml"])
+def test_a_published_yaml_beside_the_file(reference, tmp_path: Path, name: str) -> None:
+    (tmp_path / "model.ckpt").write_bytes(reference.checkpoint.read_bytes())
+    init = {"class_path": "src.models.denoiser.DDT", "init_args": {**reference.config, "learn_sigma": True}}
+    content = {"model": {"denoiser": init}, "data": {"latent_shape": reference.case["latent_shape"]}}
+    (tmp_path / name).write_text(yaml.safe_dump(content))
+    model = load_model(tmp_path / "model.ckpt")
+    assert same(model, ema(reference))
+    assert model.source.latent_shape == tuple(reference.case["latent_shape"])
+    (tmp_path / name).write_text("model: !!python/object/apply:os.system ['true']")
+    with pytest.raises(ConfigError, match="not a published DDT configuration"):
+        load_model(tmp_path / "model.ckpt")
+
+
+def test_without_a_configuration_it_says_what_to_give(reference) -> None:
+    with pytest.raises(ConfigError, match="number of encoder blocks cannot be read off"):
+        load_model(reference.checkpoint)
+    with pytest.raises(ConfigError, match="lacks num_encoder_blocks"):
+        load_model(
+            reference.checkpoint, config={k: v for k, v in reference.config.items() if k != "num_encoder_blocks"}
+        )
+    with pytest.raises(ConfigError, match="do not fit"):
+        load_model(reference.checkpoint, config=reference.config, latent_shape=(1, 8, 8))
+
+
+def test_tensors_that_do_not_fit_are_listed(reference, tmp_path: Path) -> None:
+    tensors = ema(reference)
+    tensors["blocks.0.norm1.bias"] = torch.zeros(3)
+    del tensors["final_layer.linear.bias"]
+    tensors["x_embedder.proj.bias"] = torch.zeros(5)
+    torch.save(tensors, tmp_path / "odd.pt")
+    with pytest.raises(CheckpointError) as caught:
+        load_model(tmp_path / "odd.pt", config=reference.config)
+    for phrase in ("missing final_layer.linear.bias", "extra blocks.0.norm1.bias", "x_embedder.proj.bias is [5]"):
+        assert phrase in str(caught.value)
+
+
+def test_weights_that_are_not_finite_are_refused(reference, tmp_path: Path) -> None:
+    tensors = {name: tensor.clone() for name, tensor in ema(reference).items()}
+    tensors["blocks.1.mlp.w1.weight"][0, 0] = float("nan")
+    torch.save(tensors, tmp_path / "nan.pt")
+    with pytest.raises(CheckpointError, match=r"NaN or infinity in blocks\.1\.mlp\.w1\.weight"):
+        load_model(tmp_path / "nan.pt", config=reference.config)
+
+
+def test_foreign_classes_still_yield_the_tensors(reference, tmp_path: Path) -> None:
+    """As Lightning saves them: settings objects of packages that are not installed here."""
+    module = types.ModuleType("some_trainer")
+    exec(
+        "import enum, functools\n"
+        "class Settings(dict):\n    def __init__(self, **kw): super().__init__(**kw); self.extra = [1]\n"
+        "class Mode(enum.Enum):\n    A = 1\n"
+        "class Listed(list): pass\n"
+        "class Plain:\n    def __reduce__(self): return make, (1, 2), {'x': 3}\n"
+        "def make(*a): return Plain()\n",
+        module.__dict__,
+    )
+    sys.modules["some_trainer"] = module
+    try:
+        extras = {
+            "hyper_parameters": module.Settings(rate=1e-4, path=Path("/data"), step=module.make),
+            "mode": module.Mode.A,
+            "listed": module.Listed([1, 2]),
+            "plain": module.Plain(),
+            "args": types.SimpleNamespace(a=1),
+        }
+        torch.save({**extras, "state_dict": published(reference)}, tmp_path / "x.ckpt")
+    finally:
+        del sys.modules["some_trainer"]
+    assert same(load_model(tmp_path / "x.ckpt", config=reference.config), ema(reference))
+    assert "some_trainer" not in sys.modules
+
+
+class Calls:
+    """Pickles as a call of any function."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.function, self.arguments
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("function", "template"),
+    [
+        (os.system, "touch {}"),
+        (eval, "open({!r}, 'w')"),
+        (exec, "open({!r}, 'w')"),
+        (subprocess.check_call, ["touch", "{}"]),
+        (os.mkdir, "{}"),
+        (open, "{}"),
+        (getattr, "{}"),
+        (__import__, "antigravity"),
+    ],
+)
+def test_nothing_in_a_pickle_is_run(reference, tmp_path: Path, function, template, zipped: bool) -> None:
+    marker = tmp_path / "marker"
+    argument = (
+        [part.format(marker) for part in template] if isinstance(template, list) else template.format(str(marker))
+    )
+    arguments = (argument, "w") if function in (open, getattr) else (argument,)
+    content = {"state_dict": published(reference), "callbacks": [Calls(function, *arguments)]}
+    torch.save(content, tmp_path / "bad.ckpt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match="none of it is executed"):
+        load_model(tmp_path / "bad.ckpt", config=reference.config)
+    assert not marker.exists()
+    assert "antigravity" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"cos\nsystem\n(S'touch {}'\ntR.",
+        b'c__builtin__\neval\n(S\'open("{}", "w")\'\ntR.',
+        b"cposix\nsystem\n(S'touch {}'\ntR.",
+        b"\x80\x04\x8c\x08builtins\x8c\x04exec\x93\x8c\x01x\x85R.",
+        b"\x80\x04\x8c\x05torch\x8c\x08hub.load\x93\x8c\x01x\x85R.",
+        b"ccollections\nOrderedDict.fromkeys.__self__\n(tR.",
+        b"not a pickle at all",
+        b"",
+    ],
+)
+def test_raw_pickles_are_refused(reference, tmp_path: Path, program: bytes) -> None:
+    marker = tmp_path / "marker"
+    (tmp_path / "bad.pt").write_bytes(program.replace(b"{}", str(marker).encode()))
+    with pytest.raises(CheckpointError):
+        load_model(tmp_path / "bad.pt", config=reference.config)
+    assert not marker.exists()
+
+
+def test_torchscript_is_refused(tmp_path: Path) -> None:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), str(tmp_path / "program.pt"))
+    with pytest.raises(CheckpointError, match="TorchScript program"):
+        load_model(tmp_path / "program.pt")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_lightning_files_never_give_other_weights(reference, tmp_path: Path, data: st.DataObject) -> None:
+    damaged = damage(reference.checkpoint.read_bytes(), data)
+    (tmp_path / "damaged.ckpt").write_bytes(damaged)
+    try:
+        model = load_model(tmp_path / "damaged.ckpt", config=reference.config)
+    except CheckpointError:
+        return
+    assert same(model, ema(reference))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_safetensors_never_give_other_weights(tiny_model_path, tmp_path: Path, data: st.DataObject) -> None:
+    original = load_model(tiny_model_path)
+    (tmp_path / "damaged.safetensors").write_bytes(damage(tiny_model_path.read_bytes(), data))
+    try:
+        model = load_model(tmp_path / "damaged.safetensors")
+    except DDTAccelError:
+        return
+    assert same(model, original.state_dict())
+
+
+def damage(whole: bytes, data: st.DataObject) -> bytes:
+    if data.draw(st.booleans(), label="truncate"):
+        return whole[: data.draw(st.integers(0, len(whole) - 1), label="length")]
+    damaged = bytearray(whole)
+    damaged[data.draw(st.integers(0, len(whole) - 1), label="byte")] ^= 1 << data.draw(st.integers(0, 7), label="bit")
+    return bytes(damaged)
+
+
+def test_embedded_models_load_and_keep_to_their_limits() -> None:
+    assert "cifar10" in embedded_models()
+    for name in embedded_models():
+        model = load_model(name)
+        assert model.config.num_encoder_blocks >= 3 * model.config.num_decoder_blocks
+        assert len(model.source.class_names) == model.config.num_classes
+        assert (EMBEDDED / f"{name}.safetensors").stat().st_size <= 10e6
+        facts = describe(EMBEDDED / f"{name}.safetensors")
+        assert facts["dtypes"] == ["float16"]
+        assert json.loads(json.dumps(facts)) == facts
+
+
+@pytest.mark.parametrize("source", ["cifar11", "absent.ckpt", "some/folder/with/parts"])
+def test_unknown_names_list_what_there_is(source: str) -> None:
+    with pytest.raises(CheckpointError, match="cifar10"):
+        load_model(source)
+
+
+def test_a_folder_must_hold_one_checkpoint(reference, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="found none"):
+        load_model(tmp_path)
+    for name in ("a.ckpt", "b.ckpt"):
+        (tmp_path / name).write_bytes(reference.checkpoint.read_bytes())
+    with pytest.raises(CheckpointError, match=r"a\.ckpt, b\.ckpt"):
+        load_model(tmp_path)
+
+
+def test_a_hub_repository_is_found_in_the_local_cache(reference, tmp_path: Path) -> None:
+    """The hub's own client resolves it; offline, out of a cache as that client lays it out."""
+    folder = tmp_path / "models--someone--ddt"
+    snapshot = folder / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs/main").write_text("0" * 40)
+    (snapshot / "model.ckpt").write_bytes(reference.checkpoint.read_bytes())
+    content = {"model": {"denoiser": {"init_args": reference.config}}}
+    (snapshot / "config.yaml").write_text(yaml.safe_dump(content))
+    code = (
+        "import ddt_accel; from ddt_accel.errors import CheckpointError\n"
+        "print(ddt_accel.load_model('someone/ddt').source.name)\n"
+        "try: ddt_accel.load_model('someone/absent')\n"
+        "except CheckpointError as error: print('refused', error)"
+    )
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    first, second = result.stdout.strip().splitlines()
+    assert first == "someone/ddt"
+    assert second.startswith("refused someone/absent is no local file")
+
+
+def test_a_pickled_list_is_no_checkpoint(tmp_path: Path) -> None:
+    for content in ([1, 2], {"a": 1}, {"state_dict": {}}, 5):
+        torch.save(content, tmp_path / "odd.pt")
+        with pytest.raises(CheckpointError, match="no state_dict"):
+            load_model(tmp_path / "odd.pt")
+    (tmp_path / "odd.pt").write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(CheckpointError):
+        load_model(tmp_path / "odd.pt")
