@@ -78,6 +78,15 @@ def read_json(path: Path, format_name: str, version: int) -> Document:
     return content
 
 
+def format_of(path: Path) -> str | None:
+    """The format that a JSON document says it has."""
+    try:
+        document = json.loads(_read(path))
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        return None
+    return document.get("format") if isinstance(document, dict) else None
+
+
 def write_arrays(path: Path, format_name: str, version: int, content: Document, arrays: Mapping[str, Array]) -> None:
     """Writes named arrays and a document in one safetensors file."""
     document = {"format": format_name, "version": version, **content, "checksum": checksum(content, arrays)}

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ddt_accel.artifacts import read_json, write_json
 from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ArtifactError, ConfigError
-from ddt_accel.networks.checkpoints import load_model, read_yaml
+from ddt_accel.networks.checkpoints import embedded_models, load_model, read_yaml
 from ddt_accel.networks.ddt import DDT
 from ddt_accel.schedule import Schedule
 
 FORMAT, VERSION = "ddt-accel workspace", 1
+SETTINGS_NAME = "workspace.json"
 DEFAULT_MODEL = "cifar10"
 
 
@@ -36,6 +40,13 @@ class ModelChoice:
             latent_shape=self.latent_shape or (settings.latent_shape if settings else None),
         )
 
+    def resolved(self) -> ModelChoice:
+        """The same from any folder: local paths are absolute."""
+        source, config = self.source, self.config
+        if source not in embedded_models() and Path(source).expanduser().exists():
+            source = str(Path(source).expanduser().resolve())
+        return dataclasses.replace(self, source=source, config=config and str(Path(config).resolve()))
+
 
 class Workspace:
     """Names and finds the artefacts in a folder."""
@@ -47,15 +58,21 @@ class Workspace:
         self.schedule_path = folder / "schedule.json"
         self.export_path = folder / "export"
         self.samples_path = folder / "samples"
-        self._settings_path = folder / "workspace.json"
+        self._settings_path = folder / SETTINGS_NAME
 
-    def model_choice(self, given: ModelChoice | None) -> ModelChoice:
-        """The model that was asked for, else the one of the last command, else the default; it is remembered."""
-        if given is not None:
-            if given != self._remembered():
-                write_json(self._settings_path, FORMAT, VERSION, asdict(given))
-            return given
-        return self._remembered() or ModelChoice()
+    def load_model(self, said: Mapping[str, Any]) -> DDT:
+        """The model of the last command that loaded one, or the default, but for what is `said`; it is remembered.
+
+        `said` maps fields of ModelChoice to values. With a new `source` nothing of the last one is kept.
+        """
+        remembered = self.remembered()
+        kept = ModelChoice() if remembered is None or "source" in said else remembered
+        choice = dataclasses.replace(kept, **said)
+        network = choice.load()
+        choice = choice.resolved()
+        if choice != remembered:
+            write_json(self._settings_path, FORMAT, VERSION, asdict(choice))
+        return network
 
     def calibration(self, path: Path | None = None) -> Calibration:
         path = path or self.calibration_path
@@ -69,7 +86,8 @@ class Workspace:
             raise ArtifactError(f"There is no schedule at {path}; make one with `ddt-accel solve --budget 10`.")
         return Schedule.load(path)
 
-    def _remembered(self) -> ModelChoice | None:
+    def remembered(self) -> ModelChoice | None:
+        """The model of the last command that was given one."""
         if not self._settings_path.exists():
             return None
         content = read_json(self._settings_path, FORMAT, VERSION)

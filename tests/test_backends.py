@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from ddt_accel import SamplingSpec, Schedule, draw_labels, draw_noise, export, load_model, open_backend, sample
+from ddt_accel.backends import manifest
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError, ParityError
 from ddt_accel.exporting import onnx as onnx_export
@@ -114,8 +117,8 @@ def test_half_precision_keeps_norms_softmax_and_timestep_in_float32(exports) -> 
 def test_large_networks_keep_their_weights_in_a_file_beside_the_graph(tiny_model_path, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(onnx_export, "EXTERNAL_DATA_FROM", 0)
     model = load_model(tiny_model_path)
-    manifest = export(model, tmp_path)
-    assert set(manifest.files) == {"encoder.onnx", "encoder.onnx.data", "decoder.onnx", "decoder.onnx.data"}
+    exported = export(model, tmp_path)
+    assert set(exported.files) == {"encoder.onnx", "encoder.onnx.data", "decoder.onnx", "decoder.onnx.data"}
     noise, labels = draw_noise(SHAPE, seed=2, indices=range(2)), torch.tensor([0, 3])
     schedule = Schedule.uniform(SamplingSpec(num_steps=3), 2)
     expected = sample(model, schedule, noise, labels)
@@ -124,10 +127,10 @@ def test_large_networks_keep_their_weights_in_a_file_beside_the_graph(tiny_model
 
 def test_the_manifest_tells_the_parity(exports) -> None:
     for precision, limit in onnx_export.TOLERANCE.items():
-        manifest = open_backend(exports[precision]).manifest
-        assert 0 < max(manifest.parity.values()) <= limit
-        assert set(manifest.files) == {"encoder.onnx", "decoder.onnx"}
-        assert manifest.precision == precision
+        told = open_backend(exports[precision]).manifest
+        assert 0 < max(told.parity.values()) <= limit
+        assert set(told.files) == {"encoder.onnx", "decoder.onnx"}
+        assert told.precision == precision
 
 
 def test_an_export_out_of_tolerance_fails_and_keeps_the_earlier_one(tiny_model_path, tmp_path, monkeypatch) -> None:
@@ -138,6 +141,35 @@ def test_an_export_out_of_tolerance_fails_and_keeps_the_earlier_one(tiny_model_p
     with pytest.raises(ParityError, match="away from PyTorch"):
         export(model, tmp_path, precision="fp16")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("renames", range(5))
+def test_an_export_killed_while_it_is_published_is_whole(exports, tmp_path, monkeypatch, renames: int) -> None:
+    """After any number of its renames a reader finds the earlier export or the new one, never a mixture."""
+    folder = tmp_path / "export"
+    shutil.copytree(exports["fp32"], folder)
+    shutil.copytree(exports["fp16"], folder / "staging")
+    replace, done = os.replace, []
+
+    def dying(source: Path, target: Path) -> None:
+        if len(done) == renames:
+            raise SystemExit("killed")
+        done.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", dying)
+    with contextlib.suppress(SystemExit):
+        manifest.publish(folder / "staging", folder)
+    monkeypatch.undo()
+    assert len(done) == min(renames, 4)
+    assert open_backend(folder).manifest.precision == ("fp16" if renames else "fp32")
+
+
+def test_what_a_killed_export_left_behind_is_removed(tiny_model_path, tmp_path) -> None:
+    (tmp_path / f"{onnx_export.STAGING_PREFIX}abc").mkdir()
+    (tmp_path / f"{onnx_export.STAGING_PREFIX}abc" / "encoder.onnx").write_bytes(b"half")
+    export(load_model(tiny_model_path), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["decoder.onnx", "encoder.onnx", "manifest.json"]
 
 
 @pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx"])

@@ -1,7 +1,8 @@
-"""What an export says of itself: files, tensors, precision, origin."""
+"""What an export says of itself: files, tensors, precision, origin; and how its files become one export at once."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ddt_accel.networks.config import DDTConfig
 
 FORMAT, VERSION = "ddt-accel export", 1
 FILE_NAME = "manifest.json"
+_READY = ".export-ready"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,7 @@ class Manifest:
     @classmethod
     def load(cls, folder: Path) -> Manifest:
         """Reads the manifest and verifies every file that it names."""
+        finish_publication(folder)
         path = folder / FILE_NAME
         if not path.is_file():
             raise ArtifactError(f"{folder} holds no export (no {FILE_NAME}); make one with `ddt-accel export --onnx`.")
@@ -62,3 +65,31 @@ class Manifest:
             if sha256_of(folder / name) != expected:
                 raise ArtifactError(f"{folder / name} is not the file that was exported; export anew.")
         return manifest
+
+
+def publish(staging: Path, folder: Path) -> None:
+    """Replaces the export in `folder` by the finished one in `staging`, a folder inside it.
+
+    One rename decides: killed before it, the earlier export stands; after it, the next reader moves what is left.
+    """
+    try:
+        os.replace(staging, folder / _READY)
+    except OSError as error:
+        raise ArtifactError(f"{folder} cannot be written to ({error.strerror}); choose another place.") from None
+    finish_publication(folder)
+
+
+def finish_publication(folder: Path) -> None:
+    """Moves the files of an export that was published into place, the manifest last."""
+    ready = folder / _READY
+    if not ready.is_dir():
+        return
+    try:
+        for path in sorted(ready.iterdir(), key=lambda path: path.name == FILE_NAME):
+            os.replace(path, folder / path.name)
+        ready.rmdir()
+    except OSError as error:
+        raise ArtifactError(
+            f"{folder} holds a finished export whose files cannot be moved into place ({error.strerror}); make it "
+            "writable and try again."
+        ) from None

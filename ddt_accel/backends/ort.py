@@ -97,13 +97,19 @@ class OnnxRuntimeSession:
         }
 
     def encode(self, slot: int, rows: int) -> None:
-        self._networks["encoder"].run_with_iobinding(self._encode[slot, rows])
+        self._run("encoder", self._encode[slot, rows])
 
     def forecast(self, slot: int, sources: Sequence[tuple[int, float]], rows: int) -> None:
         combine(self.modulations, slot, sources, rows)
 
     def decode(self, slot: int, rows: int) -> None:
-        self._networks["decoder"].run_with_iobinding(self._decode[slot, rows])
+        self._run("decoder", self._decode[slot, rows])
+
+    def _run(self, network: str, binding: onnxruntime.IOBinding) -> None:
+        if self._device.type == "cuda":
+            # ONNX Runtime has a stream of its own, which does not wait for what PyTorch still writes.
+            torch.cuda.current_stream(self._device).synchronize()
+        self._networks[network].run_with_iobinding(binding)
 
     def _bind(
         self, network: str, inputs: dict[str, Tensor], outputs: dict[str, Tensor], rows: int

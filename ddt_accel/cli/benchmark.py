@@ -20,15 +20,14 @@ from ddt_accel.cli.options import (
     ModelOption,
     WeightsOption,
     WorkspaceOption,
-    model_choice,
+    model_options,
 )
-from ddt_accel.cli.runs import open_networks
+from ddt_accel.cli.runs import Opened, open_networks
 from ddt_accel.cli.schedules import run_calibration, run_solver
 
 if TYPE_CHECKING:
     from ddt_accel.evaluation.fidelity import Interval
     from ddt_accel.report.study import Study
-    from ddt_accel.sampling.backend import Backend
     from ddt_accel.workspace import Workspace
 
 
@@ -40,7 +39,7 @@ def bench(
     export_folder: Annotated[Path | None, typer.Option("--export", help="An export folder.")] = None,
     model: ModelOption = None,
     config: ConfigOption = None,
-    weights: WeightsOption = "ema",
+    weights: WeightsOption = None,
     latent_shape: LatentOption = None,
     device: DeviceOption = "cpu",
     images: Annotated[int, typer.Option("--images", "-n", help="Held-out images for the table.")] = 64,
@@ -56,10 +55,9 @@ def bench(
     from ddt_accel.workspace import Workspace
 
     place = Workspace(workspace)
-    choice = model_choice(model, config, weights, latent_shape)
-    networks, shape, _ = open_networks(place, backend, export_folder, choice, device)
-    name = place.model_choice(choice).source
-    study = _study(place, networks, shape, name, calibration, schedule, images, curve_images, seed, batch_size)
+    said = model_options(model, config, weights, latent_shape)
+    networks = open_networks(place, backend, export_folder, said, device)
+    study = _study(place, networks, calibration, schedule, images, curve_images, seed, batch_size)
     _report(study, folder or place.folder, json)
 
 
@@ -67,11 +65,10 @@ def demo(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = Fals
     """Do it all on the embedded model: calibrate, solve, export, measure, report."""
     from ddt_accel.exporting.onnx import export
     from ddt_accel.spec import SamplingSpec
-    from ddt_accel.workspace import ModelChoice, Workspace
+    from ddt_accel.workspace import DEFAULT_MODEL, Workspace
 
     place = Workspace(workspace)
-    choice = place.model_choice(ModelChoice())
-    network = choice.load()
+    network = place.load_model({"source": DEFAULT_MODEL})
     say("1/4  Calibrating: how does the encoder's state change along unshared trajectories?")
     statistics = run_calibration(
         place, network, SamplingSpec(), samples=32, seed=0, batch_size=8, out=place.calibration_path
@@ -82,16 +79,14 @@ def demo(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = Fals
     say("3/4  Exporting encoder and decoder to ONNX, and comparing them with PyTorch")
     export(network, place.export_path)
     say("4/4  Measuring with ONNX Runtime on images that were not calibrated on")
-    networks, shape, _ = open_networks(place, "onnx", None, None, "cpu")
-    study = _study(place, networks, shape, choice.source, None, None, 64, 16, 1, 16)
+    networks = open_networks(place, "onnx", None, {}, "cpu")
+    study = _study(place, networks, None, None, 64, 16, 1, 16)
     _report(study, place.folder, json)
 
 
 def _study(
     place: Workspace,
-    networks: Backend,
-    shape: tuple[int, int, int],
-    name: str,
+    networks: Opened,
     calibration: Path | None,
     schedule: Path | None,
     images: int,
@@ -109,11 +104,11 @@ def _study(
             return bars.enter_context(steps(label, total)).advance
 
         return conduct(
-            networks,
+            networks.backend,
             statistics,
             plan,
-            model_name=name,
-            latent_shape=shape,
+            model_name=networks.name,
+            latent_shape=networks.latent_shape,
             num_images=images,
             curve_images=curve_images,
             seed=seed,

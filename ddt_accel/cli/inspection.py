@@ -12,7 +12,7 @@ from ddt_accel.cli.options import JsonOption
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="Schedule, calibration, export folder or manifest, or checkpoint.")],
+    path: Annotated[Path, typer.Argument(help="Any file or folder that ddt-accel reads or writes.")],
     json: JsonOption = False,
 ) -> None:
     """Explain what a file is, after checking it."""
@@ -25,15 +25,76 @@ def inspect(
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    if path.is_dir() and (path / "manifest.json").exists():
+    from ddt_accel.backends import manifest
+    from ddt_accel.workspace import SETTINGS_NAME
+
+    if path.is_dir() and (path / SETTINGS_NAME).exists():
+        return _workspace(path)
+    if path.is_dir() and (path / manifest.FILE_NAME).exists():
         return _export(path)
-    if path.name == "manifest.json":
+    if path.name == manifest.FILE_NAME:
         return _export(path.parent)
+    if path.suffix == ".onnx":
+        return _network(path)
+    if path.name == SETTINGS_NAME:
+        return _workspace(path.parent)
     if path.suffix == ".json":
-        return _schedule(path)
+        return _document(path)
     if path.suffix == ".safetensors" and _is_calibration(path):
         return _calibration(path)
     return _checkpoint(path)
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """A schedule, or the numbers of a report."""
+    from ddt_accel.artifacts import format_of
+    from ddt_accel.report import render
+
+    return _report(path) if format_of(path) == render.FORMAT else _schedule(path)
+
+
+def _report(path: Path) -> dict[str, Any]:
+    from ddt_accel.artifacts import read_json
+    from ddt_accel.report import render
+
+    content = read_json(path, render.FORMAT, render.VERSION)
+    rows = {
+        m["name"]: f"{len(m['refresh_steps'])} encoder runs in {m['num_evaluations']} steps, "
+        f"{m['seconds'] * 1000:.1f} ms per image, {m['speedup']:.2f}x"
+        for m in content["measurements"]
+    }
+    return {"kind": "report", "images": content["num_images"], **rows, **content["conditions"]}
+
+
+def _workspace(folder: Path) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from ddt_accel.workspace import ModelChoice, Workspace
+
+    place = Workspace(folder)
+    made = [place.calibration_path, place.schedule_path, place.export_path, place.samples_path]
+    return {
+        "kind": "workspace",
+        **asdict(place.remembered() or ModelChoice()),
+        "holds": [path.name for path in made if path.exists()],
+    }
+
+
+def _network(path: Path) -> dict[str, Any]:
+    from ddt_accel.backends.manifest import Manifest
+    from ddt_accel.errors import ArtifactError
+
+    manifest = Manifest.load(path.parent)
+    if path.name not in manifest.files:
+        raise ArtifactError(f"{path} is no part of the export that lies in {path.parent}.")
+    return {
+        "kind": f"{path.stem} of an export",
+        "sha256": manifest.files[path.name],
+        "tensors": [f"{name}: {dtype} {shape}" for name, dtype, shape in manifest.tensors[path.stem]],
+        "parity": manifest.parity[path.stem],
+        "model": manifest.model,
+        "precision": manifest.precision,
+    }
 
 
 def _schedule(path: Path) -> dict[str, Any]:
@@ -63,7 +124,7 @@ def _is_calibration(path: Path) -> bool:
     try:
         with safetensors.safe_open(path, framework="np") as file:
             return f'"{FORMAT}"' in (file.metadata() or {}).get("document", "")
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, OSError) as error:
         raise ArtifactError(f"{path} is damaged or not a safetensors file ({error}).") from None
 
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from ddt_accel.workspace import ModelChoice
 
 WorkspaceOption = Annotated[Path, typer.Option("--workspace", "-w", help="Folder that the commands share.")]
 ModelOption = Annotated[
@@ -16,7 +13,9 @@ ModelOption = Annotated[
     typer.Option("--model", "-m", help="Embedded model, checkpoint file or folder, or Hugging Face repository id."),
 ]
 ConfigOption = Annotated[str | None, typer.Option("--config", help="Published YAML with the network's configuration.")]
-WeightsOption = Annotated[str, typer.Option("--weights", help="Which weights of a checkpoint: ema or raw.")]
+WeightsOption = Annotated[
+    str | None, typer.Option("--weights", help="Which weights of a checkpoint: ema (the default) or raw.")
+]
 LatentOption = Annotated[
     str | None, typer.Option("--latent-shape", help="C,H,W of the latents, where nothing else says.")
 ]
@@ -28,18 +27,12 @@ DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 DEFAULT_WORKSPACE = Path("ddt-accel-run")
 
 
-def model_choice(model: str | None, config: str | None, weights: str, latent_shape: str | None) -> ModelChoice | None:
-    """What the model options say; None where none was given."""
-    from ddt_accel.workspace import DEFAULT_MODEL, ModelChoice
-
-    if model is None and config is None and latent_shape is None and weights == "ema":
-        return None
-    return ModelChoice(
-        source=model or DEFAULT_MODEL,
-        config=config,
-        weights=weights,
-        latent_shape=parse_latent_shape(latent_shape),
-    )
+def model_options(
+    model: str | None, config: str | None, weights: str | None, latent_shape: str | None
+) -> dict[str, Any]:
+    """What was said about the model, as `Workspace.load_model` takes it."""
+    said = {"source": model, "config": config, "weights": weights, "latent_shape": parse_latent_shape(latent_shape)}
+    return {key: value for key, value in said.items() if value is not None}
 
 
 def parse_latent_shape(text: str | None) -> tuple[int, int, int] | None:

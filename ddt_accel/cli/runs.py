@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,7 +21,7 @@ from ddt_accel.cli.options import (
     WeightsOption,
     WorkspaceOption,
     check_device,
-    model_choice,
+    model_options,
 )
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def export(
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     model: ModelOption = None,
     config: ConfigOption = None,
-    weights: WeightsOption = "ema",
+    weights: WeightsOption = None,
     latent_shape: LatentOption = None,
     precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
     out: Annotated[Path | None, typer.Option(help="Folder to write to; in the workspace by default.")] = None,
@@ -44,7 +45,7 @@ def export(
     from ddt_accel.workspace import Workspace
 
     place = Workspace(workspace)
-    network = place.model_choice(model_choice(model, config, weights, latent_shape)).load()
+    network = place.load_model(model_options(model, config, weights, latent_shape))
     folder = out or place.export_path
     say("Exporting encoder and decoder, and comparing them with PyTorch …")
     manifest = run(network, folder, precision=precision)
@@ -72,7 +73,7 @@ def sample(
     export_folder: Annotated[Path | None, typer.Option("--export", help="An export folder.")] = None,
     model: ModelOption = None,
     config: ConfigOption = None,
-    weights: WeightsOption = "ema",
+    weights: WeightsOption = None,
     latent_shape: LatentOption = None,
     device: DeviceOption = "cpu",
     batch_size: BatchOption = 16,
@@ -111,9 +112,10 @@ def sample(
         )
     if full:
         plan = dataclasses.replace(Schedule.full(plan.spec), checkpoint_sha256=plan.checkpoint_sha256)
-    choice = model_choice(model, config, weights, latent_shape)
-    networks, shape, names = open_networks(place, backend, export_folder, choice, device)
-    classes = parse_labels(labels, networks.config.num_classes, names)
+    said = model_options(model, config, weights, latent_shape)
+    opened = open_networks(place, backend, export_folder, said, device)
+    networks, shape = opened.backend, opened.latent_shape
+    classes = parse_labels(labels, networks.config.num_classes, opened.class_names)
     started = time.perf_counter()
     batches = []
     with steps("sampling", images) as bar:
@@ -135,26 +137,39 @@ def sample(
     )
 
 
-def open_networks(
-    place: Workspace, backend: str, folder: Path | None, choice: object, device: str
-) -> tuple[Backend, tuple[int, int, int], tuple[str, ...] | None]:
-    """The networks to run, the shape of their latents and the names of their classes."""
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """Networks that are ready to run, and what is known of them."""
+
+    backend: Backend
+    name: str
+    latent_shape: tuple[int, int, int]
+    class_names: tuple[str, ...] | None
+
+
+def open_networks(place: Workspace, backend: str, folder: Path | None, said: dict[str, Any], device: str) -> Opened:
+    """The workspace's export or that of `folder`, or the chosen model by PyTorch."""
     from ddt_accel.backends.open import open_backend
     from ddt_accel.backends.pytorch import TorchBackend
     from ddt_accel.errors import ConfigError
-    from ddt_accel.workspace import ModelChoice
 
     check_device(device)
     if backend == "onnx":
-        opened = open_backend(folder or place.export_path, device=device)
-        return opened, opened.manifest.latent_shape, opened.manifest.class_names
+        engines = open_backend(folder or place.export_path, device=device)
+        told = engines.manifest
+        return Opened(backend=engines, name=told.model, latent_shape=told.latent_shape, class_names=told.class_names)
     if backend != "torch":
         raise ConfigError(f"--backend is {backend!r}; choose onnx or torch.")
-    assert choice is None or isinstance(choice, ModelChoice)
-    network = place.model_choice(choice).load().to(device)
-    if network.source is None or network.source.latent_shape is None:
+    network = place.load_model(said).to(device)
+    source = network.source
+    if source is None or source.latent_shape is None:
         raise ConfigError("The model does not say which latents it is for; give --latent-shape C,H,W.")
-    return TorchBackend(network), network.source.latent_shape, network.source.class_names
+    return Opened(
+        backend=TorchBackend(network),
+        name=source.name,
+        latent_shape=source.latent_shape,
+        class_names=source.class_names,
+    )
 
 
 def parse_labels(text: str | None, num_classes: int, names: tuple[str, ...] | None) -> list[int]:

@@ -20,7 +20,7 @@ from ddt_accel.cli.options import (
     WeightsOption,
     WorkspaceOption,
     check_device,
-    model_choice,
+    model_options,
 )
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def calibrate(
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     model: ModelOption = None,
     config: ConfigOption = None,
-    weights: WeightsOption = "ema",
+    weights: WeightsOption = None,
     latent_shape: LatentOption = None,
     steps: Annotated[int, typer.Option("--steps", help="Sampling steps.")] = 50,
     solver: Annotated[str, typer.Option(help="euler, heun, sde, ab1, ab2, ab3 or ab4.")] = "euler",
@@ -65,7 +65,7 @@ def calibrate(
         last_step=last_step,
     )
     place = Workspace(workspace)
-    network = place.model_choice(model_choice(model, config, weights, latent_shape)).load()
+    network = place.load_model(model_options(model, config, weights, latent_shape))
     network = network.to(check_device(device))
     calibration = run_calibration(
         place, network, spec, samples=samples, seed=seed, batch_size=batch_size, out=out or place.calibration_path

@@ -37,8 +37,10 @@ def train(
     """Train a DDT on labelled images in pixel space, by flow matching."""
     import torch
 
+    from ddt_accel.artifacts import write_atomic
     from ddt_accel.errors import ConfigError
     from ddt_accel.networks.config import DDTConfig
+    from ddt_accel.report.figures import loss_curve
     from ddt_accel.training.images import load_images
     from ddt_accel.training.loop import LOG_EVERY, Progress, Trainer, TrainSpec, supports_bf16
     from ddt_accel.training.release import write_release
@@ -80,6 +82,9 @@ def train(
         )
 
     trainer.run(save_every=save_every, report=report)
+    seen = [step * batch_size for step, _ in trainer.history]
+    curve = loss_curve(seen, [loss for _, loss in trainer.history])
+    write_atomic(out / "loss.svg", curve.encode())
     path = write_release(trainer.state_path, out / "model.safetensors", latent_shape=(3, size, size))
     emit(
         {"model": str(path), "images": spec.num_steps * batch_size, "loss": trainer.history[-1][1]},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import tempfile
 import warnings
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ddt_accel.artifacts import sha256_of
-from ddt_accel.backends.manifest import FILE_NAME, Manifest
+from ddt_accel.backends.manifest import Manifest, finish_publication, publish
 from ddt_accel.errors import ArtifactError, ConfigError, DependencyError, ParityError
 from ddt_accel.exporting.networks import DecoderNetwork, EncoderNetwork, in_precision
 from ddt_accel.networks.ddt import DDT
@@ -24,6 +23,7 @@ TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
 PARITY_BATCH = 3
 # Protocol buffers end at 2 GiB; from here on the weights go into a file beside the graph.
 EXTERNAL_DATA_FROM = 1 << 30
+STAGING_PREFIX = ".export-staging-"
 
 
 def export(
@@ -49,15 +49,17 @@ def export(
     tokens = model.config.num_tokens(latent_shape)
     versions = _versions()
 
-    reduced = in_precision(model, precision)
+    reference, reduced = in_precision(model, "fp32"), in_precision(model, precision)
+    dtype = torch.float16 if precision == "fp16" else torch.float32
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn((PARITY_BATCH, *latent_shape), generator=generator)
     times = torch.rand(PARITY_BATCH, generator=generator)
     labels = torch.arange(PARITY_BATCH) % (model.config.num_classes + 1)
     with torch.inference_mode():
-        modulations = model.cpu().modulations(model.encode(latents, times, labels))
-        reduced.encode(latents.to(modulations.dtype if precision == "fp32" else torch.float16), times, labels)
-    dtype = torch.float16 if precision == "fp16" else torch.float32
+        modulations = reference.modulations(reference.encode(latents, times, labels))
+        velocity = reference.decode_modulated(latents, modulations)
+        # Fills the cache of rotary tables, which become constants of the graph; an export itself sees no values.
+        reduced.encode(latents.to(dtype), times, labels)
     reduced_modulations = modulations.to(dtype).clone()
 
     folder = Path(out_dir)
@@ -67,8 +69,6 @@ def export(
         decoder_inputs = {"latents": latents, "modulations": reduced_modulations}
         _export_network(EncoderNetwork(reduced), encoder_inputs, "modulations", staging / "encoder.onnx")
         _export_network(DecoderNetwork(reduced), decoder_inputs, "velocity", staging / "decoder.onnx")
-        with torch.inference_mode():
-            velocity = model.decode_modulated(latents, modulations)
         parity = {
             "encoder": _parity(staging / "encoder.onnx", encoder_inputs, modulations),
             "decoder": _parity(staging / "decoder.onnx", decoder_inputs, velocity),
@@ -100,7 +100,13 @@ def export(
             parity=parity,
             versions=versions,
         )  # fmt: skip
-        _publish(staging, folder, manifest)
+        manifest.save(staging)
+        publish(staging, folder)
+    except OSError as error:
+        raise ArtifactError(
+            f"The export to {folder} could not be written ({error.strerror or error}); free space or choose another "
+            "place. An earlier export is as it was."
+        ) from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return manifest
@@ -160,19 +166,12 @@ def _versions() -> dict[str, str]:
 
 
 def _staging(folder: Path) -> Path:
+    """A new folder inside `folder`; what killed exports left behind is removed."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
+        finish_publication(folder)
+        for leftover in folder.glob(f"{STAGING_PREFIX}*"):
+            shutil.rmtree(leftover)
+        return Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=folder))
     except OSError as error:
         raise ArtifactError(f"{folder} cannot be written to ({error.strerror}); choose another place.") from None
-
-
-def _publish(staging: Path, folder: Path, manifest: Manifest) -> None:
-    """Moves the finished files into place, the manifest last: without it there is no export."""
-    try:
-        (folder / FILE_NAME).unlink(missing_ok=True)
-        for path in sorted(staging.iterdir()):
-            os.replace(path, folder / path.name)
-    except OSError as error:
-        raise ArtifactError(f"{folder} cannot be written to ({error.strerror}); choose another place.") from None
-    manifest.save(folder)

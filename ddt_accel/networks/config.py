@@ -49,7 +49,12 @@ class DDTConfig:
     def num_tokens(self, latent_shape: tuple[int, int, int]) -> int:
         """L for latents [C, H, W]; raises ConfigError where the patches do not fit."""
         channels, height, width = latent_shape
-        if channels != self.in_channels or height % self.patch_size or width % self.patch_size:
+        if (
+            channels != self.in_channels
+            or min(height, width) < 1
+            or height % self.patch_size
+            or width % self.patch_size
+        ):
             raise ConfigError(
                 f"Latents of shape {list(latent_shape)} do not fit {self.in_channels} channels in patches of "
                 f"{self.patch_size} × {self.patch_size}."

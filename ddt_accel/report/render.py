@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -12,13 +11,14 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from ddt_accel.artifacts import write_atomic
+from ddt_accel.artifacts import write_atomic, write_json
 from ddt_accel.evaluation.benchmark import Measurement
 from ddt_accel.evaluation.fidelity import Interval, to_uint8
 from ddt_accel.report.figures import BLUE, GREY, ORANGE, Curve, similarity_heatmap, speed_fidelity
 from ddt_accel.report.pictures import contact_sheet, png
 from ddt_accel.report.study import SOLVED, UNIFORM, UNSHARED, Study
 
+FORMAT, VERSION = "ddt-accel report", 1
 TEMPLATES = Path(__file__).parent
 
 
@@ -38,7 +38,7 @@ def write_report(study: Study, folder: Path) -> list[Path]:
         written.append(folder / name)
         write_atomic(written[-1], text.encode())
     written.append(folder / "report.json")
-    write_atomic(written[-1], (json.dumps(as_json(study), indent=1, allow_nan=False) + "\n").encode())
+    write_json(written[-1], FORMAT, VERSION, as_json(study))
     return written
 
 

@@ -1,0 +1,297 @@
+"""Every command as typed, and every mistake that typing can make."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_tiny_model
+from PIL import Image
+
+from ddt_accel import Calibration, Schedule
+from ddt_accel.cli.app import main
+
+STEPS = "6"
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(capfd, monkeypatch):
+    """Runs a command line in this process."""
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["ddt-accel", *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capfd.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def made(tiny_model_path, tmp_path_factory) -> Path:
+    """A workspace with a calibration, a schedule and an export of the tiny model."""
+    folder = tmp_path_factory.mktemp("made") / "run"
+    for command in (
+        ["calibrate", "--model", tiny_model_path, "--steps", STEPS, "--samples", 2],
+        ["solve", "--budget", 2],
+        ["export"],
+    ):
+        line = [sys.executable, "-m", "ddt_accel", *map(str, command), "--workspace", str(folder)]
+        subprocess.run(line, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def workspace(made, tmp_path) -> Path:
+    shutil.copytree(made, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_one_command_after_the_other(cli, tiny_model_path, tmp_path, monkeypatch) -> None:
+    """As the README shows them, no path typed; what one makes is what the next one uses."""
+    monkeypatch.chdir(tmp_path)
+    place = Path("ddt-accel-run")
+    commands = {
+        "calibrate": ["calibrate", "--model", tiny_model_path, "--steps", STEPS, "--samples", 2],
+        "solve": ["solve", "--steps", STEPS, "--budget", 2],
+        "export": ["export", "--onnx"],
+        "sample": ["sample", "--images", 3, "--npz", "samples.npz"],
+        "bench": ["bench", "--images", 2, "--curve-images", 2],
+    }
+    results = {}
+    for name, command in commands.items():
+        ran = cli(*command, "--json")
+        assert ran.code == 0, ran.err
+        results[name] = json.loads(ran.out)
+    assert results["solve"]["refresh_steps"] == list(Schedule.load(place / "schedule.json").refresh_steps)
+    assert results["solve"]["predicted_cost"] <= results["solve"]["uniform_cost"]
+    assert max(results["export"]["parity"].values()) < 1e-4
+    drawn = np.load("samples.npz")["arr_0"]
+    assert (drawn.dtype, drawn.shape) == (np.uint8, (3, 8, 8, 3))
+    for index in range(3):
+        assert (np.asarray(Image.open(place / f"samples/{index:06d}.png")) == drawn[index]).all()
+    assert results["bench"]["refresh_steps"] == results["solve"]["refresh_steps"]
+    assert (place / "report.html").exists()
+    assert (place / "report.md").exists()
+
+    by_torch = cli("sample", "--images", 3, "--npz", "torch.npz", "--backend", "torch")
+    assert by_torch.code == 0
+    assert np.abs(np.load("torch.npz")["arr_0"].astype(int) - drawn).max() <= 1
+
+
+def test_explicit_paths(cli, tiny_model_path, tmp_path) -> None:
+    calibration, schedule, engines = tmp_path / "c.safetensors", tmp_path / "s.json", tmp_path / "e"
+    nowhere = ["--workspace", tmp_path / "unused"]
+    for command in (
+        ["calibrate", "--model", tiny_model_path, "--steps", STEPS, "--samples", 1, "--out", calibration],
+        ["solve", "--budget", 3, "--uniform", "--calibration", calibration, "--out", schedule],
+        ["export", "--model", tiny_model_path, "--precision", "fp16", "--out", engines],
+        ["sample", "--export", engines, "--schedule", schedule, "-n", 2, "--labels", "bee,3", "--out", tmp_path / "p"],
+        ["bench", "--export", engines, "--schedule", schedule, "--calibration", calibration, "-n", 2,
+         "--curve-images", 2, "--out", tmp_path / "r"],
+    ):  # fmt: skip
+        ran = cli(*command, *nowhere)
+        assert ran.code == 0, ran.err
+    assert Schedule.load(schedule).refresh_steps == (0, 2, 4)
+    assert (tmp_path / "p" / "000001.png").exists()
+    assert (tmp_path / "r" / "report.html").exists()
+
+
+def test_plain_lines_on_a_pipe(cli, workspace) -> None:
+    ran = cli("sample", "-w", workspace)
+    assert "\x1b" not in ran.out + ran.err
+    assert "sampling: 16/16" in ran.err
+    assert "16 images" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("calibration.safetensors", "cosine"),
+        ("schedule.json", "refresh steps"),
+        ("export", "parity"),
+        ("export/manifest.json", "parity"),
+        ("export/decoder.onnx", "velocity: float32"),
+        ("workspace.json", "tiny.safetensors"),
+        (".", "schedule.json"),
+    ],
+)
+def test_inspect_explains(cli, workspace, file: str, said: str) -> None:
+    ran = cli("inspect", workspace / file)
+    assert ran.code == 0, ran.err
+    assert said in ran.out
+    assert isinstance(json.loads(cli("inspect", workspace / file, "--json").out), dict)
+
+
+def test_inspect_explains_reports_and_checkpoints(cli, workspace, tiny_model_path) -> None:
+    assert cli("bench", "-w", workspace, "-n", 2, "--curve-images", 2).code == 0
+    assert "unshared" in cli("inspect", workspace / "report.json").out
+    assert "ant, bee, cat, dog" in cli("inspect", tiny_model_path).out
+
+
+MISTAKES = {
+    "budget 0": (["solve", "--budget", 0], "at least once"),
+    "budget below 0": (["solve", "--budget=-1"], "at least once"),
+    "budget above N": (["solve", "--budget", 7], "at most 6"),
+    "budget no number": (["solve", "--budget", "ten"], "--budget"),
+    "other steps than calibrated": (["solve", "--steps", 50], "calibrate --steps 50"),
+    "no steps": (["calibrate", "--steps", 0], "num_steps"),
+    "no samples": (["calibrate", "--samples", 0], "sample"),
+    "NaN guidance": (["calibrate", "--guidance", "nan"], "guidance"),
+    "reversed interval": (["calibrate", "--guidance-interval", "0.9", "0.1"], "guidance_interval"),
+    "unknown solver": (["calibrate", "--solver", "ddim"], "euler"),
+    "unknown model": (["calibrate", "--model", "cifar99"], "cifar10"),
+    "missing checkpoint": (["calibrate", "--model", "./none.ckpt"], "none.ckpt"),
+    "missing configuration": (["calibrate", "--config", "none.yaml"], "none.yaml"),
+    "unknown weights": (["calibrate", "--weights", "best"], "'raw'"),
+    "latent shape": (["calibrate", "--latent-shape", "4x32"], "channels,height,width"),
+    "latent shape of nothing": (["calibrate", "--latent-shape", "3,0,8"], "Latents"),
+    "sampling for other steps": (["sample", "--steps", 50], "50"),
+    "sampling for other guidance": (["sample", "--guidance", "4"], "guidance"),
+    "label out of range": (["sample", "--labels", "4"], "0 to 3"),
+    "negative label": (["sample", "--labels=-1"], "0 to 3"),
+    "unknown label": (["sample", "--labels", "wolf"], "ant, bee, cat, dog"),
+    "no images": (["sample", "--images", 0], "at least 1"),
+    "unknown backend": (["sample", "--backend", "tpu"], "onnx or torch"),
+    "unknown device": (["sample", "--device", "tpu"], "cpu or cuda"),
+    "missing schedule": (["sample", "--schedule", "none.json"], "ddt-accel solve"),
+    "missing calibration": (["solve", "--calibration", "none.safetensors"], "ddt-accel calibrate"),
+    "missing export": (["sample", "--export", "none"], "ddt-accel export"),
+    "unknown precision": (["export", "--precision", "int4"], "fp16"),
+    "one image": (["bench", "--images", 1], "at least 2"),
+    "calibrated images": (["bench", "--seed", 0], "another --seed"),
+    "nothing to inspect": (["inspect", "none.json"], "none.json"),
+    "no data": (["train", "--data", "none.zip", "--out", "run"], "none.zip"),
+    "unknown option": (["solve", "--bugdet", 10], "bugdet"),
+    "unknown command": (["accelerate"], "accelerate"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_a_sentence(cli, workspace, tmp_path, monkeypatch, mistake: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, said = MISTAKES[mistake]
+    before = {path: path.read_bytes() for path in workspace.rglob("*") if path.is_file()}
+    place = [] if arguments[0] in ("inspect", "train", "accelerate") else ["--workspace", workspace]
+    ran = cli(*arguments, *place)
+    assert_sentence(ran, said)
+    for path, content in before.items():
+        if path.name != "workspace.json":
+            assert path.read_bytes() == content
+
+
+def assert_sentence(ran: Result, said: str) -> None:
+    assert ran.code == 2, ran
+    assert said in " ".join(ran.err.split()), ran.err
+    assert "Traceback" not in ran.err
+    assert ran.out == ""
+
+
+@pytest.mark.parametrize("file", ["calibration.safetensors", "schedule.json", "export/manifest.json",
+                                  "export/encoder.onnx", "workspace.json"])  # fmt: skip
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "folder"])
+def test_damage_is_a_sentence(cli, workspace, file: str, damage: str) -> None:
+    path = workspace / file
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        middle = content.index(b'"', len(content) // 2) + 1 if path.suffix == ".json" else len(content) // 2
+        content[middle] ^= 1
+        path.write_bytes(content)
+    elif damage == "empty":
+        path.write_bytes(b"")
+    else:
+        path.unlink()
+        path.mkdir()
+    command = {
+        "calibration.safetensors": ["solve", "--budget", 2],
+        "schedule.json": ["sample"],
+        "workspace.json": ["calibrate", "--steps", 4],
+    }.get(file, ["sample"])
+    assert_sentence(cli(*command, "-w", workspace), path.name)
+    assert_sentence(cli("inspect", path), "")
+
+
+def test_artefacts_of_another_checkpoint_are_refused(cli, workspace, tmp_path) -> None:
+    other = write_tiny_model(tmp_path / "other.safetensors", seed=1)
+    assert_sentence(cli("sample", "-w", workspace, "--backend", "torch", "--model", other), "checkpoint")
+    assert cli("export", "-w", workspace, "--model", other).code == 0
+    assert_sentence(cli("sample", "-w", workspace), "checkpoint")
+    assert_sentence(cli("bench", "-w", workspace, "-n", 2), "checkpoint")
+
+
+def test_a_workspace_that_is_a_file(cli, tiny_model_path, tmp_path) -> None:
+    (tmp_path / "run").write_text("mine")
+    ran = cli("calibrate", "-m", tiny_model_path, "--steps", 2, "--samples", 1, "-w", tmp_path / "run")
+    assert_sentence(ran, "run")
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_a_full_disk_is_a_sentence(tiny_model_path, workspace) -> None:
+    """A file-size limit stands in for it: the system refuses the write half-way, as a full disk does."""
+    before = (workspace / "export" / "encoder.onnx").read_bytes()
+    line = f"ulimit -f 16; exec {sys.executable} -m ddt_accel export --precision fp16 -w {workspace}"
+    ran = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+    assert ran.returncode == 2, ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert (workspace / "export" / "encoder.onnx").read_bytes() == before
+    assert not list((workspace / "export").glob(".export*"))
+
+
+def test_a_killed_calibration_goes_on(tiny_model_path, tmp_path) -> None:
+    """Kill −9 in the middle; the same command again keeps what was finished and ends at the same statistics."""
+    folder = tmp_path / "killed"
+    line = [sys.executable, "-m", "ddt_accel", "calibrate", "--model", str(tiny_model_path), "--steps", "12",
+            "--samples", "400", "--batch-size", "1", "--workspace", str(folder)]  # fmt: skip
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    partial = folder / "calibration.partial.safetensors"
+    deadline = time.monotonic() + 120
+    while not partial.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = Calibration.load(partial).num_samples
+    assert 0 < kept < 400
+    assert not (folder / "calibration.safetensors").exists()
+    again = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert "Continuing an interrupted calibration" in again.stderr
+    assert not partial.exists()
+    whole = subprocess.run([*line[:-1], str(tmp_path / "whole")], capture_output=True, check=True)
+    assert whole.returncode == 0
+    first, second = (Calibration.load(tmp_path / name / "calibration.safetensors") for name in ("killed", "whole"))
+    assert first.ranges == second.ranges
+    np.testing.assert_allclose(first.similarity, second.similarity, rtol=0, atol=1e-12)
+
+
+def test_the_workspace_remembers_the_model(cli, workspace, tiny_model_path, tmp_path, monkeypatch) -> None:
+    """What is said later adds to it; what cannot be loaded is not remembered; paths hold from any folder."""
+    monkeypatch.chdir(tiny_model_path.parent)
+    assert cli("export", "-w", workspace, "--model", tiny_model_path.name).code == 0
+    monkeypatch.chdir(tmp_path)
+    assert_sentence(cli("export", "-w", workspace, "--latent-shape", "3,0,8"), "Latents")
+    assert_sentence(cli("export", "-w", workspace, "--model", "none.ckpt"), "none.ckpt")
+    assert cli("export", "-w", workspace, "--latent-shape", "3,16,16").code == 0
+    told = json.loads(cli("inspect", workspace, "--json").out)
+    assert (told["source"], told["latent_shape"]) == (str(tiny_model_path), [3, 16, 16])
