@@ -1,28 +1,44 @@
-"""Where on a trajectory the encoder runs."""
+"""Where on a trajectory the encoder runs, and how its state is forecast in between."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from ddt_accel.artifacts import read_json, write_json
+import numpy as np
+from numpy.typing import NDArray
+
+from ddt_accel.artifacts import checksum, read_arrays, read_json, write_arrays, write_json
 from ddt_accel.errors import ArtifactError, ConfigError
 from ddt_accel.spec import SamplingSpec
 
-FORMAT, VERSION = "ddt-accel schedule", 1
+FORMAT, VERSION = "ddt-accel schedule", 2
+MEANS_FORMAT, MEANS_VERSION = "ddt-accel mean modulations", 1
+MAX_SOURCES = 4
+
+# A forecast s_k = Σ weight · s_r: pairs (refresh r ≤ k, weight). Holding the last state is ((r, 1.0),).
+Forecast = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """A sampling recipe and its refresh steps: the evaluations at which the encoder runs.
+    """A sampling recipe, its refresh steps, and its forecasts.
 
-    At every other evaluation, a reuse step, the decoder works with the state of the last refresh. With the Heun solver
-    steps are counted in evaluations, two per step of the grid.
+    At a refresh step the encoder runs. At every other evaluation, a reuse step, the decoder works with a forecast of
+    the state: the last one as it is, or where `forecasts` has a row (reuse step → weights of refreshed states), their
+    weighted sum. With `mean_modulations` [E, M] the forecast is of the deviation from the mean trajectory. With the
+    Heun solver steps are counted in evaluations, two per step of the grid.
     """
 
     spec: SamplingSpec
     refresh_steps: tuple[int, ...]
+    forecasts: Mapping[int, Forecast] = field(default_factory=dict)
+    mean_modulations: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
     objective: str = "by hand"
+    forecast: str = "hold"
     predicted_cost: float | None = None
     checkpoint_sha256: str | None = None
     calibration_sha256: str | None = None
@@ -36,11 +52,34 @@ class Schedule:
                 f"refresh_steps is {_shortened(steps)}; they must start at 0, increase, and end at {last} or before."
             )
         object.__setattr__(self, "refresh_steps", steps)
+        for step, row in self.forecasts.items():
+            if not 0 < step <= last or step in steps:
+                raise ConfigError(f"There is a forecast for step {step}, which is no reuse step.")
+            sources = [source for source, _ in row]
+            if not 1 <= len(set(sources)) == len(row) <= MAX_SOURCES or not set(sources) <= set(steps):
+                raise ConfigError(
+                    f"The forecast of step {step} draws on {_shortened(tuple(sources))}; give 1 to {MAX_SOURCES} "
+                    "different refresh steps."
+                )
+            if max(sources) > step or not all(math.isfinite(weight) for _, weight in row):
+                raise ConfigError(f"The forecast of step {step} draws on a later step or has no finite weights.")
+        means = self.mean_modulations
+        if means is not None and (
+            means.ndim != 2 or len(means) != last + 1 or means.dtype != np.float32 or not np.isfinite(means).all()
+        ):
+            raise ConfigError(
+                f"mean_modulations is {means.dtype}{list(means.shape)}; expected finite float32 [{last + 1}, M]."
+            )
 
     @property
     def budget(self) -> int:
         """How often the encoder runs."""
         return len(self.refresh_steps)
+
+    def forecast_at(self, step: int) -> Forecast:
+        """The weights of the refreshed states at a step; at a refresh, of its own state."""
+        held = max(refresh for refresh in self.refresh_steps if refresh <= step)
+        return self.forecasts.get(step, ((held, 1.0),))
 
     @classmethod
     def full(cls, spec: SamplingSpec) -> Schedule:
@@ -49,33 +88,61 @@ class Schedule:
 
     @classmethod
     def uniform(cls, spec: SamplingSpec, budget: int) -> Schedule:
-        """`budget` refreshes spread evenly: floor(k · E / budget)."""
+        """`budget` refreshes spread evenly, floor(k · E / budget), and held."""
         check_budget(budget, spec.num_evaluations)
         steps = tuple(k * spec.num_evaluations // budget for k in range(budget))
         return cls(spec=spec, refresh_steps=steps, objective="uniform")
 
     def save(self, path: str | Path) -> None:
-        """Writes the schedule as JSON, atomically."""
-        write_json(Path(path), FORMAT, VERSION, asdict(self))
+        """Writes the schedule as JSON, atomically, and before it the mean modulations, where it has any.
+
+        They lie beside it under a name that is made of their checksum, so that the schedules of one calibration share
+        them and no schedule ever points to the means of another.
+        """
+        path, means = Path(path), None
+        if self.mean_modulations is not None:
+            digest = checksum({}, {"mean_modulations": self.mean_modulations})
+            means = {"file": f"means-{digest[:12]}.safetensors", "sha256": digest}
+            arrays = {"mean_modulations": self.mean_modulations}
+            write_arrays(path.parent / means["file"], MEANS_FORMAT, MEANS_VERSION, {}, arrays)
+        content: dict[str, Any] = {
+            "spec": asdict(self.spec),
+            "refresh_steps": list(self.refresh_steps),
+            "forecast": self.forecast,
+            "forecasts": {str(step): [list(pair) for pair in row] for step, row in sorted(self.forecasts.items())},
+            "means": means,
+            "objective": self.objective,
+            "predicted_cost": self.predicted_cost,
+            "checkpoint_sha256": self.checkpoint_sha256,
+            "calibration_sha256": self.calibration_sha256,
+        }
+        write_json(path, FORMAT, VERSION, content)
 
     @classmethod
     def load(cls, path: str | Path) -> Schedule:
-        """Reads a schedule; raises ArtifactError where the file is damaged, foreign or makes no sense."""
-        content = read_json(Path(path), FORMAT, VERSION)
+        """Reads a schedule; raises ArtifactError where a file is damaged, foreign or makes no sense."""
+        path = Path(path)
+        content = read_json(path, FORMAT, VERSION)
         try:
-            if set(content) != set(cls.__dataclass_fields__):
-                raise ConfigError(f"it must have exactly {', '.join(cls.__dataclass_fields__)}")
-            steps = content["refresh_steps"]
-            if not isinstance(steps, list):
+            expected = set(cls.__dataclass_fields__) - {"mean_modulations"} | {"means"}
+            if set(content) != expected:
+                raise ConfigError(f"it must have exactly {', '.join(sorted(expected))}")
+            means = _read_means(path.parent, content.pop("means"))
+            if not isinstance(content["refresh_steps"], list):
                 raise ConfigError("refresh_steps must be a list")
             if not isinstance(content["predicted_cost"], int | float | None):
                 raise ConfigError("predicted_cost must be a number or null")
-            for key in ("objective", "checkpoint_sha256", "calibration_sha256"):
+            for key in ("objective", "forecast", "checkpoint_sha256", "calibration_sha256"):
                 if not isinstance(content[key], str | None):
                     raise ConfigError(f"{key} must be a string")
-            spec = SamplingSpec.from_dict(content["spec"])
-            return cls(**{**content, "spec": spec, "refresh_steps": tuple(steps)})
-        except ConfigError as error:
+            content["spec"] = SamplingSpec.from_dict(content["spec"])
+            content["refresh_steps"] = tuple(content["refresh_steps"])
+            content["forecasts"] = {
+                int(step): tuple((int(source), float(weight)) for source, weight in row)
+                for step, row in content["forecasts"].items()
+            }
+            return cls(**content, mean_modulations=means)
+        except (ConfigError, AttributeError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} is not a usable schedule: {error}") from None
 
 
@@ -86,6 +153,26 @@ def check_budget(budget: int, num_evaluations: int) -> None:
             f"budget is {budget!r}; the encoder must run at least once and at most {num_evaluations} times, once per "
             "evaluation."
         )
+
+
+def _read_means(folder: Path, named: Any) -> NDArray[np.float32] | None:
+    """The mean modulations that a schedule names, verified."""
+    if named is None:
+        return None
+    if (
+        not isinstance(named, dict)
+        or set(named) != {"file", "sha256"}
+        or Path(str(named["file"])).name != named["file"]
+    ):
+        raise ConfigError("means must name a file beside the schedule and its sha256")
+    path = folder / named["file"]
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing; it belongs to the schedule beside it: copy both, or solve anew.")
+    _, arrays = read_arrays(path, MEANS_FORMAT, MEANS_VERSION)
+    if checksum({}, arrays) != named["sha256"] or set(arrays) != {"mean_modulations"}:
+        raise ArtifactError(f"{path} is not what the schedule beside it was solved with; solve anew.")
+    means: NDArray[np.float32] = arrays["mean_modulations"]
+    return means
 
 
 def _shortened(steps: tuple[object, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from ddt_accel import Calibration, SamplingSpec, Schedule
-from ddt_accel.artifacts import read_arrays, read_json, write_arrays, write_atomic, write_json
+from ddt_accel.artifacts import checksum, read_arrays, read_json, write_arrays, write_atomic, write_json
 from ddt_accel.backends.manifest import Manifest
 from ddt_accel.calibration.statistics import ImageRange
 from ddt_accel.errors import ArtifactError
@@ -40,11 +41,24 @@ keys = st.text().filter(lambda key: key not in ("format", "version", "checksum")
 
 SPEC = SamplingSpec(num_steps=5, guidance=1.5, last_step=0.04)
 SCHEDULE = Schedule(
-    spec=SPEC, refresh_steps=(0, 2, 3), objective="similarity", predicted_cost=0.25, checkpoint_sha256="ab"
+    spec=SPEC,
+    refresh_steps=(0, 2, 3),
+    forecasts={1: ((0, 0.75),), 4: ((2, -0.5), (3, 1.5))},
+    forecast="calibrated",
+    objective="power",
+    predicted_cost=0.25,
+    checkpoint_sha256="ab",
 )
+MEANS = np.linspace(-1, 1, 15, dtype=np.float32).reshape(5, 3)
+CENTRED = dataclasses.replace(SCHEDULE, mean_modulations=MEANS)
+MEANS_NAME = f"means-{checksum({}, {'mean_modulations': MEANS})[:12]}.safetensors"
 CALIBRATION = Calibration(
     spec=SPEC,
     similarity_sum=np.linspace(0, 1, 25).reshape(5, 5),
+    gram_sum=np.linspace(0, 1, 50).reshape(2, 5, 5),
+    mean_sum=np.linspace(0, 1, 20).reshape(5, 4),
+    modulation_sum=np.linspace(0, 1, 30).reshape(5, 6),
+    sensitivity_sum=np.linspace(0, 1, 15).reshape(5, 3),
     ranges=(ImageRange(seed=0, first=0, stop=4),),
     checkpoint_sha256="ab",
 )
@@ -61,12 +75,19 @@ def manifest(folder: Path) -> Manifest:
     return Manifest.load(folder)
 
 
+def same_means(a: Schedule, b: Schedule) -> bool:
+    assert a.mean_modulations is not None
+    assert b.mean_modulations is not None
+    return a == b and np.array_equal(a.mean_modulations, b.mean_modulations)
+
+
 def same_calibration(a: Calibration, b: Calibration) -> bool:
     return a.sha256 == b.sha256 and np.array_equal(a.similarity_sum, b.similarity_sum)
 
 
 KINDS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object], Callable[[Any, Any], bool]]] = {
     "schedule.json": (lambda p: SCHEDULE.save(p), Schedule.load, lambda a, b: a == b),
+    MEANS_NAME: (lambda p: CENTRED.save(p.parent / "s.json"), lambda p: Schedule.load(p.parent / "s.json"), same_means),
     "calibration.safetensors": (lambda p: CALIBRATION.save(p), Calibration.load, same_calibration),
     "manifest.json": (lambda p: manifest(p.parent), lambda p: Manifest.load(p.parent), lambda a, b: a == b),
 }
@@ -132,7 +153,7 @@ def test_foreign_files_are_refused(tmp_path: Path, name: str, content: Any, bina
 def test_another_version_and_another_kind_are_named(tmp_path: Path) -> None:
     path = tmp_path / "schedule.json"
     SCHEDULE.save(path)
-    path.write_text(path.read_text().replace('"version": 1', '"version": 7'))
+    path.write_text(path.read_text().replace('"version": 2', '"version": 7'))
     with pytest.raises(ArtifactError, match="version 7"):
         Schedule.load(path)
     write_json(path, "ddt-accel workspace", 1, {})
@@ -144,13 +165,18 @@ def test_a_schedule_can_be_edited_by_hand(tmp_path: Path) -> None:
     path = tmp_path / "schedule.json"
     SCHEDULE.save(path)
     document = json.loads(path.read_text())
-    document["refresh_steps"] = [0, 1, 4]
+    document["refresh_steps"], document["forecasts"] = [0, 1, 4], {"2": [[0, -1.0], [1, 2.0]]}
     path.write_text(json.dumps(document))
     with pytest.raises(ArtifactError, match="checksum"):
         Schedule.load(path)
     del document["checksum"]
     path.write_text(json.dumps(document))
     assert Schedule.load(path).refresh_steps == (0, 1, 4)
+    assert Schedule.load(path).forecast_at(3) == ((1, 1.0),)
+    for rows in ({"1": [[0, 1.0]]}, {"2": [[3, 1.0]]}, {"2": [[0, "x"]]}, {"2": [[0, 1.0], [0, 1.0]]}, {"x": []}, [1]):
+        path.write_text(json.dumps({**document, "forecasts": rows}))
+        with pytest.raises(ArtifactError, match="schedule"):
+            Schedule.load(path)
     for nonsense in ([1, 2], [0, 9], "0", [0, "1"], None, [0, True]):
         path.write_text(json.dumps({**document, "refresh_steps": nonsense}))
         with pytest.raises(ArtifactError, match="refresh_steps"):

@@ -57,9 +57,13 @@ def test_trajectories(backend, tiny_model_path, solver: str, budget: int | None)
 
 
 def test_forecasts(backend, tiny_model_path) -> None:
-    schedule = Schedule(spec=SamplingSpec(num_steps=6, guidance=1.5), refresh_steps=(0, 2, 3))
-    forecasts = {4: ((2, -1.0), (3, 2.0)), 5: ((0, 0.5), (2, -1.5), (3, 2.0))}
-    program = compile_program(schedule, forecasts=forecasts)
+    schedule = Schedule(
+        spec=SamplingSpec(num_steps=6, guidance=1.5),
+        refresh_steps=(0, 2, 3),
+        forecasts={1: ((0, 0.8),), 4: ((2, -1.0), (3, 2.0)), 5: ((0, 0.5), (2, -1.5), (3, 2.0))},
+        mean_modulations=np.random.default_rng(0).normal(size=(6, 8 * 16)).astype(np.float32) / 4,
+    )
+    program = compile_program(schedule)
     noise, labels = draw_noise(SHAPE, seed=2, indices=range(2)), torch.tensor([0, 3])
     opened, tolerance = backend
     expected = run(TorchBackend(load_model(tiny_model_path)), program, noise, labels)

@@ -17,7 +17,7 @@ import pytest
 from conftest import write_tiny_model
 from PIL import Image
 
-from ddt_accel import Calibration, Schedule
+from ddt_accel import Calibration, Schedule, solve
 from ddt_accel.cli.app import main
 
 STEPS = "6"
@@ -85,7 +85,8 @@ def test_one_command_after_the_other(cli, tiny_model_path, tmp_path, monkeypatch
         assert ran.code == 0, ran.err
         results[name] = json.loads(ran.out)
     assert results["solve"]["refresh_steps"] == list(Schedule.load(place / "schedule.json").refresh_steps)
-    assert results["solve"]["predicted_cost"] <= results["solve"]["uniform_cost"]
+    certificate = results["solve"]["certificate"]
+    assert certificate["cost"] <= min(certificate["uniform_cost"], certificate["published_cost"])
     assert max(results["export"]["parity"].values()) < 1e-4
     drawn = np.load("samples.npz")["arr_0"]
     assert (drawn.dtype, drawn.shape) == (np.uint8, (3, 8, 8, 3))
@@ -105,7 +106,8 @@ def test_explicit_paths(cli, tiny_model_path, tmp_path) -> None:
     nowhere = ["--workspace", tmp_path / "unused"]
     for command in (
         ["calibrate", "--model", tiny_model_path, "--steps", STEPS, "--samples", 1, "--out", calibration],
-        ["solve", "--budget", 3, "--uniform", "--calibration", calibration, "--out", schedule],
+        ["solve", "--budget", 3, "--forecast", "hold", "--objective", "similarity", "--calibration", calibration,
+         "--out", schedule],
         ["export", "--model", tiny_model_path, "--precision", "fp16", "--out", engines],
         ["sample", "--export", engines, "--schedule", schedule, "-n", 2, "--labels", "bee,3", "--out", tmp_path / "p"],
         ["bench", "--export", engines, "--schedule", schedule, "--calibration", calibration, "-n", 2,
@@ -113,7 +115,8 @@ def test_explicit_paths(cli, tiny_model_path, tmp_path) -> None:
     ):  # fmt: skip
         ran = cli(*command, *nowhere)
         assert ran.code == 0, ran.err
-    assert Schedule.load(schedule).refresh_steps == (0, 2, 4)
+    statistics = Calibration.load(calibration)
+    assert Schedule.load(schedule) == solve(statistics, 3, forecast="hold", objective="similarity")
     assert (tmp_path / "p" / "000001.png").exists()
     assert (tmp_path / "r" / "report.html").exists()
 
@@ -156,6 +159,10 @@ MISTAKES = {
     "budget above N": (["solve", "--budget", 7], "at most 6"),
     "budget no number": (["solve", "--budget", "ten"], "--budget"),
     "other steps than calibrated": (["solve", "--steps", 50], "calibrate --steps 50"),
+    "unknown forecast": (["solve", "-k", 2, "--forecast", "oracle"], "calibrated"),
+    "unknown objective": (["solve", "--objective", "speed"], "minimax"),
+    "published objective with a forecast": (["solve", "--objective", "similarity"], "hold"),
+    "too many sources": (["solve", "--sources", 9], "1 to 4"),
     "no steps": (["calibrate", "--steps", 0], "num_steps"),
     "no samples": (["calibrate", "--samples", 0], "sample"),
     "NaN guidance": (["calibrate", "--guidance", "nan"], "guidance"),

@@ -48,15 +48,15 @@ def test_the_report_holds_the_measurements(tiny_model_path, tmp_path) -> None:
     study = study_of(model, (3, 8, 8))
     page, text, numbers = write_report(study, tmp_path)
     data = json.loads(numbers.read_text())
-    assert [m["name"] for m in data["measurements"]][:3] == ["unshared", "uniform", "solved"]
+    assert [m["name"] for m in data["measurements"]][:4] == ["unshared", "uniform", "published", "solved"]
     noise = draw_noise((3, 8, 8), seed=1, indices=range(5))
     labels = draw_labels(4, seed=1, indices=range(5))
     full, shared = (sample(model, s, noise, labels) for s in (Schedule.full(SPEC), study.schedule))
-    assert data["measurements"][2]["relative_l2"]["mean"] == pytest.approx(relative_l2(shared, full).mean(), rel=1e-3)
+    assert data["measurements"][3]["relative_l2"]["mean"] == pytest.approx(relative_l2(shared, full).mean(), rel=1e-3)
     assert data["measurements"][0]["relative_l2"]["mean"] == 0
     html = page.read_text()
     assert not re.findall(r'(?:src|href)="(?!data:|#)', html.replace('xlink:href="#', 'href="#'))
-    assert html.count("<img ") == 4
+    assert html.count("<img ") == 5
     assert html.count("<svg") == 2
     assert "| solved | 2 |" in text.read_text()
     for key in ("machine", "versions", "model", "sampling"):

@@ -177,20 +177,27 @@ def test_unread_branches_are_not_run(tiny_model_path) -> None:
     assert [e.decode_both for e in program.evaluations] == [k in (5, 6, 7) for k in range(10)]
 
 
-def test_forecasts_are_weighted_sums_of_refreshed_modulations(tiny_model_path) -> None:
-    """Modulations are affine in the state, so weights that add up to one act on states and modulations alike."""
+@pytest.mark.parametrize("centred", [False, True])
+def test_forecasts_of_modulations_are_forecasts_of_states(tiny_model_path, centred: bool) -> None:
+    """Modulations are affine in the state: any weights with the mean trajectory, and without it those that add up to
+    one, act on states and modulations alike."""
     model = load_model(tiny_model_path)
     spec = SamplingSpec(num_steps=6, guidance=1.0)
-    schedule = Schedule(spec=spec, refresh_steps=(0, 2, 3))
     forecasts = {4: ((2, -1.0), (3, 2.0)), 5: ((0, 0.5), (2, -2.5), (3, 3.0))}
+    mu = torch.zeros(6, model.config.hidden_size)
+    if centred:
+        forecasts = {1: ((0, 0.6),), 4: ((2, -0.4), (3, 1.1)), 5: ((0, 0.5), (2, -1.5), (3, 1.7))}
+        mu = torch.randn(6, model.config.hidden_size, generator=torch.Generator().manual_seed(0)) / 2
+    means = model.modulations(mu[None])[0].numpy() if centred else None
+    schedule = Schedule(spec=spec, refresh_steps=(0, 2, 3), forecasts=forecasts, mean_modulations=means)
     noise, labels = draw_noise((3, 8, 8), seed=1, indices=range(2)), torch.tensor([2, 0])
-    got = run(TorchBackend(model), compile_program(schedule, forecasts=forecasts), noise, labels)
+    got = sample(model, schedule, noise, labels)
     x, states = noise, {}
     for k, t in enumerate(spec.times.tolist()):
         if k in schedule.refresh_steps:
             states[k] = model.encode(x, torch.full((2,), t), labels)
         row = forecasts.get(k, ((max(r for r in states if r <= k), 1.0),))
-        state = sum(weight * states[r] for r, weight in row)
+        state = states[k] if k in states else mu[k] + sum(weight * (states[r] - mu[r]) for r, weight in row)
         x = x + (spec.grid[k + 1] - spec.grid[k]) * model.decode(x, state)
     torch.testing.assert_close(got, x.float(), rtol=1e-4, atol=1e-5)
 

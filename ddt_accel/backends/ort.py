@@ -99,8 +99,8 @@ class OnnxRuntimeSession:
     def encode(self, slot: int, rows: int) -> None:
         self._run("encoder", self._encode[slot, rows])
 
-    def forecast(self, slot: int, sources: Sequence[tuple[int, float]], rows: int) -> None:
-        combine(self.modulations, slot, sources, rows)
+    def forecast(self, slot: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: int) -> None:
+        combine(self.modulations, slot, sources, constant, rows)
 
     def decode(self, slot: int, rows: int) -> None:
         self._run("decoder", self._decode[slot, rows])

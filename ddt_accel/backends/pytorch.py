@@ -54,8 +54,8 @@ class TorchSession:
         self.modulations[slot][:rows] = self.model.modulations(state)
 
     @torch.inference_mode()
-    def forecast(self, slot: int, sources: Sequence[tuple[int, float]], rows: int) -> None:
-        combine(self.modulations, slot, sources, rows)
+    def forecast(self, slot: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: int) -> None:
+        combine(self.modulations, slot, sources, constant, rows)
 
     @torch.inference_mode()
     def decode(self, slot: int, rows: int) -> None:
@@ -63,9 +63,15 @@ class TorchSession:
         self.velocity[:rows] = self.model.decode_modulated(self.latents[:rows].to(self.dtype), modulations)
 
 
-def combine(slots: Sequence[Tensor], target: int, sources: Sequence[tuple[int, float]], rows: int) -> None:
-    """Sets the first rows of slot `target`, which is none of the sources, to their weighted sum."""
+def combine(
+    slots: Sequence[Tensor], target: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: int
+) -> None:
+    """Sets the first rows of slot `target`, which is none of the sources, to their weighted sum plus `constant` [M]."""
     (first, weight), *others = sources
-    torch.mul(slots[first][:rows], weight, out=slots[target][:rows])
+    out = slots[target][:rows]
+    if constant is None:
+        torch.mul(slots[first][:rows], weight, out=out)
+    else:
+        torch.add(constant.to(out.dtype), slots[first][:rows], alpha=weight, out=out)
     for source, weight in others:
-        slots[target][:rows].add_(slots[source][:rows], alpha=weight)
+        out.add_(slots[source][:rows], alpha=weight)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel.calibration.sensitivity import sensitivity_sum
 from ddt_accel.calibration.statistics import Calibration, ImageRange
 from ddt_accel.errors import ConfigError, MismatchError, NumericsError
 from ddt_accel.networks.ddt import DDT
 from ddt_accel.sampling.noise import draw_labels, draw_noise, draw_step_noise
 from ddt_accel.sampling.program import compile_program
-from ddt_accel.sampling.trajectory import run
+from ddt_accel.sampling.trajectory import Trajectory
 from ddt_accel.schedule import Schedule
 from ddt_accel.spec import SamplingSpec
 
@@ -30,22 +33,26 @@ def calibrate(
     *,
     first_image: int = 0,
     batch_size: int = 8,
+    sensitivity_samples: int = 8,
     latent_shape: tuple[int, int, int] | None = None,
     resume: Calibration | None = None,
     on_batch: Callable[[Calibration], None] | None = None,
 ) -> Calibration:
-    """Similarity of the encoder states along the unshared trajectories of `num_samples` images of a seed.
+    """Statistics of the encoder states along the unshared trajectories of `num_samples` images of a seed.
 
-    Labels are uniform and, like the noise, a function of (seed, image index). Memory holds the states of one batch,
+    Labels are uniform and, like the noise, a function of (seed, image index). The first `sensitivity_samples` images
+    also measure what an error of the state does to the latents, at the cost of about 26 trajectories each; with 0 of
+    them only the published objective can be solved for. Memory holds the states of one batch,
     `2 · batch_size · E · L · D` floats, whatever `num_samples` is. `resume` is what an interrupted run handed to
     `on_batch`; its images are not run again.
 
     Raises NumericsError, naming step and seed, where a state is not finite.
     """
-    if num_samples < 1 or batch_size < 1 or first_image < 0 or seed < 0:
+    if num_samples < 1 or batch_size < 1 or min(first_image, seed, sensitivity_samples) < 0:
         raise ConfigError(
-            f"num_samples {num_samples}, batch_size {batch_size}, first_image {first_image}, seed {seed}: calibration "
-            "needs at least one sample and batch, and no negative numbers."
+            f"num_samples {num_samples}, batch_size {batch_size}, first_image {first_image}, seed {seed}, "
+            f"sensitivity_samples {sensitivity_samples}: calibration needs at least one sample and batch, and no "
+            "negative numbers."
         )
     source = model.source
     latent_shape = latent_shape or (source.latent_shape if source else None)
@@ -59,9 +66,11 @@ def calibrate(
         # Batches end at multiples of the batch size, so that runs over parts of the images batch them alike.
         stop = min(wanted.stop, (start // batch_size + 1) * batch_size)
         images = ImageRange(seed=seed, first=start, stop=stop)
+        disturbed = ImageRange(seed=seed, first=start, stop=max(start, min(stop, first_image + sensitivity_samples)))
         batch = Calibration(
             spec=spec,
-            similarity_sum=_similarity_sum(model, spec, images, latent_shape).cpu().numpy(),
+            **_batch_sums(model, spec, images, latent_shape),
+            sensitivity_sum=sensitivity_sum(model, spec, disturbed, latent_shape),
             ranges=(images,),
             checkpoint_sha256=sha256,
         )
@@ -85,31 +94,54 @@ def _resumed(resume: Calibration | None, spec: SamplingSpec, sha256: str, wanted
     return resume
 
 
-def _similarity_sum(model: DDT, spec: SamplingSpec, images: ImageRange, latent_shape: tuple[int, int, int]) -> Tensor:
-    """[E, E] float64: the cosines, averaged over tokens and branches, added up over the images."""
+def _batch_sums(
+    model: DDT, spec: SamplingSpec, images: ImageRange, latent_shape: tuple[int, int, int]
+) -> dict[str, NDArray[np.float64]]:
+    """The sums over some images, but for the sensitivities."""
     indices = range(images.first, images.stop)
-    states: list[Tensor] = []
+    batch, tokens = len(indices), model.config.num_tokens(latent_shape)
+    program = compile_program(Schedule.full(spec), encode_unconditional="always")
+    device = model.final_layer.linear.weight.device
+    # [E, branch, B · L, D]
+    states = torch.empty((spec.num_evaluations, 2, batch * tokens, model.config.hidden_size), device=device)
+    modulations = torch.empty((spec.num_evaluations, model.config.modulation_size), dtype=torch.float64, device=device)
+    step = 0
 
     def keep(state: Tensor) -> None:
         if not torch.isfinite(state).all():
             raise NumericsError(
-                f"The encoder state is not finite at step {len(states)} (t = {spec.times[len(states)]:.3f}), seed "
-                f"{images.seed}, images {images.first} … {images.stop - 1}; try float32 weights or less guidance."
+                f"The encoder state is not finite at step {step} (t = {spec.times[step]:.3f}), seed {images.seed}, "
+                f"images {images.first} … {images.stop - 1}; try float32 weights or less guidance."
             )
-        # [2B, L, D] → unit tokens, flat
-        states.append(F.normalize(state.double(), dim=-1).float().flatten())
+        states[step] = state.float().reshape(states[step].shape)
+        # The mean of affine maps of the state is the affine map of its mean.
+        modulations[step] = model.modulations(state.mean((0, 1), keepdim=True)).double().flatten()
 
-    program = compile_program(Schedule.full(spec), encode_unconditional="always")
-    run(
+    trajectory = Trajectory(
         TorchBackend(model, on_state=keep),
         program,
         draw_noise(latent_shape, seed=images.seed, indices=indices),
         draw_labels(model.config.num_classes, seed=images.seed, indices=indices),
         step_noise=draw_step_noise(latent_shape, seed=images.seed, indices=indices),
     )
-    unit = torch.stack(states)  # [E, 2B · L · D]
-    total = torch.zeros((len(unit), len(unit)), dtype=torch.float64, device=unit.device)
-    for chunk in unit.split(_CHUNK, dim=1):
+    for step in range(spec.num_evaluations):
+        trajectory.step(step)
+    sums = {
+        "similarity_sum": _inner_products(states.flatten(1, 2), unit=True) / (2 * tokens),
+        "gram_sum": torch.stack([_inner_products(states[:, branch]) / tokens for branch in (0, 1)]),
+        "mean_sum": states.mean((1, 2), dtype=torch.float64) * batch,
+        "modulation_sum": modulations * batch,
+    }
+    return {name: value.cpu().numpy() for name, value in sums.items()}
+
+
+def _inner_products(states: Tensor, *, unit: bool = False) -> Tensor:
+    """[E, E] float64: Σ over tokens of ⟨s_i, s_j⟩ for states [E, T, D]; of cosines, where they are made `unit`."""
+    total = torch.zeros((len(states), len(states)), dtype=torch.float64, device=states.device)
+    for chunk in states.split(max(1, _CHUNK // states.shape[-1]), dim=1):
         wide = chunk.double()
-        total += wide @ wide.T
-    return total / (2 * model.config.num_tokens(latent_shape))
+        if unit:
+            wide = F.normalize(wide, dim=-1)
+        rows = wide.flatten(1)
+        total += rows @ rows.T
+    return total

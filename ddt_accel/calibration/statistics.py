@@ -13,7 +13,10 @@ from ddt_accel.artifacts import checksum, read_arrays, write_arrays
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError
 from ddt_accel.spec import SamplingSpec
 
-FORMAT, VERSION = "ddt-accel calibration", 1
+FORMAT, VERSION = "ddt-accel calibration", 2
+ARRAYS = ("similarity_sum", "gram_sum", "mean_sum", "modulation_sum", "sensitivity_sum")
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,24 +33,40 @@ class ImageRange:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Calibration:
-    """How the encoder state changes along unshared trajectories.
+    """How the encoder state changes along unshared trajectories: sums over the images of `ranges`, float64.
 
-    `similarity_sum` [E, E] float64 adds up, over the images of `ranges`, the cosine between the states of the same
-    token at evaluations j and i, averaged over tokens and over both guidance branches.
+    Per image, averaged over tokens, with E evaluations and M modulations of the decoder per token:
+
+    - `similarity_sum` [E, E]: the cosine between the states of the same token at evaluations j and i, averaged over
+      both guidance branches;
+    - `gram_sum` [2, E, E]: their inner product, for the conditional and the unconditional branch;
+    - `mean_sum` [E, D] and `modulation_sum` [E, M]: the state and its modulations, averaged over both branches;
+    - `sensitivity_sum` [E, 3]: for the first `sensitivity_samples` images, and the evaluations that were measured:
+      how often, the sum and the sum of squares of the final mean squared error per squared error of the state.
     """
 
     spec: SamplingSpec
-    similarity_sum: NDArray[np.float64]
+    similarity_sum: Array
+    gram_sum: Array
+    mean_sum: Array
+    modulation_sum: Array
+    sensitivity_sum: Array
     ranges: tuple[ImageRange, ...]
     checkpoint_sha256: str
 
     def __post_init__(self) -> None:
         e = self.spec.num_evaluations
-        if self.similarity_sum.shape != (e, e) or self.similarity_sum.dtype != np.float64:
-            raise ConfigError(
-                f"similarity_sum is {self.similarity_sum.dtype}{list(self.similarity_sum.shape)}; expected float64 "
-                f"[{e}, {e}]."
-            )
+        expected = {
+            "similarity_sum": (e, e),
+            "gram_sum": (2, e, e),
+            "mean_sum": (e, self.mean_sum.shape[-1]),
+            "modulation_sum": (e, self.modulation_sum.shape[-1]),
+            "sensitivity_sum": (e, 3),
+        }
+        for name, shape in expected.items():
+            array = getattr(self, name)
+            if array.shape != shape or array.dtype != np.float64:
+                raise ConfigError(f"{name} is {array.dtype}{list(array.shape)}; expected float64 {list(shape)}.")
         if any(r.seed < 0 or not 0 <= r.first < r.stop for r in self.ranges):
             raise ConfigError("The calibrated image ranges make no sense.")
 
@@ -56,14 +75,50 @@ class Calibration:
         return sum(r.stop - r.first for r in self.ranges)
 
     @property
-    def similarity(self) -> NDArray[np.float64]:
+    def similarity(self) -> Array:
         """S [E, E]: the published statistic."""
         return self.similarity_sum / max(1, self.num_samples)
+
+    @property
+    def gram(self) -> Array:
+        """E⟨s_i, s_j⟩ per token [E, E], averaged over both branches."""
+        gram: Array = self.gram_sum.sum(axis=0) / (2 * max(1, self.num_samples))
+        return gram
+
+    @property
+    def mean(self) -> Array:
+        """μ [E, D]: the state's mean over tokens, images and branches."""
+        return self.mean_sum / max(1, self.num_samples)
+
+    @property
+    def mean_modulations(self) -> NDArray[np.float32]:
+        """The modulations of μ, [E, M]."""
+        return (self.modulation_sum / max(1, self.num_samples)).astype(np.float32)
+
+    @property
+    def sensitivity(self) -> Array | None:
+        """g [E]: final root-mean-square error of the latents per root-mean-square error of the state's tokens.
+
+        Evaluations that were not measured lie on a line in log g between those that were; a change of guidance is never
+        interpolated over. None where nothing was measured.
+        """
+        count, total, _ = self.sensitivity_sum.T
+        measured = np.flatnonzero(count)
+        if len(measured) == 0:
+            return None
+        log_g = 0.5 * np.log(np.maximum(total[measured] / count[measured], np.finfo(np.float64).tiny))
+        guidance, every = self.spec.guidance_weights, np.arange(len(count))
+        values = np.empty(len(count))
+        for weight in np.unique(guidance):
+            part = guidance == weight
+            known = part[measured] if part[measured].any() else np.ones(len(measured), dtype=bool)
+            values[part] = np.exp(np.interp(every[part], measured[known], log_g[known]))
+        return values
 
     @cached_property
     def sha256(self) -> str:
         """Identifies the content, whatever file it lies in."""
-        return checksum(self._document(), {"similarity_sum": self.similarity_sum})
+        return checksum(self._document(), self._arrays())
 
     def contains(self, images: ImageRange) -> bool:
         """Whether any of `images` has been calibrated on."""
@@ -86,14 +141,14 @@ class Calibration:
                 )
         return Calibration(
             spec=self.spec,
-            similarity_sum=self.similarity_sum + other.similarity_sum,
+            **{name: array + getattr(other, name) for name, array in self._arrays().items()},
             ranges=_joined((*self.ranges, *other.ranges)),
             checkpoint_sha256=self.checkpoint_sha256,
         )
 
     def save(self, path: str | Path) -> None:
         """Writes the sums, atomically, as a safetensors file."""
-        write_arrays(Path(path), FORMAT, VERSION, self._document(), {"similarity_sum": self.similarity_sum})
+        write_arrays(Path(path), FORMAT, VERSION, self._document(), self._arrays())
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
@@ -102,12 +157,15 @@ class Calibration:
         try:
             return cls(
                 spec=SamplingSpec.from_dict(content["spec"]),
-                similarity_sum=arrays["similarity_sum"],
+                **{name: arrays[name] for name in ARRAYS},
                 ranges=tuple(ImageRange(**r) for r in content["ranges"]),
                 checkpoint_sha256=str(content["checkpoint_sha256"]),
             )
         except (ConfigError, KeyError, TypeError) as error:
             raise ArtifactError(f"{path} is not a usable calibration ({error}); calibrate anew.") from None
+
+    def _arrays(self) -> dict[str, Array]:
+        return {name: getattr(self, name) for name in ARRAYS}
 
     def _document(self) -> dict[str, object]:
         return {

@@ -71,10 +71,17 @@ def demo(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = Fals
     network = place.load_model({"source": DEFAULT_MODEL})
     say("1/4  Calibrating: how does the encoder's state change along unshared trajectories?")
     statistics = run_calibration(
-        place, network, SamplingSpec(), samples=32, seed=0, batch_size=8, out=place.calibration_path
+        place,
+        network,
+        SamplingSpec(),
+        samples=32,
+        sensitivity_samples=4,
+        seed=0,
+        batch_size=8,
+        out=place.calibration_path,
     )
     say("2/4  Solving: the best 10 of 50 steps to run the encoder at")
-    _, text = run_solver(statistics, 10, uniform=False, out=place.schedule_path)
+    _, text = run_solver(statistics, 10, out=place.schedule_path)
     say(text)
     say("3/4  Exporting encoder and decoder to ONNX, and comparing them with PyTorch")
     export(network, place.export_path)

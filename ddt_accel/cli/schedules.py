@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ddt_accel.calibration.statistics import Calibration
     from ddt_accel.networks.ddt import DDT
     from ddt_accel.schedule import Schedule
+    from ddt_accel.solver.solve import Certificate
     from ddt_accel.spec import SamplingSpec
     from ddt_accel.workspace import Workspace
 
@@ -46,6 +47,9 @@ def calibrate(
     timeshift: Annotated[float, typer.Option(help="Time shift of the grid; 1 is none.")] = 1.0,
     last_step: Annotated[float | None, typer.Option(help="Length of the last step; 1 / steps by default.")] = None,
     samples: Annotated[int, typer.Option(help="Sample trajectories to average over.")] = 64,
+    sensitivity_samples: Annotated[
+        int, typer.Option(help="On how many of them errors are followed to the picture; each costs 26 trajectories.")
+    ] = 8,
     seed: SeedOption = 0,
     batch_size: BatchOption = 8,
     device: DeviceOption = "cpu",
@@ -68,7 +72,14 @@ def calibrate(
     network = place.load_model(model_options(model, config, weights, latent_shape))
     network = network.to(check_device(device))
     calibration = run_calibration(
-        place, network, spec, samples=samples, seed=seed, batch_size=batch_size, out=out or place.calibration_path
+        place,
+        network,
+        spec,
+        samples=samples,
+        sensitivity_samples=sensitivity_samples,
+        seed=seed,
+        batch_size=batch_size,
+        out=out or place.calibration_path,
     )
     path = out or place.calibration_path
     emit(
@@ -87,7 +98,15 @@ def calibrate(
 
 
 def run_calibration(
-    place: Workspace, network: DDT, spec: SamplingSpec, *, samples: int, seed: int, batch_size: int, out: Path
+    place: Workspace,
+    network: DDT,
+    spec: SamplingSpec,
+    *,
+    samples: int,
+    sensitivity_samples: int,
+    seed: int,
+    batch_size: int,
+    out: Path,
 ) -> Calibration:
     """Calibrates with a bar; continues what an interrupted run of the same settings left behind."""
     from ddt_accel.calibration.calibrate import calibrate as run
@@ -115,7 +134,16 @@ def run_calibration(
             done.save(partial)
             bar.to(done.num_samples)
 
-        calibration = run(network, spec, samples, seed, batch_size=batch_size, resume=resume, on_batch=on_batch)
+        calibration = run(
+            network,
+            spec,
+            samples,
+            seed,
+            batch_size=batch_size,
+            sensitivity_samples=sensitivity_samples,
+            resume=resume,
+            on_batch=on_batch,
+        )
     calibration.save(out)
     partial.unlink(missing_ok=True)
     return calibration
@@ -124,13 +152,23 @@ def run_calibration(
 def solve(
     budget: Annotated[int, typer.Option("--budget", "-k", help="How often the encoder may run.")] = 10,
     steps: Annotated[int | None, typer.Option("--steps", help="Sampling steps, as calibrated.")] = None,
-    uniform: Annotated[bool, typer.Option("--uniform", help="Spread the refreshes evenly instead.")] = False,
+    forecast: Annotated[
+        str, typer.Option(help="The state between refreshes: calibrated, linear or hold.")
+    ] = "calibrated",
+    objective: Annotated[str, typer.Option(help="power, sum, minimax, or similarity (published; holds).")] = "power",
+    sources: Annotated[int, typer.Option(help="From how many refreshed states a calibrated forecast is made.")] = 2,
+    centred: Annotated[
+        bool, typer.Option("--centred/--uncentred", help="Forecast the deviation from the mean trajectory.")
+    ] = True,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     calibration: Annotated[Path | None, typer.Option(help="A calibration file.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write; in the workspace by default.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Find the steps at which the encoder should run."""
+    """Find the steps at which the encoder should run, and how to forecast its state in between.
+
+    The published method is --forecast hold --objective similarity.
+    """
     from ddt_accel.errors import MismatchError
     from ddt_accel.workspace import Workspace
 
@@ -141,45 +179,55 @@ def solve(
             f"--steps is {steps}, but the calibration has {statistics.spec.num_steps}; run "
             f"`ddt-accel calibrate --steps {steps}` first."
         )
-    result, text = run_solver(statistics, budget, uniform=uniform, out=out or place.schedule_path)
+    method = {"forecast": forecast, "objective": objective, "sources": sources, "centred": centred}
+    result, text = run_solver(statistics, budget, out=out or place.schedule_path, **method)
     emit(result, as_json=json, text=f"{text}\nNext: ddt-accel export --onnx, or ddt-accel sample --backend torch")
 
 
-def run_solver(statistics: Calibration, budget: int, *, uniform: bool, out: Path) -> tuple[dict[str, Any], str]:
-    """Solves, saves, and says what it found: as data and as text."""
-    import dataclasses
+def run_solver(statistics: Calibration, budget: int, *, out: Path, **method: Any) -> tuple[dict[str, Any], str]:
+    """Solves, saves, and says what it found and how it compares: as data and as text."""
+    from dataclasses import asdict
 
-    from ddt_accel.schedule import Schedule
-    from ddt_accel.solver.refresh import total_cost
-    from ddt_accel.solver.solve import similarity_cost
-    from ddt_accel.solver.solve import solve as solve_schedule
+    from ddt_accel.solver.solve import solve_curve
 
-    schedule = solve_schedule(statistics, budget)
-    even = Schedule.uniform(statistics.spec, budget).refresh_steps
-    uniform_cost = total_cost(similarity_cost(statistics.similarity), even)
-    optimal_cost = schedule.predicted_cost
-    if uniform:
-        schedule = dataclasses.replace(schedule, refresh_steps=even, objective="uniform", predicted_cost=uniform_cost)
+    schedule, certificate = solve_curve(statistics, budget, **method)[-1]
     schedule.save(out)
     result = {
         "schedule": str(out),
         "refresh_steps": list(schedule.refresh_steps),
+        "forecast": schedule.forecast,
         "objective": schedule.objective,
         "predicted_cost": schedule.predicted_cost,
-        "optimal_cost": optimal_cost,
-        "uniform_cost": uniform_cost,
+        "certificate": asdict(certificate),
     }
     text = (
         f"{_drawn(schedule)}\n"
         f"The encoder runs at {budget} of {schedule.spec.num_evaluations} steps: "
         f"{', '.join(map(str, schedule.refresh_steps))}\n"
-        f"Sum of 1 − cosine over the reuse steps: {schedule.predicted_cost:.4f} "
-        f"(least possible {optimal_cost:.4f}, evenly spread {uniform_cost:.4f}) → {out}"
+        f"{_MEANING[schedule.objective]}: {schedule.predicted_cost:.4g}. {_compared(certificate)}\n→ {out}"
     )
     return result, text
 
 
+_MEANING = {
+    "similarity": "Sum of 1 − cosine over the reuse steps",
+    "sum": "Predicted error of the final latents, if all errors add up",
+    "power": "Predicted root-mean-square error of the final latents",
+    "minimax": "Predicted error of the final latents from the worst segment",
+}
+
+
+def _compared(certificate: Certificate) -> str:
+    """The certificate in words."""
+    found = "the least" if certificate.exact else "for two states the least"
+    tied = f", shared by {certificate.ties}" if certificate.ties > 1 else ""
+    return (
+        f"At {certificate.cost:.4g} it is {found} of {certificate.considered:.4g} schedules{tied}; evenly spread steps "
+        f"come to {certificate.uniform_cost:.4g}, the published program's to {certificate.published_cost:.4g}."
+    )
+
+
 def _drawn(schedule: Schedule) -> str:
-    """One character a step: ● where the encoder runs, · where its state is reused."""
+    """One character a step: ● where the encoder runs, · where it does not."""
     refreshes = set(schedule.refresh_steps)
     return "".join("●" if k in refreshes else "·" for k in range(schedule.spec.num_evaluations))

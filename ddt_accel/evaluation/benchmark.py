@@ -23,10 +23,11 @@ from ddt_accel.schedule import Schedule
 
 @dataclass(kw_only=True)
 class Clock:
-    """Seconds spent in the two networks."""
+    """Seconds spent in the two networks and in forecasts."""
 
     encoder_seconds: float = 0.0
     decoder_seconds: float = 0.0
+    forecast_seconds: float = 0.0
 
 
 class TimedBackend:
@@ -51,8 +52,8 @@ class _TimedSession:
     def encode(self, slot: int, rows: int) -> None:
         self.clock.encoder_seconds += self._timed(lambda: self.session.encode(slot, rows))
 
-    def forecast(self, slot: int, sources: Sequence[tuple[int, float]], rows: int) -> None:
-        self.session.forecast(slot, sources, rows)
+    def forecast(self, slot: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: int) -> None:
+        self.clock.forecast_seconds += self._timed(lambda: self.session.forecast(slot, sources, constant, rows))
 
     def decode(self, slot: int, rows: int) -> None:
         self.clock.decoder_seconds += self._timed(lambda: self.session.decode(slot, rows))
@@ -86,6 +87,7 @@ class Measurement:
     seconds: float
     encoder_seconds: float
     decoder_seconds: float
+    forecast_seconds: float
     speedup: float
     ideal_speedup: float
     psnr: Interval | None
@@ -188,6 +190,7 @@ def _measurement(
         seconds=one.seconds / num_images,
         encoder_seconds=one.clock.encoder_seconds / num_images,
         decoder_seconds=one.clock.decoder_seconds / num_images,
+        forecast_seconds=one.clock.forecast_seconds / num_images,
         speedup=reference.seconds / one.seconds,
         ideal_speedup=whole / ideal,
         psnr=interval(values) if values is not None else None,

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-BLUE, ORANGE, GREY = "#1f5fbf", "#d9730d", "#777777"
+BLUE, ORANGE, GREEN, GREY = "#1f5fbf", "#d9730d", "#2e8b57", "#777777"
 
 
 @dataclass(frozen=True, kw_only=True)

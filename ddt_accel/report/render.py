@@ -14,9 +14,11 @@ import numpy as np
 from ddt_accel.artifacts import write_atomic, write_json
 from ddt_accel.evaluation.benchmark import Measurement
 from ddt_accel.evaluation.fidelity import Interval, to_uint8
-from ddt_accel.report.figures import BLUE, GREY, ORANGE, Curve, similarity_heatmap, speed_fidelity
+from ddt_accel.report.figures import BLUE, GREEN, GREY, ORANGE, Curve, similarity_heatmap, speed_fidelity
 from ddt_accel.report.pictures import contact_sheet, png
-from ddt_accel.report.study import SOLVED, UNIFORM, UNSHARED, Study
+from ddt_accel.report.study import PUBLISHED, SOLVED, UNIFORM, UNSHARED, Study
+from ddt_accel.schedule import Schedule
+from ddt_accel.solver.solve import GAMMA
 
 FORMAT, VERSION = "ddt-accel report", 1
 TEMPLATES = Path(__file__).parent
@@ -57,11 +59,16 @@ def as_json(study: Study) -> dict[str, Any]:
 
 def _context(study: Study) -> dict[str, Any]:
     by_name = {m.name: m for m in study.measurements}
-    fewer = study.measurements[3] if len(study.measurements) > 3 else None
+    fewer = study.measurements[4] if len(study.measurements) > 4 else None
     pixels = any(m.psnr is not None for m in study.measurements)
     grids = []
     if pixels:
-        captions = {UNSHARED: "Encoder at every step", UNIFORM: "Evenly spread", SOLVED: "Solved"}
+        captions = {
+            UNSHARED: "Encoder at every step",
+            UNIFORM: "Evenly spread, held",
+            PUBLISHED: "Published method, held",
+            SOLVED: "Solved" if study.schedule.forecast == "hold" else "Solved, forecast",
+        }
         for name, latents in study.latents.items():
             sheet = png(contact_sheet(to_uint8(latents), columns=4), scale=max(1, 64 // latents.shape[-1]))
             caption = captions.get(name, f"Only {name}, nothing shared")
@@ -73,9 +80,12 @@ def _context(study: Study) -> dict[str, Any]:
         "evaluations": study.schedule.spec.num_evaluations,
         "unshared": by_name[UNSHARED],
         "uniform": by_name[UNIFORM],
+        "published": by_name[PUBLISHED],
         "solved": by_name[SOLVED],
         "fewer": fewer,
-        "verdict": verdict(by_name[SOLVED], by_name[UNIFORM], fewer) if pixels else "",
+        "verdict": verdict(by_name[SOLVED], by_name[PUBLISHED], fewer) if pixels else "",
+        "held": study.schedule.forecast == "hold",
+        "origin": _origin(study.schedule),
         "pixels": pixels,
         "grids": grids,
         "heatmap": similarity_heatmap(study.calibration.similarity, study.schedule.refresh_steps),
@@ -85,13 +95,28 @@ def _context(study: Study) -> dict[str, Any]:
     }
 
 
-def verdict(solved: Measurement, uniform: Measurement, fewer: Measurement | None) -> str:
-    """One honest sentence on whether sharing, and solving for it, paid; paired over images."""
-    gain = _paired(solved, uniform)
-    text = f"Placing the same number of encoder runs where the solver says {_says(gain, 'than spreading them evenly')}."
+def verdict(solved: Measurement, published: Measurement, fewer: Measurement | None) -> str:
+    """Whether sharing, and how it is done here, paid; paired over images."""
+    gain = _paired(solved, published)
+    text = f"With the same number of encoder runs this schedule {_says(gain, 'than the published method')}."
     if fewer is not None:
         text += f" Against simply taking {fewer.name} in about the same time it {_says(_paired(solved, fewer), '')}."
     return text
+
+
+def _origin(schedule: Schedule) -> str:
+    """What the solver minimised, for people."""
+    if schedule.objective == "similarity":
+        return (
+            "The solver picked the boxes that lose the least similarity; no other choice of "
+            f"{schedule.budget} runs loses less."
+        )
+    if schedule.objective in GAMMA:
+        return (
+            f"The solver picked the steps from which the others can be forecast best ({schedule.forecast}), every "
+            "error weighted by what it was measured to do to the picture."
+        )
+    return "These steps were not solved for."
 
 
 def _paired(a: Measurement, b: Measurement) -> Interval | None:
@@ -126,15 +151,20 @@ def _fidelity_label(pixels: bool) -> str:
 
 
 def _curves(study: Study, pixels: bool) -> list[Curve]:
-    styles = {"solved": (BLUE, "o"), "uniform": (ORANGE, "s"), "fewer steps": (GREY, "^")}
+    styles = {
+        SOLVED: (BLUE, "o", "solved"),
+        PUBLISHED: (GREEN, "D", "published method"),
+        UNIFORM: (ORANGE, "s", "evenly spread, held"),
+        "fewer steps": (GREY, "^", "fewer steps, no sharing"),
+    }
     curves = []
     for way, points in study.curves.items():
         kept = [(m, value) for m in points if (value := _fidelity(m, pixels)) is not None]
         kept.sort(key=lambda pair: pair[0].num_steps * 1000 + len(pair[0].refresh_steps))
-        color, marker = styles[way]
+        color, marker, name = styles[way]
         curves.append(
             Curve(
-                name={"solved": "solved", "uniform": "evenly spread", "fewer steps": "fewer steps, no sharing"}[way],
+                name=name,
                 color=color,
                 marker=marker,
                 speedups=[m.speedup for m, _ in kept],

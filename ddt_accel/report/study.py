@@ -8,6 +8,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +18,9 @@ from ddt_accel.errors import ConfigError, MismatchError
 from ddt_accel.evaluation.benchmark import Measurement, measure
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.schedule import Schedule
-from ddt_accel.solver.solve import solve
+from ddt_accel.solver.solve import OBJECTIVES, solve, solve_curve
 
-UNSHARED, UNIFORM, SOLVED = "unshared", "uniform", "solved"
+UNSHARED, UNIFORM, PUBLISHED, SOLVED = "unshared", "uniform", "published", "solved"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class Study:
 
     calibration: Calibration
     schedule: Schedule
-    measurements: list[Measurement]  # unshared, uniform, solved, fewer steps
+    measurements: list[Measurement]  # unshared, uniform, published, solved, fewer steps
     latents: dict[str, Tensor]  # the first of them, a few images each
     curves: dict[str, list[Measurement]]  # by way of being faster
     num_images: int
@@ -56,7 +57,7 @@ def conduct(
     batch_size: int,
     progress: Callable[[str, int], Callable[[], None]],
 ) -> Study:
-    """Measures unshared, uniform and solved, then fewer steps at the solved one's speed, then all budgets.
+    """Measures all budgets, then the schedule beside unshared, uniform, the published method and fewer steps.
 
     `progress(label, total)` opens a bar and returns what advances it. Raises MismatchError where the images were
     calibrated on: what is reported must hold for images that no statistic has seen.
@@ -85,7 +86,7 @@ def conduct(
             on_run=advance,
         )
 
-    curves = _curves(calibration, full)
+    curves = _curves(calibration, schedule, full)
     probe = {UNSHARED: full} | {name: s for group in curves.values() for name, s in group.items()}
     # Smaller batches, so that every point is an average over moments of the machine, too.
     points, _ = go(probe, curve_images, max(1, batch_size // 2), "measuring all budgets")
@@ -94,9 +95,14 @@ def conduct(
 
     # What a user would do instead: take fewer steps, as many as fit into the solved schedule's time.
     step_seconds = by_name[UNSHARED].seconds / spec.num_steps
-    solved_seconds = _seconds_at(measured["solved"], schedule.budget)
+    solved_seconds = _seconds_at(measured.get(SOLVED, measured[UNIFORM]), schedule.budget)
     fewer = max(1, min(spec.num_steps - 1, round(solved_seconds / step_seconds)))
-    main = {UNSHARED: full, UNIFORM: Schedule.uniform(spec, schedule.budget), SOLVED: schedule}
+    main = {
+        UNSHARED: full,
+        UNIFORM: Schedule.uniform(spec, schedule.budget),
+        PUBLISHED: solve(calibration, schedule.budget, forecast="hold", objective="similarity"),
+        SOLVED: schedule,
+    }
     if spec.num_steps > 1:
         main[f"{fewer} steps"] = Schedule.full(dataclasses.replace(spec, num_steps=fewer))
     measurements, latents = go(main, num_images, batch_size, "measuring the schedules")
@@ -113,17 +119,34 @@ def conduct(
     )
 
 
-def _curves(calibration: Calibration, full: Schedule) -> dict[str, dict[str, Schedule]]:
-    """Schedules of all budgets, evenly spread and solved, and of fewer steps."""
+def _curves(calibration: Calibration, schedule: Schedule, full: Schedule) -> dict[str, dict[str, Schedule]]:
+    """Schedules of all budgets, solved as `schedule` was, as published, evenly spread, and of fewer steps."""
     spec = full.spec
     budgets = [budget for budget in curve_budgets(spec.num_evaluations) if budget < spec.num_evaluations]
     fewer = sorted({max(1, round(spec.num_steps * share)) for share in (0.1, 0.16, 0.24, 0.32, 0.4, 0.5, 0.64, 0.8)})
-    return {
-        "solved": {f"solved, {k}": solve(calibration, k) for k in budgets},
-        "uniform": {f"uniform, {k}": Schedule.uniform(spec, k) for k in budgets},
+    curves = {
+        UNIFORM: {f"{UNIFORM}, {k}": Schedule.uniform(spec, k) for k in budgets},
         "fewer steps": {
             f"{n} steps": Schedule.full(dataclasses.replace(spec, num_steps=n)) for n in fewer if n < spec.num_steps
         },
+    }
+    if budgets:
+        ways = {SOLVED: method_of(schedule), PUBLISHED: {"forecast": "hold", "objective": "similarity"}}
+        for way, method in ways.items():
+            solved = solve_curve(calibration, budgets[-1], **method)
+            curves[way] = {f"{way}, {k}": solved[k - 1][0] for k in budgets}
+    return curves
+
+
+def method_of(schedule: Schedule) -> dict[str, Any]:
+    """The settings of `solve` that a schedule was solved with; the defaults where it was not solved."""
+    if schedule.objective not in OBJECTIVES:
+        return {}
+    return {
+        "forecast": schedule.forecast,
+        "objective": schedule.objective,
+        "sources": max((len(row) for row in schedule.forecasts.values()), default=2),
+        "centred": schedule.mean_modulations is not None,
     }
 
 
@@ -147,6 +170,7 @@ def _conditions(
         "sampling": f"{spec.solver}, {spec.num_steps} steps, guidance {spec.guidance:g} for {low:g} < t < {high:g}, "
         f"time shift {spec.timeshift:g}",
         "calibration": f"{calibration.num_samples} trajectories",
+        "schedule": f"{schedule.forecast} forecast, objective {schedule.objective}",
         "backend": backend.name,
         "device": backend.device.type + accelerator,
         "machine": f"{processor()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, {platform.system()}",

@@ -27,8 +27,8 @@ class Session(Protocol):
     def encode(self, slot: int, rows: int) -> None:
         """Runs the encoder on the first `rows` rows; their modulations go to `slot`."""
 
-    def forecast(self, slot: int, sources: Sequence[tuple[int, float]], rows: int) -> None:
-        """Sets `slot` to the weighted sum of other slots, in the first `rows` rows."""
+    def forecast(self, slot: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: int) -> None:
+        """Sets `slot` to the weighted sum of other slots plus a `constant` [M], in the first `rows` rows."""
 
     def decode(self, slot: int, rows: int) -> None:
         """Runs the decoder on the first `rows` rows under the modulations in `slot`."""

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ddt_accel.sampling.integrators import Update, updates
-from ddt_accel.schedule import Schedule
-
-# A forecast m_k = Σ weight · m_r: pairs (refresh r ≤ k, weight). Holding the last state is ((r, 1.0),).
-Forecast = tuple[tuple[int, float], ...]
+from ddt_accel.schedule import Forecast, Schedule
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
     """One evaluation of the network."""
 
     time: float
     guidance: float  # 1: the unconditional branch is not needed
     forecast: Forecast  # ((k, 1.0),) at refresh k itself
+    constant: NDArray[np.float32] | None  # c_k [M], added to the forecast
     encode_both: bool  # at a refresh: encode the unconditional branch too
     update: Update
 
     @property
     def decode_both(self) -> bool:
         return self.guidance != 1.0
+
+    @property
+    def holds(self) -> bool:
+        """Whether the forecast is the last refreshed state as it is."""
+        return len(self.forecast) == 1 and self.forecast[0][1] == 1.0 and self.constant is None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,23 +44,15 @@ class Program:
         return any(evaluation.update.noise for evaluation in self.evaluations)
 
 
-def compile_program(
-    schedule: Schedule, *, forecasts: dict[int, Forecast] | None = None, encode_unconditional: str = "read"
-) -> Program:
+def compile_program(schedule: Schedule, *, encode_unconditional: str = "read") -> Program:
     """The program of a schedule.
 
-    Between refreshes the last state is held; `forecasts` overrides that for the evaluations it names. The
-    unconditional branch is encoded only at refreshes that a guided evaluation reads, or with
+    The unconditional branch is encoded only at refreshes that a guided evaluation reads, or with
     `encode_unconditional="always"` (calibration averages over both branches) at every one.
     """
     spec = schedule.spec
     guidance = spec.guidance_weights.tolist()
-    refreshes = set(schedule.refresh_steps)
-    rows: list[Forecast] = []
-    last = 0
-    for k in range(spec.num_evaluations):
-        last = k if k in refreshes else last
-        rows.append((forecasts or {}).get(k, ((last, 1.0),)))
+    rows = [schedule.forecast_at(k) for k in range(spec.num_evaluations)]
     read = {r for k, row in enumerate(rows) if guidance[k] != 1.0 for r, _ in row}
     return Program(
         evaluations=tuple(
@@ -62,10 +60,23 @@ def compile_program(
                 time=time,
                 guidance=guidance[k],
                 forecast=rows[k],
+                constant=_constant(schedule.mean_modulations, k, rows[k]),
                 encode_both=encode_unconditional == "always" or k in read,
                 update=update,
             )
             for k, (time, update) in enumerate(zip(spec.times.tolist(), updates(spec), strict=True))
         ),
-        refresh_steps=frozenset(refreshes),
+        refresh_steps=frozenset(schedule.refresh_steps),
     )
+
+
+def _constant(means: NDArray[np.float32] | None, k: int, row: Forecast) -> NDArray[np.float32] | None:
+    """c_k = μ_k − Σ w μ_r: with it the forecast is of the deviation from the mean trajectory μ [E, M].
+
+    Modulations are affine in the state, so that means and forecasts of states are means and forecasts of modulations.
+    """
+    if means is None or row == ((k, 1.0),):
+        return None
+    wide = means.astype(np.float64)
+    constant: NDArray[np.float32] = (wide[k] - sum(w * wide[r] for r, w in row)).astype(np.float32)
+    return constant

@@ -1,7 +1,7 @@
 """The trajectory loop, written once for every sampler, schedule and backend.
 
 at a refresh k:    m_k = modulations(encode(x, t_k, y))
-otherwise:         m_k = Σ_r F[k, r] m_r
+otherwise:         m_k = Σ_r F[k, r] m_r + c_k
 v_k = v_u + w_k (v_c − v_u),   v = decode(x, m_k)
 x   ← a_k x + Σ_j B[k, j] v_j + n_k ξ_k
 """
@@ -18,6 +18,80 @@ from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.program import Program
 
 
+class Trajectory:
+    """One batch on its way along a program: `step(0)`, `step(1)`, …; `latents` is where it is.
+
+    `step_noise(k)` gives ξ_k [B, C, H, W], for stochastic samplers only.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        program: Program,
+        noise: Tensor,
+        labels: Tensor,
+        *,
+        step_noise: Callable[[int], Tensor] | None = None,
+    ) -> None:
+        noise, labels = _checked(backend, noise, labels)
+        if program.stochastic and step_noise is None:
+            raise ConfigError("A stochastic sampler adds noise at every step; give step_noise, a function of the step.")
+        self.program, self.step_noise, self.batch = program, step_noise, len(noise)
+        self._velocity_slots, self._modulation_slots = _plan(program)
+        slots = 1 + max(self._modulation_slots.values())
+        self.session = session = backend.open(self.batch, (noise.shape[1], noise.shape[2], noise.shape[3]), slots)
+        session.labels[: self.batch] = labels
+        session.labels[self.batch :] = backend.config.num_classes
+        self._velocities = noise.new_empty(
+            (1 + max(self._velocity_slots.values()), *noise.shape), device=backend.device
+        )
+        self._constants = {
+            k: torch.from_numpy(evaluation.constant).to(backend.device)
+            for k, evaluation in enumerate(program.evaluations)
+            if evaluation.constant is not None
+        }
+        self.latents, self._copy = session.latents[: self.batch], session.latents[self.batch :]
+        self.latents.copy_(noise)
+
+    def step(self, k: int) -> None:
+        """Evaluation k of the program."""
+        program, session, batch, x = self.program, self.session, self.batch, self.latents
+        evaluation = program.evaluations[k]
+        if evaluation.decode_both or (k in program.refresh_steps and evaluation.encode_both):
+            self._copy.copy_(x)
+        rows = 2 * batch if evaluation.decode_both else batch
+        slot = self._modulation_slots[k]
+        sources = [(self._modulation_slots[r], weight) for r, weight in evaluation.forecast]
+        if k in program.refresh_steps:
+            session.times.fill_(evaluation.time)
+            session.encode(slot, 2 * batch if evaluation.encode_both else batch)
+        elif slot not in [source for source, _ in sources]:
+            session.forecast(slot, sources, self._constants.get(k), rows)
+        session.decode(slot, rows)
+
+        v = self._velocities[self._velocity_slots[k]]
+        conditional, unconditional = session.velocity[:batch], session.velocity[batch:]
+        if evaluation.decode_both:
+            torch.lerp(unconditional, conditional, evaluation.guidance, out=v)
+        else:
+            v.copy_(conditional)
+        update = evaluation.update
+        if update.scale != 1.0:
+            x.mul_(update.scale)
+        for j, weight in update.velocities:
+            x.add_(self._velocities[self._velocity_slots[j]], alpha=weight)
+        if update.noise and self.step_noise is not None:
+            x.add_(self.step_noise(k).to(x), alpha=update.noise)
+
+    def snapshot(self) -> tuple[Tensor, Tensor]:
+        """All that the coming steps of an unshared trajectory depend on, for `restore`."""
+        return self.latents.clone(), self._velocities.clone()
+
+    def restore(self, snapshot: tuple[Tensor, Tensor]) -> None:
+        self.latents.copy_(snapshot[0])
+        self._velocities.copy_(snapshot[1])
+
+
 def run(
     backend: Backend,
     program: Program,
@@ -29,48 +103,14 @@ def run(
 ) -> Tensor:
     """Drives a backend along a program from `noise` [B, C, H, W] for `labels` [B]; returns the latents at t = 1.
 
-    `step_noise(k)` gives ξ_k [B, C, H, W], for stochastic samplers only. `watch(k)` is called after evaluation k.
+    `watch(k)` is called after evaluation k.
     """
-    noise, labels = _checked(backend, noise, labels)
-    if program.stochastic and step_noise is None:
-        raise ConfigError("A stochastic sampler adds noise at every step; give step_noise, a function of the step.")
-    batch = len(noise)
-    velocity_slots, modulation_slots = _plan(program)
-    session = backend.open(batch, (noise.shape[1], noise.shape[2], noise.shape[3]), 1 + max(modulation_slots.values()))
-    session.labels[:batch] = labels
-    session.labels[batch:] = backend.config.num_classes
-    velocities = noise.new_empty((1 + max(velocity_slots.values()), *noise.shape), device=backend.device)
-    x, copy = session.latents[:batch], session.latents[batch:]
-    conditional, unconditional = session.velocity[:batch], session.velocity[batch:]
-    x.copy_(noise)
-
-    for k, evaluation in enumerate(program.evaluations):
-        if evaluation.decode_both or (k in program.refresh_steps and evaluation.encode_both):
-            copy.copy_(x)
-        rows = 2 * batch if evaluation.decode_both else batch
-        slot = modulation_slots[k]
-        if k in program.refresh_steps:
-            session.times.fill_(evaluation.time)
-            session.encode(slot, 2 * batch if evaluation.encode_both else batch)
-        elif slot not in [modulation_slots[r] for r, _ in evaluation.forecast]:
-            session.forecast(slot, [(modulation_slots[r], weight) for r, weight in evaluation.forecast], rows)
-        session.decode(slot, rows)
-
-        v = velocities[velocity_slots[k]]
-        if evaluation.decode_both:
-            torch.lerp(unconditional, conditional, evaluation.guidance, out=v)
-        else:
-            v.copy_(conditional)
-        update = evaluation.update
-        if update.scale != 1.0:
-            x.mul_(update.scale)
-        for j, weight in update.velocities:
-            x.add_(velocities[velocity_slots[j]], alpha=weight)
-        if update.noise and step_noise is not None:
-            x.add_(step_noise(k).to(x), alpha=update.noise)
+    trajectory = Trajectory(backend, program, noise, labels, step_noise=step_noise)
+    for k in range(len(program.evaluations)):
+        trajectory.step(k)
         if watch is not None:
             watch(k)
-    return x.clone()
+    return trajectory.latents.clone()
 
 
 def _plan(program: Program) -> tuple[dict[int, int], dict[int, int]]:
@@ -87,7 +127,7 @@ def _plan(program: Program) -> tuple[dict[int, int], dict[int, int]]:
     modulations: dict[int, int] = {}
     for k, evaluation in enumerate(program.evaluations):
         velocities[k] = _free({velocities[j] for j, last in last_velocity_read.items() if j < k <= last})
-        if k not in program.refresh_steps and len(evaluation.forecast) == 1 and evaluation.forecast[0][1] == 1.0:
+        if k not in program.refresh_steps and evaluation.holds:
             modulations[k] = modulations[evaluation.forecast[0][0]]
         else:
             live = {modulations[r] for r, last in last_state_read.items() if r < k <= last}

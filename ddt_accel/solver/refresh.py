@@ -22,10 +22,11 @@ from ddt_accel.schedule import check_budget
 
 @dataclass(frozen=True, kw_only=True)
 class Solution:
-    """The refresh steps of least total cost for a budget of `len(refresh_steps)`."""
+    """The refresh steps of least total cost for a budget of `len(refresh_steps)`, and how many sets share that cost."""
 
     refresh_steps: tuple[int, ...]
     cost: float
+    ties: int
 
 
 def solve_refresh_steps(cost: ArrayLike, budget: int) -> tuple[int, ...]:
@@ -71,7 +72,8 @@ def _solve(matrix: NDArray[np.float64], max_budget: int) -> list[Solution]:
     served.T[np.triu_indices(n)] = np.cumsum(np.triu(matrix), axis=1)[np.triu_indices(n)]
     best = served[:, 0].copy()  # best[e] = C_k(e + 1)
     last = np.zeros((max_budget + 1, n), dtype=np.int32)  # the last refresh of that optimum
-    totals = [best[-1]]
+    count = np.ones(n)  # how many sets of refresh steps reach it
+    totals, ties = [best[-1]], [1]
     scratch = np.empty((n, n))
     for k in range(2, max_budget + 1):
         # With k refreshes the last lies at k − 1 or later, and so does the step it serves.
@@ -80,10 +82,14 @@ def _solve(matrix: NDArray[np.float64], max_budget: int) -> list[Solution]:
         np.add(served[first:, first:], best[first - 1 : -1], out=candidates)
         choice = candidates.argmin(axis=1)
         last[k, first:] = choice + first
-        best = np.concatenate([np.full(first, np.inf), candidates[np.arange(n - first), choice]])
+        least = candidates[np.arange(n - first), choice]
+        count = np.concatenate([np.zeros(first), (candidates <= least[:, None] * (1 + 1e-12)) @ count[first - 1 : -1]])
+        best = np.concatenate([np.full(first, np.inf), least])
         totals.append(best[-1])
+        ties.append(int(count[-1]))
     return [
-        Solution(refresh_steps=_trace(last, budget, n), cost=float(total)) for budget, total in enumerate(totals, 1)
+        Solution(refresh_steps=_trace(last, budget, n), cost=float(total), ties=tied)
+        for budget, (total, tied) in enumerate(zip(totals, ties, strict=True), 1)
     ]
 
 

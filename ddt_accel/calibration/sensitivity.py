@@ -1,0 +1,83 @@
+"""What an error of the encoder state does to the picture, measured evaluation by evaluation.
+
+At evaluation i alone the state is moved towards the one that held a few evaluations earlier, which is the kind of error
+that reuse makes; the rest of the trajectory is unshared and its noise the same. The final mean squared error of the
+latents over the squared error of the state, `g_i²`, turns forecast errors into errors of the picture.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel.calibration.statistics import ImageRange
+from ddt_accel.networks.ddt import DDT
+from ddt_accel.sampling.noise import draw_labels, draw_noise, draw_step_noise
+from ddt_accel.sampling.program import compile_program
+from ddt_accel.sampling.trajectory import Trajectory
+from ddt_accel.schedule import Schedule
+from ddt_accel.spec import SamplingSpec
+
+# Half of these trajectories, on the average: a disturbed one starts where it is disturbed.
+MAX_MEASURED = 50
+# How far the state is moved towards the earlier one, and how much earlier that was.
+DISTURBANCE, LAG = 0.25, 1 / 16
+
+
+def measured_steps(spec: SamplingSpec) -> list[int]:
+    """Evaluations that are enough to interpolate from: evenly spaced, and both sides of every change of guidance.
+
+    Never evaluation 0, which is never a reuse step.
+    """
+    stride = -(-spec.num_evaluations // MAX_MEASURED)
+    steps = set(range(1, spec.num_evaluations, stride)) | {spec.num_evaluations - 1}
+    for change in np.flatnonzero(np.diff(spec.guidance_weights)).tolist():
+        steps |= {change, change + 1}
+    return sorted(steps - {0})
+
+
+def sensitivity_sum(
+    model: DDT, spec: SamplingSpec, images: ImageRange, latent_shape: tuple[int, int, int]
+) -> NDArray[np.float64]:
+    """[E, 3]: the count, sum and sum of squares over images of g_i², zero where nothing was measured."""
+    total = np.zeros((spec.num_evaluations, 3))
+    indices = range(images.first, images.stop)
+    if len(indices) == 0 or spec.num_evaluations == 1:
+        return total
+    states: list[Tensor] = []
+    error: Tensor | None = None  # what is added to the next state
+
+    def meet(state: Tensor) -> None:
+        if error is not None:
+            state += error
+        elif len(states) < spec.num_evaluations:
+            states.append(state.clone())
+
+    trajectory = Trajectory(
+        TorchBackend(model, on_state=meet),
+        compile_program(Schedule.full(spec), encode_unconditional="always"),
+        draw_noise(latent_shape, seed=images.seed, indices=indices),
+        draw_labels(model.config.num_classes, seed=images.seed, indices=indices),
+        step_noise=draw_step_noise(latent_shape, seed=images.seed, indices=indices),
+    )
+    snapshots = []
+    for k in range(spec.num_evaluations):
+        snapshots.append(trajectory.snapshot())
+        trajectory.step(k)
+    undisturbed = trajectory.latents.clone()
+    lag = max(1, round(LAG * spec.num_evaluations))
+    for i in measured_steps(spec):
+        trajectory.restore(snapshots[i])
+        error = DISTURBANCE * (states[max(0, i - lag)] - states[i])
+        # Per image: both branches of it, added up over channels, averaged over tokens.
+        squared = error.double().square().sum(-1).mean(-1).view(2, -1).mean(0)
+        trajectory.step(i)
+        error = None
+        for k in range(i + 1, spec.num_evaluations):
+            trajectory.step(k)
+        final = (trajectory.latents - undisturbed).double().square().flatten(1).mean(1)
+        ratio = (final / squared)[squared > 0]
+        total[i] += [len(ratio), ratio.sum().item(), ratio.square().sum().item()]
+    return total
