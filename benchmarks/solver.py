@@ -1,4 +1,6 @@
-"""How long the exact program takes for all budgets at once, on random costs. Prints its conditions; writes JSON.
+"""How long the exact programs take, on random costs and prices. Prints its conditions; writes JSON.
+
+`states 1`: a step is served by the last refresh. `states 2`: by the last two, the program over pairs (γ = 2).
 
 Usage: python benchmarks/solver.py [--out FILE]
 """
@@ -9,16 +11,29 @@ import argparse
 import json
 import os
 import platform
+import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from ddt_accel import solve_all_budgets
 from ddt_accel.report.study import processor
+from ddt_accel.solver.pairs import solve_pairs
 
-SIZES = (50, 100, 250, 500, 1000)
-REPEATS = 5
+SINGLES = (50, 100, 250, 500, 1000)
+PAIRS = ((50, 50), (100, 50), (250, 50))
+REPEATS = 3
+
+
+def least_seconds(call: Callable[[], object]) -> float:
+    times = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return min(times)
 
 
 def main() -> None:
@@ -30,22 +45,25 @@ def main() -> None:
         "cpus": os.cpu_count(),
         "numpy": np.__version__,
         "python": platform.python_version(),
-        "repeats": REPEATS,
-        "figure": "least of the repeats, in seconds",
+        "figure": f"least of {REPEATS} repeats, in seconds",
     }
     print(*(f"{key}: {value}" for key, value in conditions.items()), sep="\n")
     rng = np.random.default_rng(0)
     rows = []
-    print(f"\n{'steps N':>8} {'budgets':>8} {'seconds':>9}")
-    for n in SIZES:
+    print(f"\n{'states':>8} {'steps N':>8} {'budgets':>8} {'seconds':>9} {'peak MB':>8}")
+
+    def report(states: int, n: int, budgets: int, call: Callable[[], object]) -> None:
+        seconds = least_seconds(call)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        rows.append({"states": states, "steps": n, "budgets": budgets, "seconds": seconds, "peak_mb": peak})
+        print(f"{states:>8} {n:>8} {'1 … ' + str(budgets):>8} {seconds:>9.4f} {peak:>8.0f}")
+
+    for n in SINGLES:
         cost = rng.random((n, n))
-        times = []
-        for _ in range(REPEATS if n < 1000 else 1):
-            started = time.perf_counter()
-            solve_all_budgets(cost)
-            times.append(time.perf_counter() - started)
-        rows.append({"steps": n, "budgets": n, "seconds": min(times)})
-        print(f"{n:>8} {n:>8} {min(times):>9.4f}")
+        report(1, n, n, lambda cost=cost: solve_all_budgets(cost))
+    for n, budget in PAIRS:
+        price = rng.random((n, n, n))
+        report(2, n, budget, lambda price=price, budget=budget: solve_pairs(price, budget))
     if out is not None:
         out.write_text(json.dumps({"conditions": conditions, "rows": rows}, indent=1) + "\n")
 

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from ddt_accel.cli import benchmark, inspection, runs, schedules, training
+from ddt_accel.cli import benchmark, inspection, planning, runs, schedules, training
 from ddt_accel.cli.console import err
 from ddt_accel.errors import DDTAccelError
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command()(schedules.calibrate)
 app.command()(schedules.solve)
+app.command()(planning.plan)
 app.command()(runs.export)
 app.command()(runs.sample)
 app.command()(benchmark.bench)

@@ -26,6 +26,7 @@ from ddt_accel.cli.runs import Opened, open_networks
 from ddt_accel.cli.schedules import run_calibration, run_solver
 
 if TYPE_CHECKING:
+    from ddt_accel.evaluation.costs import Costs
     from ddt_accel.evaluation.fidelity import Interval
     from ddt_accel.report.study import Study
     from ddt_accel.workspace import Workspace
@@ -58,6 +59,7 @@ def bench(
     said = model_options(model, config, weights, latent_shape)
     networks = open_networks(place, backend, export_folder, said, device)
     study = _study(place, networks, calibration, schedule, images, curve_images, seed, batch_size)
+    _costs(study).save(place.costs_path)
     _report(study, folder or place.folder, json)
 
 
@@ -88,6 +90,7 @@ def demo(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = Fals
     say("4/4  Measuring with ONNX Runtime on images that were not calibrated on")
     networks = open_networks(place, "onnx", None, {}, "cpu")
     study = _study(place, networks, None, None, 64, 16, 1, 16)
+    _costs(study).save(place.costs_path)
     _report(study, place.folder, json)
 
 
@@ -122,6 +125,16 @@ def _study(
             batch_size=batch_size,
             progress=progress,
         )
+
+
+def _costs(study: Study) -> Costs:
+    """What the parts of a trajectory were measured to take, for `solve --target-ms` and `plan`."""
+    from ddt_accel.evaluation.costs import measured_costs
+    from ddt_accel.report.study import SOLVED, UNSHARED
+
+    by_name = {m.name: m for m in study.measurements}
+    told = ", ".join(study.conditions[key] for key in ("backend", "device", "machine", "batch"))
+    return measured_costs(by_name[UNSHARED], by_name[SOLVED], study.schedule, told)
 
 
 def _report(study: Study, folder: Path, as_json: bool) -> None:

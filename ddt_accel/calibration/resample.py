@@ -1,0 +1,91 @@
+"""Statistics for another grid than the calibrated one.
+
+States depend smoothly on time, so the state at a time between two evaluations is close to a polynomial through its
+neighbours', `s(t) ≈ Σ_k P[t, k] s_k`. Means are then `P μ` and inner products `P G Pᵀ`, which is a Gram matrix again.
+An error of the state acts on the latents through the length of its step, so that sensitivities are interpolated per
+unit of time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddt_accel.calibration.statistics import Array, Calibration
+from ddt_accel.errors import MismatchError
+from ddt_accel.spec import SamplingSpec
+
+POINTS = 4
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Resampled:
+    """What the solver reads of a calibration, interpolated to the times of another `spec`."""
+
+    spec: SamplingSpec
+    similarity: Array
+    gram: Array
+    mean: Array
+    mean_modulations: NDArray[np.float32]
+    sensitivity: Array | None
+    checkpoint_sha256: str
+    sha256: str
+
+
+def resample(calibration: Calibration, spec: SamplingSpec) -> Resampled:
+    """The statistics at the times of `spec`, which may differ in steps, solver, time shift and last step.
+
+    Raises MismatchError where guidance differs, which moves the trajectory itself, or where fewer than four calibrated
+    evaluations leave nothing to interpolate.
+    """
+    own = calibration.spec
+    if (own.guidance, own.guidance_interval) != (spec.guidance, spec.guidance_interval):
+        raise MismatchError(
+            f"The calibration is for guidance {own.guidance:g} on {own.guidance_interval}, not {spec.guidance:g} on "
+            f"{spec.guidance_interval}; guidance moves the trajectory: calibrate for it."
+        )
+    if own.num_steps < POINTS:
+        raise MismatchError(f"A calibration of {own.num_steps} steps cannot be interpolated; it takes {POINTS}.")
+    # Evaluations of a two-stage solver share their times; the later of each pair lies on the trajectory.
+    _, last = np.unique(own.times[::-1], return_index=True)
+    kept = len(own.times) - 1 - last
+    weights = interpolation(own.times[kept], spec.times)
+    similarity = weights @ calibration.similarity[np.ix_(kept, kept)] @ weights.T
+    scale = np.sqrt(similarity.diagonal())
+    sensitivity = calibration.sensitivity
+    if sensitivity is not None:
+        rate = sensitivity / _lengths(own)
+        sensitivity = np.exp(np.interp(spec.times, own.times[kept], np.log(rate[kept]))) * _lengths(spec)
+    return Resampled(
+        spec=spec,
+        similarity=similarity / np.outer(scale, scale),
+        gram=weights @ calibration.gram[np.ix_(kept, kept)] @ weights.T,
+        mean=weights @ calibration.mean[kept],
+        mean_modulations=(weights @ calibration.mean_modulations[kept].astype(np.float64)).astype(np.float32),
+        sensitivity=sensitivity,
+        checkpoint_sha256=calibration.checkpoint_sha256,
+        sha256=calibration.sha256,
+    )
+
+
+def interpolation(known: Array, wanted: Array) -> Array:
+    """P [wanted, known]: the weights of the Lagrange polynomials through the four nearest known times."""
+    weights = np.zeros((len(wanted), len(known)))
+    for row, time in zip(weights, wanted, strict=True):
+        first = int(np.clip(np.searchsorted(known, time) - POINTS // 2, 0, len(known) - POINTS))
+        nodes = known[first : first + POINTS]
+        for k, node in enumerate(nodes):
+            others = np.delete(nodes, k)
+            row[first + k] = np.prod((time - others) / (node - others))
+    return weights
+
+
+def _lengths(spec: SamplingSpec) -> Array:
+    """How far the velocity of every evaluation carries, [E]: a step of the grid, or half of one with two stages."""
+    lengths: Array = np.diff(spec.grid)
+    if spec.solver == "heun":
+        # The last step is an Euler step.
+        return np.append(np.repeat(lengths[:-1] / 2, 2), lengths[-1])
+    return lengths

@@ -1,0 +1,129 @@
+"""Statistics on other grids, costs, and plans, each against what they stand for: the real run."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from ddt_accel import SamplingSpec, Schedule, calibrate, draw_labels, draw_noise, load_model, sample, solve
+from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel.calibration.resample import interpolation, resample
+from ddt_accel.errors import ArtifactError, ConfigError, MismatchError
+from ddt_accel.evaluation.benchmark import measure
+from ddt_accel.evaluation.costs import Costs, counted_costs, measured_costs
+from ddt_accel.evaluation.plan import make_plans
+from ddt_accel.networks.checkpoints import PUBLISHED
+
+SHAPE = (3, 8, 8)
+FINE = SamplingSpec(num_steps=24, solver="ab2", guidance=1.4)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_path):
+    return load_model(tiny_model_path)
+
+
+@pytest.fixture(scope="module")
+def calibration(model):
+    return calibrate(model, FINE, num_samples=6)
+
+
+def test_interpolation_is_exact_for_cubics() -> None:
+    known = np.array([0.0, 0.1, 0.25, 0.3, 0.6, 0.7, 1.0])
+    wanted = np.array([0.0, 0.05, 0.3, 0.44, 0.69, 0.99])
+
+    def cubic(t: np.ndarray) -> np.ndarray:
+        return 1 - 2 * t + 3 * t**2 - 4 * t**3
+
+    np.testing.assert_allclose(interpolation(known, wanted) @ cubic(known), cubic(wanted), atol=1e-12)
+    np.testing.assert_allclose(interpolation(known, known), np.eye(len(known)), atol=1e-12)
+
+
+def test_the_same_grid_changes_nothing(calibration) -> None:
+    same = resample(calibration, FINE)
+    for name in ("similarity", "gram", "mean", "mean_modulations", "sensitivity"):
+        np.testing.assert_allclose(getattr(same, name), getattr(calibration, name), rtol=1e-6, atol=1e-6)
+    assert solve(same, 5).refresh_steps == solve(calibration, 5).refresh_steps
+
+
+@pytest.mark.parametrize("spec", [
+    dataclasses.replace(FINE, num_steps=15), dataclasses.replace(FINE, num_steps=12, solver="heun"),
+    dataclasses.replace(FINE, num_steps=16, timeshift=1.5),
+])  # fmt: skip
+def test_another_grid_is_close_to_its_own_calibration(model, calibration, spec: SamplingSpec) -> None:
+    direct, between = calibrate(model, spec, num_samples=6), resample(calibration, spec)
+    np.testing.assert_allclose(between.similarity, direct.similarity, atol=0.02)
+    np.testing.assert_allclose(between.gram, direct.gram, rtol=0.03, atol=0.03 * direct.gram.max())
+    np.testing.assert_allclose(between.mean, direct.mean, atol=0.05)
+    assert np.median(np.abs(np.log(between.sensitivity[1:-1] / direct.sensitivity[1:-1]))) < 0.35
+
+
+def test_other_guidance_is_refused(calibration) -> None:
+    with pytest.raises(MismatchError, match="calibrate for it"):
+        resample(calibration, dataclasses.replace(FINE, guidance=3.0))
+
+
+def test_counted_costs_are_those_of_the_published_network() -> None:
+    """Multiply-adds of DDT-XL/2 at 256 px: encoder 93.2 G and modulations 12.9 G, decoder 25.4 G."""
+    config, shape = PUBLISHED["MCG-NJU/DDT-XL-22en6de-R256"]
+    costs = counted_costs(config, shape)
+    assert costs.encoder / 1e9 == pytest.approx(93.2 + 12.9, rel=2e-3)
+    assert costs.decoder / 1e9 == pytest.approx(25.4, rel=2e-3)
+    assert counted_costs(config, shape).of(Schedule.full(SamplingSpec(guidance=1.0))) == pytest.approx(
+        50 * (costs.encoder + costs.decoder)
+    )
+
+
+def test_measured_costs_add_up_to_what_was_measured(model, calibration, tmp_path) -> None:
+    schedule = solve(calibration, 6)
+    runs = {"unshared": Schedule.full(FINE), "solved": schedule}
+    (unshared, solved), _ = measure(
+        TorchBackend(model), runs, latent_shape=SHAPE, num_images=8, seed=1, batch_size=4
+    )  # fmt: skip
+    costs = measured_costs(unshared, solved, schedule, "here")
+    assert costs.of(runs["unshared"]) == pytest.approx(unshared.seconds, rel=1e-6)
+    assert costs.of(schedule) < costs.of(runs["unshared"])
+    costs.save(tmp_path / "costs.json")
+    assert Costs.load(tmp_path / "costs.json") == costs
+    with pytest.raises(ConfigError):
+        dataclasses.replace(costs, encoder=0.0)
+    (tmp_path / "costs.json").write_text("{}")
+    with pytest.raises(ArtifactError):
+        Costs.load(tmp_path / "costs.json")
+
+
+def test_plans_end_where_they_say(model, calibration) -> None:
+    costs = counted_costs(model.config, SHAPE)
+    rows = make_plans(
+        TorchBackend(model), calibration, costs, [0.5, 0.3], latent_shape=SHAPE, num_images=3, seed=5, batch_size=2,
+        on_run=lambda name: None,
+    )  # fmt: skip
+    assert [row.cost for row in rows] == [0.3, 0.5]
+    unit = costs.of(Schedule.full(FINE))
+    noise, labels = draw_noise(SHAPE, seed=5, indices=range(3)), draw_labels(4, seed=5, indices=range(3))
+    limit = sample(model, Schedule.full(dataclasses.replace(FINE, num_steps=96)), noise, labels)
+    for row in rows:
+        assert row.unshared.schedule.budget == row.unshared.schedule.spec.num_evaluations
+        assert row.shared.schedule.budget < row.shared.schedule.spec.num_evaluations
+        for plan in (row.unshared, row.shared):
+            assert plan.cost <= row.cost
+            assert plan.cost == pytest.approx(costs.of(plan.schedule) / unit)
+            error = (sample(model, plan.schedule, noise, labels) - limit).square().flatten(1).mean(1).numpy()
+            np.testing.assert_allclose(plan.fidelity, -10 * np.log10(error / 4), atol=0.05)
+        assert row.best.mean == max(plan.mean for plan in (row.unshared, row.published, row.shared) if plan)
+        assert row.gain.mean == pytest.approx(row.shared.mean - row.unshared.mean)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"num_images": 1}, "at least 2"), ({"targets": [0.0]}, "above 0"), ({"seed": 0}, "calibrated")],
+)
+def test_impossible_plans_are_refused(model, calibration, changes: dict, said: str) -> None:
+    settings = {"targets": [0.5], "num_images": 2, "seed": 1, **changes}
+    with pytest.raises((ConfigError, MismatchError), match=said):
+        make_plans(
+            TorchBackend(model), calibration, counted_costs(model.config, SHAPE), latent_shape=SHAPE, batch_size=2,
+            on_run=lambda name: None, **settings,
+        )  # fmt: skip
