@@ -56,6 +56,7 @@ class Workspace:
         self.calibration_path = folder / "calibration.safetensors"
         self.partial_path = folder / "calibration.partial.safetensors"
         self.schedule_path = folder / "schedule.json"
+        self.curve_path = folder / "curve"
         self.costs_path = folder / "costs.json"
         self.export_path = folder / "export"
         self.samples_path = folder / "samples"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ddt_accel.cli.app import main
 from ddt_accel.networks.checkpoints import tensors_sha256
 from ddt_accel.networks.config import DDTConfig
 from ddt_accel.networks.ddt import DDT
@@ -63,3 +67,48 @@ def write_tiny_model(path: Path, *, seed: int) -> Path:
     }
     safetensors.torch.save_file(tensors, path, description)
     return path
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(capfd, monkeypatch):
+    """Runs a command line in this process."""
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["ddt-accel", *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capfd.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def made(tiny_model_path, tmp_path_factory) -> Path:
+    """A workspace with a calibration, a schedule and an export of the tiny model."""
+    folder = tmp_path_factory.mktemp("made") / "run"
+    for command in (
+        ["calibrate", "--model", tiny_model_path, "--steps", "6", "--samples", 2],
+        ["solve", "--budget", 2],
+        ["export"],
+    ):
+        line = [sys.executable, "-m", "ddt_accel", *map(str, command), "--workspace", str(folder)]
+        subprocess.run(line, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def workspace(made, tmp_path) -> Path:
+    shutil.copytree(made, tmp_path / "run")
+    return tmp_path / "run"

@@ -4,68 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_tiny_model
+from conftest import Result, write_tiny_model
 from PIL import Image
 
 from ddt_accel import Calibration, Schedule, solve
-from ddt_accel.cli.app import main
 
 STEPS = "6"
-
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def cli(capfd, monkeypatch):
-    """Runs a command line in this process."""
-
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["ddt-accel", *map(str, arguments)])
-        capfd.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capfd.readouterr()
-        return Result(code, captured.out, captured.err)
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def made(tiny_model_path, tmp_path_factory) -> Path:
-    """A workspace with a calibration, a schedule and an export of the tiny model."""
-    folder = tmp_path_factory.mktemp("made") / "run"
-    for command in (
-        ["calibrate", "--model", tiny_model_path, "--steps", STEPS, "--samples", 2],
-        ["solve", "--budget", 2],
-        ["export"],
-    ):
-        line = [sys.executable, "-m", "ddt_accel", *map(str, command), "--workspace", str(folder)]
-        subprocess.run(line, check=True, capture_output=True)
-    return folder
-
-
-@pytest.fixture
-def workspace(made, tmp_path) -> Path:
-    shutil.copytree(made, tmp_path / "run")
-    return tmp_path / "run"
 
 
 def test_one_command_after_the_other(cli, tiny_model_path, tmp_path, monkeypatch) -> None:

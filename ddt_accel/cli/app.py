@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from ddt_accel.cli import benchmark, inspection, planning, runs, schedules, training
+from ddt_accel.cli import benchmark, calibration, inspection, planning, runs, solving, training
 from ddt_accel.cli.console import err
 from ddt_accel.errors import DDTAccelError
 
@@ -19,8 +19,8 @@ app = typer.Typer(
     "Try `ddt-accel demo` first. With your own checkpoint: calibrate, solve, export, sample, bench, in this order; "
     "they share a workspace folder, so that no path needs typing.",
 )
-app.command()(schedules.calibrate)
-app.command()(schedules.solve)
+app.command()(calibration.calibrate)
+app.command()(solving.solve)
 app.command()(planning.plan)
 app.command()(runs.export)
 app.command()(runs.sample)

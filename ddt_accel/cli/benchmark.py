@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ddt_accel.cli.calibration import run_calibration
 from ddt_accel.cli.console import emit, out, say, steps
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
@@ -23,7 +24,7 @@ from ddt_accel.cli.options import (
     model_options,
 )
 from ddt_accel.cli.runs import Opened, open_networks
-from ddt_accel.cli.schedules import run_calibration, run_solver
+from ddt_accel.cli.solving import describe
 
 if TYPE_CHECKING:
     from ddt_accel.evaluation.costs import Costs
@@ -66,6 +67,7 @@ def bench(
 def demo(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = False) -> None:
     """Do it all on the embedded model: calibrate, solve, export, measure, report."""
     from ddt_accel.exporting.onnx import export
+    from ddt_accel.solver.solve import solve_curve
     from ddt_accel.spec import SamplingSpec
     from ddt_accel.workspace import DEFAULT_MODEL, Workspace
 
@@ -83,8 +85,9 @@ def demo(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = Fals
         out=place.calibration_path,
     )
     say("2/4  Solving: the best 10 of 50 steps to run the encoder at")
-    _, text = run_solver(statistics, 10, out=place.schedule_path)
-    say(text)
+    solved, certificate = solve_curve(statistics, 10)[-1]
+    solved.save(place.schedule_path)
+    say(describe(solved, certificate))
     say("3/4  Exporting encoder and decoder to ONNX, and comparing them with PyTorch")
     export(network, place.export_path)
     say("4/4  Measuring with ONNX Runtime on images that were not calibrated on")

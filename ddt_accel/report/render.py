@@ -88,7 +88,7 @@ def _context(study: Study) -> dict[str, Any]:
         "origin": _origin(study.schedule),
         "pixels": pixels,
         "grids": grids,
-        "heatmap": similarity_heatmap(study.calibration.similarity, study.schedule.refresh_steps),
+        "heatmap": similarity_heatmap(study.statistics.similarity, study.schedule.refresh_steps),
         "curve": speed_fidelity(_curves(study, pixels), _fidelity_label(pixels)),
         "timeline": [k in study.schedule.refresh_steps for k in range(study.schedule.spec.num_evaluations)],
         "shown": shown,

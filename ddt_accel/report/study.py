@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddt_accel.calibration.resample import resample
 from ddt_accel.calibration.statistics import Calibration, ImageRange
 from ddt_accel.errors import ConfigError, MismatchError
 from ddt_accel.evaluation.benchmark import Measurement, measure
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.schedule import Schedule
-from ddt_accel.solver.solve import OBJECTIVES, solve, solve_curve
+from ddt_accel.solver.solve import OBJECTIVES, Statistics, solve, solve_curve
 
 UNSHARED, UNIFORM, PUBLISHED, SOLVED = "unshared", "uniform", "published", "solved"
 
@@ -27,7 +28,7 @@ UNSHARED, UNIFORM, PUBLISHED, SOLVED = "unshared", "uniform", "published", "solv
 class Study:
     """Everything that a report shows."""
 
-    calibration: Calibration
+    statistics: Statistics
     schedule: Schedule
     measurements: list[Measurement]  # unshared, uniform, published, solved, fewer steps
     latents: dict[str, Tensor]  # the first of them, a few images each
@@ -67,8 +68,7 @@ def conduct(
     held_out = ImageRange(seed=seed, first=0, stop=max(num_images, curve_images))
     if calibration.contains(held_out):
         raise MismatchError(f"Seed {seed} was calibrated on; measure with another --seed.")
-    if differences := calibration.spec.differences(schedule.spec):
-        raise MismatchError(f"The calibration is for other sampling than the schedule ({'; '.join(differences)}).")
+    statistics = calibration if calibration.spec == schedule.spec else resample(calibration, schedule.spec)
     spec, sha256 = schedule.spec, schedule.checkpoint_sha256
     full = dataclasses.replace(Schedule.full(spec), checkpoint_sha256=sha256)
 
@@ -86,7 +86,7 @@ def conduct(
             on_run=advance,
         )
 
-    curves = _curves(calibration, schedule, full)
+    curves = _curves(statistics, schedule, full)
     probe = {UNSHARED: full} | {name: s for group in curves.values() for name, s in group.items()}
     # Smaller batches, so that every point is an average over moments of the machine, too.
     points, _ = go(probe, curve_images, max(1, batch_size // 2), "measuring all budgets")
@@ -100,14 +100,14 @@ def conduct(
     main = {
         UNSHARED: full,
         UNIFORM: Schedule.uniform(spec, schedule.budget),
-        PUBLISHED: solve(calibration, schedule.budget, forecast="hold", objective="similarity"),
+        PUBLISHED: solve(statistics, schedule.budget, forecast="hold", objective="similarity"),
         SOLVED: schedule,
     }
     if spec.num_steps > 1:
         main[f"{fewer} steps"] = Schedule.full(dataclasses.replace(spec, num_steps=fewer))
     measurements, latents = go(main, num_images, batch_size, "measuring the schedules")
     return Study(
-        calibration=calibration,
+        statistics=statistics,
         schedule=schedule,
         measurements=measurements,
         latents={name: images[:16] for name, images in latents.items()},
@@ -119,7 +119,7 @@ def conduct(
     )
 
 
-def _curves(calibration: Calibration, schedule: Schedule, full: Schedule) -> dict[str, dict[str, Schedule]]:
+def _curves(statistics: Statistics, schedule: Schedule, full: Schedule) -> dict[str, dict[str, Schedule]]:
     """Schedules of all budgets, solved as `schedule` was, as published, evenly spread, and of fewer steps."""
     spec = full.spec
     budgets = [budget for budget in curve_budgets(spec.num_evaluations) if budget < spec.num_evaluations]
@@ -133,7 +133,7 @@ def _curves(calibration: Calibration, schedule: Schedule, full: Schedule) -> dic
     if budgets:
         ways = {SOLVED: method_of(schedule), PUBLISHED: {"forecast": "hold", "objective": "similarity"}}
         for way, method in ways.items():
-            solved = solve_curve(calibration, budgets[-1], **method)
+            solved = solve_curve(statistics, budgets[-1], **method)
             curves[way] = {f"{way}, {k}": solved[k - 1][0] for k in budgets}
     return curves
 
@@ -169,7 +169,7 @@ def _conditions(
         f"blocks, width {backend.config.hidden_size}",
         "sampling": f"{spec.solver}, {spec.num_steps} steps, guidance {spec.guidance:g} for {low:g} < t < {high:g}, "
         f"time shift {spec.timeshift:g}",
-        "calibration": f"{calibration.num_samples} trajectories",
+        "calibration": f"{calibration.num_samples} trajectories of {calibration.spec.num_steps} steps",
         "schedule": f"{schedule.forecast} forecast, objective {schedule.objective}",
         "backend": backend.name,
         "device": backend.device.type + accelerator,

@@ -1,9 +1,9 @@
-"""`calibrate` and `solve`."""
+"""`calibrate`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,8 +26,6 @@ from ddt_accel.cli.options import (
 if TYPE_CHECKING:
     from ddt_accel.calibration.statistics import Calibration
     from ddt_accel.networks.ddt import DDT
-    from ddt_accel.schedule import Schedule
-    from ddt_accel.solver.solve import Certificate
     from ddt_accel.spec import SamplingSpec
     from ddt_accel.workspace import Workspace
 
@@ -147,87 +145,3 @@ def run_calibration(
     calibration.save(out)
     partial.unlink(missing_ok=True)
     return calibration
-
-
-def solve(
-    budget: Annotated[int, typer.Option("--budget", "-k", help="How often the encoder may run.")] = 10,
-    steps: Annotated[int | None, typer.Option("--steps", help="Sampling steps, as calibrated.")] = None,
-    forecast: Annotated[
-        str, typer.Option(help="The state between refreshes: calibrated, linear or hold.")
-    ] = "calibrated",
-    objective: Annotated[str, typer.Option(help="power, sum, minimax, or similarity (published; holds).")] = "power",
-    sources: Annotated[int, typer.Option(help="From how many refreshed states a calibrated forecast is made.")] = 2,
-    centred: Annotated[
-        bool, typer.Option("--centred/--uncentred", help="Forecast the deviation from the mean trajectory.")
-    ] = True,
-    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
-    calibration: Annotated[Path | None, typer.Option(help="A calibration file.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write; in the workspace by default.")] = None,
-    json: JsonOption = False,
-) -> None:
-    """Find the steps at which the encoder should run, and how to forecast its state in between.
-
-    The published method is --forecast hold --objective similarity.
-    """
-    from ddt_accel.errors import MismatchError
-    from ddt_accel.workspace import Workspace
-
-    place = Workspace(workspace)
-    statistics = place.calibration(calibration)
-    if steps is not None and steps != statistics.spec.num_steps:
-        raise MismatchError(
-            f"--steps is {steps}, but the calibration has {statistics.spec.num_steps}; run "
-            f"`ddt-accel calibrate --steps {steps}` first."
-        )
-    method = {"forecast": forecast, "objective": objective, "sources": sources, "centred": centred}
-    result, text = run_solver(statistics, budget, out=out or place.schedule_path, **method)
-    emit(result, as_json=json, text=f"{text}\nNext: ddt-accel export --onnx, or ddt-accel sample --backend torch")
-
-
-def run_solver(statistics: Calibration, budget: int, *, out: Path, **method: Any) -> tuple[dict[str, Any], str]:
-    """Solves, saves, and says what it found and how it compares: as data and as text."""
-    from dataclasses import asdict
-
-    from ddt_accel.solver.solve import solve_curve
-
-    schedule, certificate = solve_curve(statistics, budget, **method)[-1]
-    schedule.save(out)
-    result = {
-        "schedule": str(out),
-        "refresh_steps": list(schedule.refresh_steps),
-        "forecast": schedule.forecast,
-        "objective": schedule.objective,
-        "predicted_cost": schedule.predicted_cost,
-        "certificate": asdict(certificate),
-    }
-    text = (
-        f"{_drawn(schedule)}\n"
-        f"The encoder runs at {budget} of {schedule.spec.num_evaluations} steps: "
-        f"{', '.join(map(str, schedule.refresh_steps))}\n"
-        f"{_MEANING[schedule.objective]}: {schedule.predicted_cost:.4g}. {_compared(certificate)}\n→ {out}"
-    )
-    return result, text
-
-
-_MEANING = {
-    "similarity": "Sum of 1 − cosine over the reuse steps",
-    "sum": "Predicted error of the final latents, if all errors add up",
-    "power": "Predicted root-mean-square error of the final latents",
-    "minimax": "Predicted error of the final latents from the worst segment",
-}
-
-
-def _compared(certificate: Certificate) -> str:
-    """The certificate in words."""
-    found = "the least" if certificate.exact else "for two states the least"
-    tied = f", shared by {certificate.ties}" if certificate.ties > 1 else ""
-    return (
-        f"At {certificate.cost:.4g} it is {found} of {certificate.considered:.4g} schedules{tied}; evenly spread steps "
-        f"come to {certificate.uniform_cost:.4g}, the published program's to {certificate.published_cost:.4g}."
-    )
-
-
-def _drawn(schedule: Schedule) -> str:
-    """One character a step: ● where the encoder runs, · where it does not."""
-    refreshes = set(schedule.refresh_steps)
-    return "".join("●" if k in refreshes else "·" for k in range(schedule.spec.num_evaluations))

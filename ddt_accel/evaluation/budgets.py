@@ -1,0 +1,78 @@
+"""From what a user has, time or a tolerance, to a number of encoder runs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ddt_accel.errors import ConfigError
+from ddt_accel.evaluation.costs import SECONDS, Costs
+from ddt_accel.schedule import Schedule
+from ddt_accel.solver.solve import Certificate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What a schedule is to reach; the first two need costs, the others a predicted error."""
+
+    milliseconds: float | None = None  # per image, at most
+    speedup: float | None = None  # over the unshared trajectory, at least
+    error: float | None = None  # predicted root-mean-square error of the final latents, at most
+    psnr: float | None = None  # the same as PSNR of pixels in [−1, 1], in dB, at least
+
+    def __post_init__(self) -> None:
+        given = [value for value in (self.milliseconds, self.speedup, self.error, self.psnr) if value is not None]
+        if not all(math.isfinite(value) and value > 0 for value in given):
+            raise ConfigError(f"The target {self} makes no sense; targets are numbers above 0.")
+
+    @property
+    def limits_time(self) -> bool:
+        return self.milliseconds is not None or self.speedup is not None
+
+
+def predicted_psnr(schedule: Schedule) -> float | None:
+    """PSNR in dB that a schedule's predicted error means for pixels in [−1, 1]; None where nothing predicts it."""
+    if schedule.objective not in ("sum", "power") or not schedule.predicted_cost:
+        return None
+    return -20 * math.log10(schedule.predicted_cost / 2)
+
+
+def choose(curve: list[tuple[Schedule, Certificate]], target: Target, costs: Costs) -> tuple[Schedule, Certificate]:
+    """The best schedule that meets the target: of least error within a time, else of fewest runs within an error.
+
+    Raises ConfigError where none does, naming the best that can be reached.
+    """
+    unit = costs.of(Schedule.full(curve[0][0].spec))
+    if target.milliseconds is not None and costs.unit != SECONDS:
+        raise ConfigError("--target-ms needs measured times; run `ddt-accel bench` first, or give --target-speedup.")
+    kept = curve
+    if target.limits_time:
+        limit = min(
+            math.inf if target.milliseconds is None else target.milliseconds / 1000,
+            math.inf if target.speedup is None else unit / target.speedup,
+        )
+        kept = [entry for entry in curve if costs.of(entry[0]) <= limit]
+        if not kept:
+            best = min(costs.of(schedule) for schedule, _ in curve)
+            shown = f", {best * 1000:.3g} ms per image" if costs.unit == SECONDS else ""
+            raise ConfigError(
+                f"No schedule is that fast: one encoder run in {curve[0][0].spec.num_evaluations} steps makes it "
+                f"{unit / best:.2f} times as fast{shown}. Take fewer steps."
+            )
+    if target.error is not None or target.psnr is not None:
+        errors = [schedule.predicted_cost for schedule, _ in kept]
+        if kept[0][0].objective not in ("sum", "power"):
+            raise ConfigError("Only the objectives 'sum' and 'power' predict the error of the latents.")
+        bound = min(
+            math.inf if target.error is None else target.error,
+            math.inf if target.psnr is None else 2 * 10 ** (-target.psnr / 20),
+        )
+        meeting = [entry for entry in kept if (entry[0].predicted_cost or 0.0) <= bound]
+        if not meeting:
+            least = min(error or 0.0 for error in errors)
+            raise ConfigError(
+                f"No schedule{' of that speed' if target.limits_time else ''} comes that close: the least predicted "
+                f"error is {least:.3g}, {-20 * math.log10(max(least, 1e-12) / 2):.1f} dB."
+            )
+        return min(meeting, key=lambda entry: entry[0].budget)
+    return max(kept, key=lambda entry: entry[0].budget)
