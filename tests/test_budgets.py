@@ -11,7 +11,7 @@ from ddt_accel import Calibration, SamplingSpec, Schedule, calibrate, load_model
 from ddt_accel.errors import ConfigError
 from ddt_accel.evaluation.budgets import Target, choose, predicted_psnr
 from ddt_accel.evaluation.costs import Costs, counted_costs
-from ddt_accel.solver.solve import solve_curve
+from ddt_accel.solver.solve import Method, solve_curve
 
 SPEC = SamplingSpec(num_steps=12, guidance=1.5)
 SECONDS = Costs(unit="seconds", encoder=0.010, decoder=0.002, forecast=0.0001, evaluation=0.0005, conditions="made up")
@@ -55,7 +55,7 @@ def test_what_cannot_be_reached_names_the_best(curve, calibration, tiny_model_pa
     with pytest.raises(ConfigError, match="run `ddt-accel bench` first"):
         choose(curve, Target(milliseconds=5), counted_costs(load_model(tiny_model_path).config, (3, 8, 8)))
     with pytest.raises(ConfigError, match="Only the objectives"):
-        choose(solve_curve(calibration, 12, objective="minimax"), Target(psnr=30), SECONDS)
+        choose(solve_curve(calibration, 12, Method(objective="minimax")), Target(psnr=30), SECONDS)
     for nonsense in ({"speedup": 0.0}, {"milliseconds": -1.0}, {"error": math.nan}):
         with pytest.raises(ConfigError, match="makes no sense"):
             Target(**nonsense)

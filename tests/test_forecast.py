@@ -15,7 +15,7 @@ from ddt_accel.calibration.statistics import ImageRange
 from ddt_accel.errors import ConfigError, NumericsError
 from ddt_accel.solver.forecast import forecast_error, forecast_weights, pair_errors
 from ddt_accel.solver.pairs import pair_cost, solve_pairs
-from ddt_accel.solver.solve import solve_curve
+from ddt_accel.solver.solve import Method, solve_curve
 
 N = 7
 TIMES = np.array([0.0, 0.1, 0.25, 0.4, 0.6, 0.8, 0.9])
@@ -129,7 +129,7 @@ def test_a_solved_schedule_is_the_best_of_all(calibration, forecast: str, object
         segments = np.add.reduceat(errors, plan)
         return float(segments.max() if gamma == 60 else (segments**gamma).sum() ** (1 / gamma))
 
-    for schedule, certificate in solve_curve(calibration, 9, forecast=forecast, objective=objective):
+    for schedule, certificate in solve_curve(calibration, 9, Method(forecast=forecast, objective=objective)):
         plans = [(0, *rest) for rest in itertools.combinations(range(1, 9), schedule.budget - 1)]
         assert schedule.predicted_cost == pytest.approx(price(schedule.refresh_steps), rel=1e-6)
         assert schedule.predicted_cost <= min(map(price, plans)) * (1 + 1e-6) + 1e-12

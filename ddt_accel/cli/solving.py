@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ddt_accel.cli.console import emit, out, say
+from ddt_accel.cli.console import steps as steps_bar
 from ddt_accel.cli.options import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption
 
 if TYPE_CHECKING:
     from ddt_accel.calibration.statistics import Calibration
     from ddt_accel.evaluation.costs import Costs
+    from ddt_accel.evaluation.refine import Refined
     from ddt_accel.schedule import Schedule
-    from ddt_accel.solver.solve import Certificate, Statistics
+    from ddt_accel.solver.solve import Certificate, Method, Statistics
     from ddt_accel.workspace import Workspace
 
 DEFAULT_BUDGET = 10
+# Of the noise that refinement compares on, and of that which decides whether it is kept.
+REFINE_SEEDS = (1 << 20, (1 << 20) + 1)
 
 
 def solve(
@@ -40,6 +45,10 @@ def solve(
         bool, typer.Option("--centred/--uncentred", help="Forecast the deviation from the mean trajectory.")
     ] = True,
     pareto: Annotated[bool, typer.Option("--pareto", help="Write the schedules of all budgets, and a table.")] = False,
+    refine: Annotated[
+        bool, typer.Option("--refine", help="Run neighbouring schedules too, and keep what ends closer.")
+    ] = False,
+    refine_images: Annotated[int, typer.Option(help="On how many images, and as many held-out ones.")] = 16,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     calibration: Annotated[Path | None, typer.Option(help="A calibration file.")] = None,
     out: Annotated[
@@ -53,41 +62,51 @@ def solve(
     """
     from ddt_accel.errors import ConfigError
     from ddt_accel.evaluation.budgets import Target, choose
-    from ddt_accel.solver.solve import solve_curve
+    from ddt_accel.solver.solve import Method, solve_curve
     from ddt_accel.workspace import Workspace
 
     place = Workspace(workspace)
     statistics = _statistics(place.calibration(calibration), steps)
-    method: dict[str, Any] = {"forecast": forecast, "objective": objective, "sources": sources, "centred": centred}
+    method = Method(forecast=forecast, objective=objective, sources=sources, centred=centred)
     target = Target(milliseconds=target_ms, speedup=target_speedup, error=max_error, psnr=min_psnr)
     evaluations = statistics.spec.num_evaluations
     if pareto:
         if budget is not None or target != Target():
             raise ConfigError("--pareto writes all budgets; give it without a budget or target.")
-        curve = solve_curve(statistics, evaluations, **method)
+        curve = solve_curve(statistics, evaluations, method)
         _write_curve(curve, out or place.curve_path, _costs(place), as_json=json)
         return
     if target == Target():
-        chosen = solve_curve(statistics, DEFAULT_BUDGET if budget is None else budget, **method)[-1]
+        chosen = solve_curve(statistics, DEFAULT_BUDGET if budget is None else budget, method)[-1]
     else:
         if budget is not None:
             raise ConfigError("Give --budget or a target, not both.")
         costs = _costs(place)
-        chosen = choose(solve_curve(statistics, evaluations, **method), target, costs)
+        chosen = choose(solve_curve(statistics, evaluations, method), target, costs)
         say(f"By {costs.unit} ({costs.conditions}): {len(chosen[0].refresh_steps)} encoder runs.")
+    schedule, certificate = chosen
     path = out or place.schedule_path
-    chosen[0].save(path)
+    said, result = describe(schedule, certificate), facts(schedule, certificate)
+    schedule.save(path)
+    if refine:
+        refined = _refine(place, statistics, schedule, method, refine_images)
+        refined.schedule.save(path)
+        said += f"\n{_gained(schedule, refined)}"
+        result["refined"] = {
+            "refresh_steps": list(refined.schedule.refresh_steps),
+            "schedules_run": refined.runs,
+            "gain_db": refined.gain and dataclasses.asdict(refined.gain),
+            "held_out_gain_db": refined.held_out_gain and dataclasses.asdict(refined.held_out_gain),
+        }
     emit(
-        facts(*chosen) | {"schedule": str(path)},
+        result | {"schedule": str(path)},
         as_json=json,
-        text=f"{describe(*chosen)}\n→ {path}\nNext: ddt-accel export --onnx, or ddt-accel sample --backend torch",
+        text=f"{said}\n→ {path}\nNext: ddt-accel export --onnx, or ddt-accel sample --backend torch",
     )
 
 
 def _statistics(calibration: Calibration, steps: int | None) -> Statistics:
     """The calibration, or what it says of a coarser grid."""
-    import dataclasses
-
     from ddt_accel.calibration.resample import resample
     from ddt_accel.errors import MismatchError
 
@@ -101,6 +120,42 @@ def _statistics(calibration: Calibration, steps: int | None) -> Statistics:
         )
     say(f"Interpolating the calibration of {calibrated.num_steps} steps to {steps}.")
     return resample(calibration, dataclasses.replace(calibrated, num_steps=steps))
+
+
+def _refine(place: Workspace, statistics: Statistics, schedule: Schedule, method: Method, images: int) -> Refined:
+    from ddt_accel.backends.pytorch import TorchBackend
+    from ddt_accel.calibration.statistics import ImageRange
+    from ddt_accel.errors import ConfigError
+    from ddt_accel.evaluation.refine import ROUNDS, TRIED
+    from ddt_accel.evaluation.refine import refine as run
+
+    network = place.load_model({})
+    if network.source is None or network.source.latent_shape is None:
+        raise ConfigError("The model does not say which latents it is for; calibrate with --latent-shape C,H,W.")
+    with steps_bar("refining", ROUNDS * TRIED) as bar:
+        return run(
+            TorchBackend(network),
+            statistics,
+            schedule,
+            method,
+            latent_shape=network.source.latent_shape,
+            images=ImageRange(seed=REFINE_SEEDS[0], first=0, stop=images),
+            held_out=ImageRange(seed=REFINE_SEEDS[1], first=0, stop=images),
+            batch_size=16,
+            on_run=bar.advance,
+        )
+
+
+def _gained(schedule: Schedule, refined: Refined) -> str:
+    """What refinement brought, in words."""
+    tried = f"Refinement ran {refined.runs} schedules"
+    gain = refined.held_out_gain
+    if gain is None:
+        return f"{tried}; none ends significantly closer."
+    interval = f"{gain.mean:+.2f} dB ({gain.low:+.2f} … {gain.high:+.2f}) on held-out images"
+    if refined.schedule.refresh_steps == schedule.refresh_steps:
+        return f"{tried}; the best makes no significant difference: {interval}. The solved schedule stays."
+    return f"{tried} and moved the refreshes to {', '.join(map(str, refined.schedule.refresh_steps))}: {interval}."
 
 
 def _costs(place: Workspace) -> Costs:
@@ -148,14 +203,12 @@ def _write_curve(curve: list[tuple[Schedule, Certificate]], folder: Path, costs:
 
 def facts(schedule: Schedule, certificate: Certificate) -> dict[str, Any]:
     """What `--json` says of a solved schedule."""
-    from dataclasses import asdict
-
     return {
         "refresh_steps": list(schedule.refresh_steps),
         "forecast": schedule.forecast,
         "objective": schedule.objective,
         "predicted_cost": schedule.predicted_cost,
-        "certificate": asdict(certificate),
+        "certificate": dataclasses.asdict(certificate),
     }
 
 

@@ -28,7 +28,7 @@ from ddt_accel.evaluation.fidelity import Interval, interval
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.noise import draw_labels, draw_noise
 from ddt_accel.schedule import Schedule
-from ddt_accel.solver.solve import solve_curve
+from ddt_accel.solver.solve import PUBLISHED, Method, solve_curve
 from ddt_accel.spec import SamplingSpec
 
 INTEGRATORS = ("euler", "heun", "ab2", "ab3")
@@ -164,7 +164,7 @@ def _name(schedule: Schedule) -> str:
 def _published(calibration: Calibration) -> list[Schedule]:
     """The published method on the calibrated grid, budget by budget."""
     evaluations = calibration.spec.num_evaluations
-    return [schedule for schedule, _ in solve_curve(calibration, evaluations, forecast="hold", objective="similarity")]
+    return [schedule for schedule, _ in solve_curve(calibration, evaluations, PUBLISHED)]
 
 
 def _family(calibration: Calibration, twin: Plan) -> list[list[Schedule]]:
@@ -172,7 +172,8 @@ def _family(calibration: Calibration, twin: Plan) -> list[list[Schedule]]:
     statistics = resample(calibration, twin.schedule.spec)
     budgets = twin.schedule.spec.num_evaluations - 1
     return [
-        [schedule for schedule, _ in solve_curve(statistics, budgets, centred=centred)] for centred in (True, False)
+        [schedule for schedule, _ in solve_curve(statistics, budgets, Method(centred=centred))]
+        for centred in (True, False)
     ]
 
 

@@ -8,7 +8,6 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,8 @@ from ddt_accel.errors import ConfigError, MismatchError
 from ddt_accel.evaluation.benchmark import Measurement, measure
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.schedule import Schedule
-from ddt_accel.solver.solve import OBJECTIVES, Statistics, solve, solve_curve
+from ddt_accel.solver.solve import OBJECTIVES, Method, Statistics, solve_curve
+from ddt_accel.solver.solve import PUBLISHED as PUBLISHED_METHOD
 
 UNSHARED, UNIFORM, PUBLISHED, SOLVED = "unshared", "uniform", "published", "solved"
 
@@ -100,7 +100,7 @@ def conduct(
     main = {
         UNSHARED: full,
         UNIFORM: Schedule.uniform(spec, schedule.budget),
-        PUBLISHED: solve(statistics, schedule.budget, forecast="hold", objective="similarity"),
+        PUBLISHED: solve_curve(statistics, schedule.budget, PUBLISHED_METHOD)[-1][0],
         SOLVED: schedule,
     }
     if spec.num_steps > 1:
@@ -131,23 +131,23 @@ def _curves(statistics: Statistics, schedule: Schedule, full: Schedule) -> dict[
         },
     }
     if budgets:
-        ways = {SOLVED: method_of(schedule), PUBLISHED: {"forecast": "hold", "objective": "similarity"}}
+        ways = {SOLVED: method_of(schedule), PUBLISHED: PUBLISHED_METHOD}
         for way, method in ways.items():
-            solved = solve_curve(statistics, budgets[-1], **method)
+            solved = solve_curve(statistics, budgets[-1], method)
             curves[way] = {f"{way}, {k}": solved[k - 1][0] for k in budgets}
     return curves
 
 
-def method_of(schedule: Schedule) -> dict[str, Any]:
-    """The settings of `solve` that a schedule was solved with; the defaults where it was not solved."""
+def method_of(schedule: Schedule) -> Method:
+    """What a schedule was solved with; the default where it was not solved."""
     if schedule.objective not in OBJECTIVES:
-        return {}
-    return {
-        "forecast": schedule.forecast,
-        "objective": schedule.objective,
-        "sources": max((len(row) for row in schedule.forecasts.values()), default=2),
-        "centred": schedule.mean_modulations is not None,
-    }
+        return Method()
+    return Method(
+        forecast=schedule.forecast,
+        objective=schedule.objective,
+        sources=max((len(row) for row in schedule.forecasts.values()), default=2),
+        centred=schedule.mean_modulations is not None,
+    )
 
 
 def _seconds_at(points: list[Measurement], budget: int) -> float:

@@ -17,27 +17,18 @@ is exact: O(K N³) time, O(N³) memory.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddt_accel.errors import ConfigError
 from ddt_accel.schedule import check_budget
+from ddt_accel.solver.refresh import Solution
 
 Array = NDArray[np.float64]
 
 # "minimax" compares this many of the worst segments; leaving out the rest keeps the program exact for what is compared.
 WORST = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairSolution:
-    """The refresh steps of least cost for a budget, and how many sets of refresh steps share that cost."""
-
-    refresh_steps: tuple[int, ...]
-    cost: float
-    ties: int
 
 
 def segment_prices(step_price: Array) -> Array:
@@ -54,8 +45,8 @@ def segment_prices(step_price: Array) -> Array:
     return np.where(np.arange(n + 1)[None, None, :] > index[None, :, None], sums, np.inf)
 
 
-def solve_pairs(step_price: Array, max_budget: int, *, gamma: float = 2.0) -> list[PairSolution]:
-    """The optima for the budgets 1 … max_budget from one pass; `gamma` = inf is "minimax"."""
+def solve_pairs(step_price: Array, max_budget: int, *, gamma: float = 2.0) -> list[Solution]:
+    """The optima for the budgets 1 … max_budget from one pass; `gamma` = inf is "minimax" (whose ties go uncounted)."""
     check_budget(max_budget, len(step_price))
     segments = segment_prices(step_price)
     if math.isinf(gamma):
@@ -92,12 +83,12 @@ def pair_cost(step_price: Array, refresh_steps: tuple[int, ...], *, gamma: float
     return float(prices.max() if math.isinf(gamma) else (prices**gamma).sum() ** (1 / gamma))
 
 
-def _solution(cost: Array, count: Array, choices: list[NDArray[np.int32]], gamma: float) -> PairSolution:
+def _solution(cost: Array, count: Array, choices: list[NDArray[np.int32]], gamma: float) -> Solution:
     n = len(cost)
     last = int(cost[:, n].argmin())
     least = cost[last, n]
     ties = int(count[cost[:, n] <= least * (1 + 1e-12), n].sum())
-    return PairSolution(refresh_steps=_trace(choices, last, n), cost=float(least ** (1 / gamma)), ties=max(1, ties))
+    return Solution(refresh_steps=_trace(choices, last, n), cost=float(least ** (1 / gamma)), ties=max(1, ties))
 
 
 def _trace(choices: list[NDArray[np.int32]], last: int, end: int) -> tuple[int, ...]:
@@ -109,7 +100,7 @@ def _trace(choices: list[NDArray[np.int32]], last: int, end: int) -> tuple[int, 
     return tuple(reversed(steps))
 
 
-def _minimax(segments: Array, max_budget: int) -> list[PairSolution]:
+def _minimax(segments: Array, max_budget: int) -> list[Solution]:
     n = len(segments)
     # worst[b, c]: the worst segments before c, in decreasing order.
     worst = np.full((n, n + 1, WORST), np.inf)
@@ -136,7 +127,7 @@ def _minimax(segments: Array, max_budget: int) -> list[PairSolution]:
             choices.append(choice)
         last = int(_lexicographic_argmin(worst[:, n, None])[0])
         steps = _trace(choices, last, n)
-        solutions.append(PairSolution(refresh_steps=steps, cost=float(worst[last, n, 0]), ties=1))
+        solutions.append(Solution(refresh_steps=steps, cost=float(worst[last, n, 0]), ties=1))
     return solutions
 
 

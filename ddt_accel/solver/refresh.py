@@ -22,7 +22,7 @@ from ddt_accel.schedule import check_budget
 
 @dataclass(frozen=True, kw_only=True)
 class Solution:
-    """The refresh steps of least total cost for a budget of `len(refresh_steps)`, and how many sets share that cost."""
+    """The refresh steps of least cost for a budget of `len(refresh_steps)`, and how many sets share that cost."""
 
     refresh_steps: tuple[int, ...]
     cost: float

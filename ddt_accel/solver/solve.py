@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +15,7 @@ from ddt_accel.errors import ConfigError, NumericsError
 from ddt_accel.schedule import MAX_SOURCES, Forecast, Schedule, check_budget
 from ddt_accel.solver.forecast import FORECASTS, checked_gram, forecast_error, forecast_weights, pair_errors
 from ddt_accel.solver.pairs import pair_cost, solve_pairs
-from ddt_accel.solver.refresh import solve_all_budgets, total_cost
+from ddt_accel.solver.refresh import Solution, solve_all_budgets, total_cost
 from ddt_accel.spec import SamplingSpec
 
 Array = NDArray[np.float64]
@@ -42,6 +44,48 @@ class Statistics(Protocol):
     def checkpoint_sha256(self) -> str: ...
     @property
     def sha256(self) -> str: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How schedules are solved for.
+
+    `forecast` is "hold" (the last state), "linear" (extrapolation in t from the last two) or "calibrated" (the weights
+    of least expected error for the last `sources` states, and if `centred` of their deviations from the mean
+    trajectory). `objective` is "sum", "power" or "minimax" over segments of sensitivity times forecast error
+    (solver/pairs.py), or "similarity": the sum of 1 − cosine with the state held.
+    """
+
+    forecast: str = "calibrated"
+    objective: str = "power"
+    sources: int = 2
+    centred: bool = True
+
+    def __post_init__(self) -> None:
+        if self.forecast not in FORECASTS:
+            raise ConfigError(f"forecast is {self.forecast!r}; choose one of {', '.join(FORECASTS)}.")
+        if self.objective not in OBJECTIVES:
+            raise ConfigError(f"objective is {self.objective!r}; choose one of {', '.join(OBJECTIVES)}.")
+        if not 1 <= self.sources <= MAX_SOURCES:
+            raise ConfigError(f"A forecast from {self.sources} states; give 1 to {MAX_SOURCES}.")
+        if self.objective == "similarity" and self.forecast != "hold":
+            raise ConfigError(
+                f"The objective 'similarity' says nothing of a {self.forecast} forecast; use forecast 'hold', or "
+                "another objective."
+            )
+
+    @property
+    def gamma(self) -> float:
+        return GAMMA[self.objective]
+
+    @property
+    def states(self) -> int:
+        """From how many states a forecast is made, at most."""
+        return {"hold": 1, "linear": 2, "calibrated": self.sources}[self.forecast]
+
+
+# Section 4 of the paper (arXiv 2504.05741), solved exactly.
+PUBLISHED = Method(forecast="hold", objective="similarity")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,135 +126,97 @@ def solve(
     sources: int = 2,
     centred: bool = True,
 ) -> Schedule:
-    """The schedule of least predicted cost with `budget` encoder runs; see `solve_curve`."""
-    curve = solve_curve(calibration, budget, forecast=forecast, objective=objective, sources=sources, centred=centred)
-    return curve[-1][0]
+    """The schedule of least predicted cost with `budget` encoder runs; see `Method` and `solve_curve`."""
+    method = Method(forecast=forecast, objective=objective, sources=sources, centred=centred)
+    return solve_curve(calibration, budget, method)[-1][0]
 
 
 def solve_curve(
-    calibration: Statistics,
-    max_budget: int,
-    *,
-    forecast: str = "calibrated",
-    objective: str = "power",
-    sources: int = 2,
-    centred: bool = True,
+    calibration: Statistics, max_budget: int, method: Method | None = None
 ) -> list[tuple[Schedule, Certificate]]:
     """The schedules for the budgets 1 … max_budget, from one pass of the exact program.
-
-    `forecast` is "hold" (the last state), "linear" (extrapolation in t from the last two) or "calibrated" (the weights
-    of least expected error for the last `sources` states, and if `centred` of their deviations from the mean
-    trajectory). `objective` is "sum", "power" or "minimax" over segments of sensitivity times forecast error
-    (solver/pairs.py), or "similarity": the sum of 1 − cosine with the state held, the published method
-    (arXiv 2504.05741, section 4).
 
     The steps are optimal for forecasts from up to two states. With more `sources` they are those for two, and the
     forecasts are better, but other steps might be better still.
     """
-    _check(calibration, forecast, objective, sources)
+    method = method or Method()
     spec = calibration.spec
     check_budget(max_budget, spec.num_evaluations)
-    if objective == "similarity":
-        return _published_curve(calibration, max_budget)
-    sensitivity = calibration.sensitivity
-    assert sensitivity is not None
-    gram = checked_gram(calibration.gram)
-    centred = centred and forecast == "calibrated"
-    if centred:
-        gram = gram - calibration.mean @ calibration.mean.T
-        np.fill_diagonal(gram, np.maximum(gram.diagonal(), 0.0))
-    wanted = {"hold": 1, "linear": 2, "calibrated": sources}[forecast]
-    price = sensitivity * pair_errors(forecast, gram, spec.times, sources=wanted)
-    gamma = GAMMA[objective]
-    published = solve_all_budgets(similarity_cost(calibration.similarity))
+    published = solve_all_budgets(similarity_cost(calibration.similarity))[:max_budget]
+    pricing = None if method == PUBLISHED else _Pricing(calibration, method)
+    solutions = pricing.solve(max_budget) if pricing else published
     curve = []
-    for budget, solution in enumerate(solve_pairs(price, max_budget, gamma=gamma), 1):
-        steps = solution.refresh_steps
-        forecasts, errors = _forecasts(forecast, gram, spec.times, steps, wanted)
-        cost = _cost(sensitivity * errors, steps, gamma)
-        schedule = Schedule(
-            spec=spec,
-            refresh_steps=steps,
-            forecasts=forecasts,
-            mean_modulations=calibration.mean_modulations if centred and forecasts else None,
-            objective=objective,
-            forecast=forecast,
-            predicted_cost=cost,
-            checkpoint_sha256=calibration.checkpoint_sha256,
-            calibration_sha256=calibration.sha256,
-        )
+    for budget, solution in enumerate(solutions, 1):
+        price = pricing.pair_cost if pricing else partial(total_cost, similarity_cost(calibration.similarity))
         certificate = Certificate(
             cost=solution.cost,
-            uniform_cost=pair_cost(price, Schedule.uniform(spec, budget).refresh_steps, gamma=gamma),
-            published_cost=pair_cost(price, published[budget - 1].refresh_steps, gamma=gamma),
-            exact=wanted <= 2,
+            uniform_cost=price(Schedule.uniform(spec, budget).refresh_steps),
+            published_cost=price(published[budget - 1].refresh_steps),
+            exact=method.states <= 2,
             considered=math.comb(spec.num_evaluations - 1, budget - 1),
             ties=solution.ties,
         )
-        curve.append((schedule, certificate))
+        curve.append((schedule_with(calibration, solution.refresh_steps, method, pricing), certificate))
     return curve
 
 
-def _check(calibration: Statistics, forecast: str, objective: str, sources: int) -> None:
-    if forecast not in FORECASTS:
-        raise ConfigError(f"forecast is {forecast!r}; choose one of {', '.join(FORECASTS)}.")
-    if objective not in OBJECTIVES:
-        raise ConfigError(f"objective is {objective!r}; choose one of {', '.join(OBJECTIVES)}.")
-    if not 1 <= sources <= MAX_SOURCES:
-        raise ConfigError(f"A forecast from {sources} states; give 1 to {MAX_SOURCES}.")
-    if objective == "similarity" and forecast != "hold":
-        raise ConfigError(
-            f"The objective 'similarity' says nothing of a {forecast} forecast; use forecast 'hold', or another "
-            "objective."
-        )
-    if objective != "similarity" and calibration.sensitivity is None:
-        raise ConfigError(
-            f"The calibration has no sensitivities, which objective {objective!r} needs; calibrate with at least one "
-            "sensitivity sample, or use objective 'similarity' with forecast 'hold'."
-        )
+def schedule_with(
+    calibration: Statistics, refresh_steps: tuple[int, ...], method: Method, pricing: _Pricing | None = None
+) -> Schedule:
+    """The schedule of given refresh steps: the best forecasts for them, and what it is predicted to cost."""
+    bare = Schedule(
+        spec=calibration.spec,
+        refresh_steps=refresh_steps,
+        objective=method.objective,
+        forecast=method.forecast,
+        checkpoint_sha256=calibration.checkpoint_sha256,
+        calibration_sha256=calibration.sha256,
+    )
+    if method == PUBLISHED:
+        cost = total_cost(similarity_cost(calibration.similarity), refresh_steps)
+        return dataclasses.replace(bare, predicted_cost=cost)
+    pricing = pricing or _Pricing(calibration, method)
+    forecasts, cost = pricing.forecasts(refresh_steps)
+    means = calibration.mean_modulations if pricing.centred and forecasts else None
+    return dataclasses.replace(bare, forecasts=forecasts, predicted_cost=cost, mean_modulations=means)
 
 
-def _published_curve(calibration: Statistics, max_budget: int) -> list[tuple[Schedule, Certificate]]:
-    cost, spec = similarity_cost(calibration.similarity), calibration.spec
-    curve = []
-    for budget, solution in enumerate(solve_all_budgets(cost)[:max_budget], 1):
-        total = total_cost(cost, solution.refresh_steps)
-        schedule = Schedule(
-            spec=spec,
-            refresh_steps=solution.refresh_steps,
-            objective="similarity",
-            predicted_cost=total,
-            checkpoint_sha256=calibration.checkpoint_sha256,
-            calibration_sha256=calibration.sha256,
-        )
-        certificate = Certificate(
-            cost=total,
-            uniform_cost=total_cost(cost, Schedule.uniform(spec, budget).refresh_steps),
-            published_cost=total,
-            exact=True,
-            considered=math.comb(spec.num_evaluations - 1, budget - 1),
-            ties=solution.ties,
-        )
-        curve.append((schedule, certificate))
-    return curve
+class _Pricing:
+    """What errors of the state cost under a method; see solver/forecast.py and solver/pairs.py."""
 
+    def __init__(self, calibration: Statistics, method: Method) -> None:
+        if calibration.sensitivity is None:
+            raise ConfigError(
+                f"The calibration has no sensitivities, which objective {method.objective!r} needs; calibrate with at "
+                "least one sensitivity sample, or use objective 'similarity' with forecast 'hold'."
+            )
+        self.method, self.times, self.sensitivity = method, calibration.spec.times, calibration.sensitivity
+        self.gram = checked_gram(calibration.gram)
+        self.centred = method.centred and method.forecast == "calibrated"
+        if self.centred:
+            self.gram = self.gram - calibration.mean @ calibration.mean.T
+            np.fill_diagonal(self.gram, np.maximum(self.gram.diagonal(), 0.0))
 
-def _forecasts(
-    forecast: str, gram: Array, times: Array, steps: tuple[int, ...], wanted: int
-) -> tuple[dict[int, Forecast], Array]:
-    """The weights at every reuse step, none where the last state is held, and the expected errors [N]."""
-    rows: dict[int, Forecast] = {}
-    errors = np.zeros(len(gram))
-    for step in sorted(set(range(len(gram))) - set(steps)):
-        drawn = [refresh for refresh in steps if refresh < step][-wanted:]
-        weights = forecast_weights(forecast, gram, times, drawn, step)
-        errors[step] = forecast_error(gram, drawn, weights, step)
-        if forecast != "hold":
-            rows[step] = tuple(zip(drawn, weights.tolist(), strict=True))
-    return rows, errors
+    @cached_property
+    def prices(self) -> Array:
+        errors = pair_errors(self.method.forecast, self.gram, self.times, sources=self.method.states)
+        return self.sensitivity * errors
 
+    def solve(self, max_budget: int) -> list[Solution]:
+        return solve_pairs(self.prices, max_budget, gamma=self.method.gamma)
 
-def _cost(prices: Array, steps: tuple[int, ...], gamma: float) -> float:
-    """A schedule's cost from its step prices [N]."""
-    segments = np.add.reduceat(prices, steps)
-    return float(segments.max() if math.isinf(gamma) else (segments**gamma).sum() ** (1 / gamma))
+    def pair_cost(self, refresh_steps: tuple[int, ...]) -> float:
+        return pair_cost(self.prices, refresh_steps, gamma=self.method.gamma)
+
+    def forecasts(self, steps: tuple[int, ...]) -> tuple[dict[int, Forecast], float]:
+        """The weights at every reuse step, none where the last state is held, and the cost with them."""
+        rows: dict[int, Forecast] = {}
+        errors = np.zeros(len(self.gram))
+        for step in sorted(set(range(len(self.gram))) - set(steps)):
+            drawn = [refresh for refresh in steps if refresh < step][-self.method.states :]
+            weights = forecast_weights(self.method.forecast, self.gram, self.times, drawn, step)
+            errors[step] = forecast_error(self.gram, drawn, weights, step)
+            if self.method.forecast != "hold":
+                rows[step] = tuple(zip(drawn, weights.tolist(), strict=True))
+        segments, gamma = np.add.reduceat(self.sensitivity * errors, steps), self.method.gamma
+        return rows, float(segments.max() if math.isinf(gamma) else (segments**gamma).sum() ** (1 / gamma))
