@@ -46,11 +46,21 @@ def _facts(path: Path) -> dict[str, Any]:
 
 
 def _document(path: Path) -> dict[str, Any]:
-    """A schedule, or the numbers of a report."""
+    """A schedule, the numbers of a report, or measured costs."""
     from ddt_accel.artifacts import format_of
+    from ddt_accel.evaluation import costs
     from ddt_accel.report import render
 
-    return _report(path) if format_of(path) == render.FORMAT else _schedule(path)
+    readers = {render.FORMAT: _report, costs.FORMAT: _costs}
+    return readers.get(format_of(path) or "", _schedule)(path)
+
+
+def _costs(path: Path) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from ddt_accel.evaluation.costs import Costs
+
+    return {"kind": "costs per image and branch", **asdict(Costs.load(path))}
 
 
 def _report(path: Path) -> dict[str, Any]:
@@ -103,10 +113,13 @@ def _schedule(path: Path) -> dict[str, Any]:
     from ddt_accel.schedule import Schedule
 
     schedule = Schedule.load(path)
+    drawn = max((len(row) for row in schedule.forecasts.values()), default=1)
+    centred = ", of the deviation from the mean trajectory" if schedule.mean_modulations is not None else ""
     return {
         "kind": "schedule",
         "encoder runs": f"{schedule.budget} of {schedule.spec.num_evaluations}",
         "refresh steps": list(schedule.refresh_steps),
+        "forecast": f"{schedule.forecast}, from up to {drawn} states{centred}",
         "objective": schedule.objective,
         "predicted cost": schedule.predicted_cost,
         "checkpoint": schedule.checkpoint_sha256,
@@ -135,13 +148,17 @@ def _calibration(path: Path) -> dict[str, Any]:
 
     calibration = Calibration.load(path)
     similarity = calibration.similarity
-    neighbours = similarity.diagonal(1)
+    neighbours, sensitivity = similarity.diagonal(1), calibration.sensitivity
     return {
         "kind": "calibration",
         "samples": calibration.num_samples,
         "images": [f"seed {r.seed}: {r.first} … {r.stop - 1}" for r in calibration.ranges],
         "neighbouring steps": f"cosine {neighbours.min():.4f} … {neighbours.max():.4f}" if len(neighbours) else "none",
         "first and last": f"cosine {similarity[0, -1]:.4f}",
+        "sensitivity": f"{sensitivity[1:].max():.4g} … {sensitivity[1:].min():.4g}, from "
+        f"{int(calibration.sensitivity_sum[:, 0].max())} samples"
+        if sensitivity is not None
+        else "not measured",
         "checkpoint": calibration.checkpoint_sha256,
         **{key.replace("_", " "): value for key, value in asdict(calibration.spec).items()},
     }
