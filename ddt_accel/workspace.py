@@ -11,8 +11,9 @@ from typing import Any
 from ddt_accel.artifacts import read_json, write_json
 from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ArtifactError, ConfigError
-from ddt_accel.networks.checkpoints import embedded_models, load_model, read_yaml
+from ddt_accel.networks.checkpoints import load_model
 from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.locate import embedded_models, read_yaml
 from ddt_accel.schedule import Schedule
 
 FORMAT, VERSION = "ddt-accel workspace", 1

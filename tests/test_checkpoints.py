@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
 import subprocess
 import sys
+import tarfile
 import types
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +24,10 @@ from hypothesis import strategies as st
 
 from ddt_accel import load_model
 from ddt_accel.errors import CheckpointError, ConfigError, DDTAccelError
-from ddt_accel.networks.checkpoints import EMBEDDED, describe, embedded_models
+from ddt_accel.networks.checkpoints import describe
 from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.locate import EMBEDDED, embedded_models
+from ddt_accel.networks.unpickle import PickledCheckpoint
 
 
 def published(reference) -> dict[str, torch.Tensor]:
@@ -48,7 +53,10 @@ def test_lightning_ema_by_default_raw_on_request(reference) -> None:
         load_model(reference.checkpoint, config=reference.config, weights="best")
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "ema_denoiser._orig_mod."])
+@pytest.mark.parametrize(
+    "prefix",
+    ["", "module.", "_orig_mod.", "module._orig_mod.", "ema_denoiser._orig_mod.", "module.ema_denoiser.module."],
+)
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
 def test_plain_files_and_wrapped_names(reference, tmp_path: Path, prefix: str, suffix: str) -> None:
     tensors = {prefix + name: tensor for name, tensor in ema(reference).items()}
@@ -59,6 +67,56 @@ def test_plain_files_and_wrapped_names(reference, tmp_path: Path, prefix: str, s
         torch.save(tensors, path)
     assert same(load_model(path, config=reference.config), ema(reference))
     assert same(load_model(tmp_path, config=reference.config), ema(reference))
+
+
+def test_sets_under_keys_of_their_own(reference, tmp_path: Path) -> None:
+    """As training scripts without Lightning save them."""
+    averaged = ema(reference)
+    raw = {name: tensor + 0.01 for name, tensor in averaged.items()}
+    torch.save({"model": raw, "ema": averaged, "opt": {"state": {0: torch.zeros(3)}}}, tmp_path / "both.pt")
+    assert same(load_model(tmp_path / "both.pt", config=reference.config), averaged)
+    assert same(load_model(tmp_path / "both.pt", config=reference.config, weights="raw"), raw)
+    torch.save({"model": raw}, tmp_path / "one.pt")
+    assert same(load_model(tmp_path / "one.pt", config=reference.config), raw)
+    torch.save({"ema": averaged}, tmp_path / "averaged.pt")
+    with pytest.raises(CheckpointError, match="choose weights='ema'"):
+        load_model(tmp_path / "averaged.pt", config=reference.config, weights="raw")
+
+
+def test_identity_is_that_of_the_weights_and_the_configuration(reference, tmp_path: Path) -> None:
+    def identity(path: Path, weights: str = "ema", **changes: int) -> str:
+        return load_model(path, config={**reference.config, **changes}, weights=weights).source.sha256
+
+    safetensors.torch.save_file(ema(reference), tmp_path / "same.safetensors")
+    lightning = identity(reference.checkpoint)
+    assert identity(tmp_path / "same.safetensors") == lightning
+    assert identity(reference.checkpoint, "raw") != lightning
+    fewer = reference.config["num_encoder_blocks"] - 1
+    assert identity(reference.checkpoint, num_encoder_blocks=fewer) != lightning
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_tensors_of_every_layout_are_read_as_pytorch_reads_them(tmp_path: Path, zipped: bool) -> None:
+    base = torch.arange(24.0).reshape(4, 6)
+    content = {
+        "whole": base, "view": base[1:3, ::2], "transposed": base.t(), "scalar": torch.tensor(3, dtype=torch.int64),
+        "empty": torch.zeros(0, 3), "half": base.half(), "brain": base.bfloat16(), "flags": base > 3,
+        "bytes": torch.arange(3, dtype=torch.uint8), "parameter": torch.nn.Parameter(base[0]),
+        "expanded": base[:1].expand(5, 6), "eighth": base.to(torch.float8_e4m3fn) if zipped else base,
+    }  # fmt: skip
+    torch.save(content, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    expected = torch.load(tmp_path / "x.pt", weights_only=True)
+    file = PickledCheckpoint(tmp_path / "x.pt")
+    assert set(file.content) == set(expected)
+    for name, tensor in expected.items():
+        found = file.read(file.content[name])
+        assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape)
+        assert (
+            found.contiguous()
+            .flatten()
+            .view(torch.uint8)
+            .equal(tensor.detach().contiguous().flatten().view(torch.uint8))
+        ), name
 
 
 def test_legacy_pickles_without_a_zip(reference, tmp_path: Path) -> None:
@@ -186,6 +244,12 @@ def test_nothing_in_a_pickle_is_run(reference, tmp_path: Path, function, templat
         b"\x80\x04\x8c\x08builtins\x8c\x04exec\x93\x8c\x01x\x85R.",
         b"\x80\x04\x8c\x05torch\x8c\x08hub.load\x93\x8c\x01x\x85R.",
         b"ccollections\nOrderedDict.fromkeys.__self__\n(tR.",
+        # An instance of a real class with keyword arguments, the state of a real function, a huge memo, a huge buffer.
+        b"\x80\x04ctorch\nUntypedStorage\n)}X\x09\x00\x00\x00allocatorK\x01s\x92.",
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x0c\x00\x00\x00__defaults__K\x07sb.",
+        b"\x80\x02}r\xff\xff\xff\x7f.",
+        b"\x80\x05\x96\xff\xff\xff\xff\xff\xff\xff\x7f.",
+        b"\x80\x02\x82\x01.",
         b"not a pickle at all",
         b"",
     ],
@@ -193,9 +257,41 @@ def test_nothing_in_a_pickle_is_run(reference, tmp_path: Path, function, templat
 def test_raw_pickles_are_refused(reference, tmp_path: Path, program: bytes) -> None:
     marker = tmp_path / "marker"
     (tmp_path / "bad.pt").write_bytes(program.replace(b"{}", str(marker).encode()))
+    defaults = torch._utils._rebuild_tensor_v2.__defaults__
     with pytest.raises(CheckpointError):
         load_model(tmp_path / "bad.pt", config=reference.config)
     assert not marker.exists()
+    assert torch._utils._rebuild_tensor_v2.__defaults__ == defaults
+    # The same where the weights are whole and the program is a part of the archive's pickle.
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, "w") as archive:
+        archive.writestr("x/data.pkl", program)
+    (tmp_path / "bad.pt").write_bytes(bomb.getvalue())
+    with pytest.raises(CheckpointError):
+        load_model(tmp_path / "bad.pt", config=reference.config)
+
+
+def test_tar_archives_are_refused_without_a_look_inside(tmp_path: Path) -> None:
+    """PyTorch before 0.2 wrote them; a member can be a link to anywhere."""
+    with tarfile.open(tmp_path / "old.pt", "w") as archive:
+        member = tarfile.TarInfo("storages")
+        member.type = tarfile.FIFOTYPE
+        archive.addfile(member)
+    with pytest.raises(CheckpointError):
+        load_model(tmp_path / "old.pt")
+
+
+def test_tensors_beyond_their_storage_are_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(4)}, tmp_path / "a.pt")
+    with zipfile.ZipFile(tmp_path / "a.pt") as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    wider = {name: data.replace(b"K\x04\x85", b"K\x05\x85") for name, data in records.items()}
+    assert wider != records
+    with zipfile.ZipFile(tmp_path / "b.pt", "w") as archive:
+        for name, data in wider.items():
+            archive.writestr(name, data)
+    with pytest.raises(CheckpointError, match="reaches beyond its storage"):
+        load_model(tmp_path / "b.pt")
 
 
 def test_torchscript_is_refused(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_a_fresh_network_predicts_zero() -> None:
 
 
 def test_published_networks_have_675_million_parameters() -> None:
-    from ddt_accel.networks.checkpoints import PUBLISHED
+    from ddt_accel.networks.locate import PUBLISHED
 
     for config, shape in PUBLISHED.values():
         with torch.device("meta"):

@@ -14,7 +14,7 @@ from ddt_accel.errors import ArtifactError, ConfigError, MismatchError
 from ddt_accel.evaluation.benchmark import measure
 from ddt_accel.evaluation.costs import Costs, counted_costs, measured_costs
 from ddt_accel.evaluation.plan import make_plans
-from ddt_accel.networks.checkpoints import PUBLISHED
+from ddt_accel.networks.locate import PUBLISHED
 
 SHAPE = (3, 8, 8)
 FINE = SamplingSpec(num_steps=24, solver="ab2", guidance=1.4)

@@ -6,37 +6,21 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
-import yaml
 from torch import Tensor
 
-from ddt_accel.artifacts import sha256_of
-from ddt_accel.errors import CheckpointError, ConfigError, DependencyError
+from ddt_accel.errors import CheckpointError, ConfigError
 from ddt_accel.networks.config import DDTConfig, Source
 from ddt_accel.networks.ddt import DDT
-from ddt_accel.networks.unpickle import load_pickled
+from ddt_accel.networks.locate import locate, settings_of
+from ddt_accel.networks.unpickle import PickledCheckpoint, StoredTensor
 
-SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")
-EMBEDDED = Path(__file__).parent / "weights"
 EMA, RAW = "ema_denoiser.", "denoiser."
-
-_XL2 = DDTConfig(
-    in_channels=4, patch_size=2, num_groups=16, hidden_size=1152, num_blocks=28, num_encoder_blocks=22, num_classes=1000
-)
-PUBLISHED: dict[str, tuple[DDTConfig, tuple[int, int, int]]] = {
-    "MCG-NJU/DDT-XL-22en6de-R256": (_XL2, (4, 32, 32)),
-    "MCG-NJU/DDT-XL-22en6de-R512": (_XL2, (4, 64, 64)),
-}
-
-
-def embedded_models() -> list[str]:
-    """The short names of the models inside the package."""
-    return sorted(path.stem for path in EMBEDDED.glob("*.safetensors"))
 
 
 def load_model(
@@ -57,9 +41,10 @@ def load_model(
     """
     if weights not in ("ema", "raw"):
         raise ConfigError(f"weights is {weights!r}; choose 'ema' or 'raw'.")
-    path, known = _locate(str(source))
+    located = locate(str(source))
+    path = located.path
     tensors, metadata = _read(path)
-    settings = _settings(path, metadata, known)
+    settings = settings_of(located, metadata)
     if config is None:
         config = settings.config
     if config is None:
@@ -74,67 +59,12 @@ def load_model(
     model = DDT(network_config)
     _assign(model, _select(path, tensors, weights), path)
     model.source = Source(
-        name=str(source) if path.parent == EMBEDDED or known else path.name,
-        sha256=sha256_of(path),
+        name=located.name,
+        sha256=identity(model),
         latent_shape=latent_shape,
         class_names=settings.class_names,
     )
     return model.eval().requires_grad_(False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What says how a checkpoint is to be read."""
-
-    config: DDTConfig | None = None
-    latent_shape: tuple[int, int, int] | None = None
-    class_names: tuple[str, ...] | None = None
-
-
-def _locate(source: str) -> tuple[Path, Settings | None]:
-    """The checkpoint file, and what is known of it by its name alone."""
-    if source in embedded_models():
-        return EMBEDDED / f"{source}.safetensors", None
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return _only_checkpoint(path), None
-    if path.is_file():
-        if path.suffix not in SUFFIXES:
-            raise CheckpointError(f"{path} has the suffix '{path.suffix}'; expected one of {', '.join(SUFFIXES)}.")
-        return path, None
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and path.suffix not in SUFFIXES:
-        known = PUBLISHED.get(source)
-        settings = Settings(config=known[0], latent_shape=known[1]) if known else Settings()
-        return _only_checkpoint(_download(source)), settings
-    raise CheckpointError(
-        f"There is no {source}; give a file, a folder, a Hugging Face repository id (owner/name), or an embedded "
-        f"model: {', '.join(embedded_models())}."
-    )
-
-
-def _download(repository: str) -> Path:
-    try:
-        import huggingface_hub
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    except ImportError:
-        raise DependencyError(
-            f"{repository} lies on the Hugging Face hub; to fetch it, install ddt-accel[hub], or give a local file."
-        ) from None
-    patterns = [f"*{suffix}" for suffix in (*SUFFIXES, ".yaml", ".yml")]
-    try:
-        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(
-            f"{repository} is no local file and cannot be had from the Hugging Face hub ({str(error).splitlines()[0]})."
-        ) from None
-
-
-def _only_checkpoint(folder: Path) -> Path:
-    found = sorted(path for suffix in SUFFIXES for path in folder.rglob(f"*{suffix}"))
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found[:5]) or "none"
-        raise CheckpointError(f"{folder} must hold exactly one checkpoint, found {names}; give the file itself.")
-    return found[0]
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -149,15 +79,39 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if "tensors_sha256" in metadata and metadata["tensors_sha256"] != tensors_sha256(tensors):
             raise CheckpointError(f"{path} is damaged: its tensors fail their checksum; download or copy it anew.")
         return tensors, metadata
-    content = load_pickled(path)
-    for key in ("state_dict", "model", "ema"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
-    if not tensors:
+    file = PickledCheckpoint(path)
+    stored = _tensors(file.content)
+    if not stored:
         raise CheckpointError(f"{path} holds no state_dict with tensors in it.")
-    return tensors, {}
+    return {name: file.read(tensor) for name, tensor in stored.items()}, {}
+
+
+def _tensors(content: Any) -> dict[str, StoredTensor]:
+    """The weights in a pickled file, by names of the published layout.
+
+    They are in "state_dict" as Lightning has it, in "model" and "ema" as many training scripts have it, or all there
+    is.
+    """
+    if not isinstance(content, dict):
+        return {}
+    if isinstance(content.get("state_dict"), dict):
+        return _tensors(content["state_dict"])
+    sets = {prefix: _tensors(content[key]) for key, prefix in (("ema", EMA), ("model", RAW)) if key in content}
+    if EMA in sets:
+        return {prefix + name: tensor for prefix, group in sets.items() for name, tensor in group.items()}
+    if RAW in sets:
+        return sets[RAW]
+    return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, StoredTensor)}
+
+
+def identity(model: DDT) -> str:
+    """The SHA-256 of a network's weights and configuration: what a calibration or a schedule belongs to.
+
+    It does not depend on the file that they came in, and tells the averaged weights of a checkpoint from the raw ones.
+    """
+    digest = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode())
+    digest.update(tensors_sha256(model.state_dict()).encode())
+    return digest.hexdigest()
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
@@ -165,48 +119,16 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _settings(path: Path, metadata: Mapping[str, str], known: Settings | None) -> Settings:
-    """Configuration, latent shape and class names: from the file, a YAML beside it, or common knowledge."""
-    if "config" in metadata:
-        try:
-            shape = json.loads(metadata.get("latent_shape", "null"))
-            names = json.loads(metadata.get("class_names", "null"))
-            return Settings(
-                config=DDTConfig.from_mapping(json.loads(metadata["config"])),
-                latent_shape=(shape[0], shape[1], shape[2]) if shape else None,
-                class_names=tuple(str(name) for name in names) if names else None,
-            )
-        except (ValueError, TypeError, IndexError) as error:
-            raise CheckpointError(f"{path} describes itself in a way that makes no sense ({error}).") from None
-    folder = path.parent
-    beside = [folder / f"{path.stem}{suffix}" for suffix in (".yaml", ".yml")] + [folder / "config.yaml"]
-    candidates = [file for file in beside if file.is_file()] or sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
-    if len(candidates) == 1 or (candidates and candidates[0] in beside):
-        return read_yaml(candidates[0])
-    return known or Settings()
-
-
-def read_yaml(path: Path) -> Settings:
-    """Reads `model.denoiser.init_args` and `data.latent_shape` of a published configuration."""
-    try:
-        content = yaml.safe_load(path.read_text())
-        config = DDTConfig.from_mapping(content["model"]["denoiser"]["init_args"])
-        shape = (content.get("data") or {}).get("latent_shape")
-        return Settings(config=config, latent_shape=(int(shape[0]), int(shape[1]), int(shape[2])) if shape else None)
-    except (yaml.YAMLError, OSError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise ConfigError(
-            f"{path} is not a published DDT configuration, which has model.denoiser.init_args ({error})."
-        ) from None
 
 
 def _select(path: Path, tensors: dict[str, Tensor], weights: str) -> dict[str, Tensor]:
     """One set of weights out of what the checkpoint holds, its prefix removed."""
-    # Wrappers of data-parallel training and of torch.compile leave these in the names.
-    tensors = {re.sub(r"(^|\.)(module|_orig_mod)\.", r"\1", name): tensor for name, tensor in tensors.items()}
+    # Wrappers of data-parallel training and of torch.compile leave these in the names, also several of them.
+    tensors = {
+        re.sub(r"(?:(?<=\.)|^)(?:(?:module|_orig_mod)\.)+", "", name): tensor for name, tensor in tensors.items()
+    }
     prefixes = [prefix for prefix in (EMA, RAW) if any(name.startswith(prefix) for name in tensors)]
     if not prefixes:
         return tensors
@@ -242,13 +164,12 @@ def _assign(model: DDT, tensors: dict[str, Tensor], path: Path) -> None:
 
 def describe(path: Path) -> dict[str, Any]:
     """What a checkpoint file holds, without building a network."""
-    located, _ = _locate(str(path))
-    tensors, metadata = _read(located)
-    settings = _settings(located, metadata, None)
+    located = locate(str(path))
+    tensors, metadata = _read(located.path)
+    settings = settings_of(located, metadata)
     sets = [name for name, prefix in (("ema", EMA), ("raw", RAW)) if any(key.startswith(prefix) for key in tensors)]
     return {
-        "file": str(located),
-        "sha256": sha256_of(located),
+        "file": str(located.path),
         "tensors": len(tensors),
         "parameters": sum(tensor.numel() for tensor in tensors.values()),
         "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}),
