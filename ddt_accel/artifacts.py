@@ -8,6 +8,7 @@ there are arrays, safetensors files whose header carries such a document.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -30,27 +31,50 @@ Document = dict[str, Any]
 def write_atomic(path: Path, data: bytes) -> None:
     """Writes `data` to `path`, whole or not at all; an earlier file survives any failure.
 
-    Raises ArtifactError where the system refuses (disk full, no permission, a folder in the way).
+    A link is followed. Raises ArtifactError where the system refuses (disk full, no permission, a folder in the way) or
+    the place is taken by something that is no file.
     """
     temporary: str | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        target = _target(path)
+        handle, temporary = tempfile.mkstemp(prefix=f".{target.name[:100]}.", suffix=".part", dir=target.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        os.replace(temporary, target)
         temporary = None
     except OSError as error:
-        raise ArtifactError(
-            f"{path} could not be written ({error.strerror or error}); free space or choose another place. Nothing "
-            "that was there before has changed."
-        ) from error
+        raise _unwritable(path, error) from error
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raises ArtifactError now where `write_atomic(path, …)` could not even begin, before work is done for it."""
+    try:
+        with tempfile.TemporaryFile(dir=_target(path).parent):
+            pass
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+def _target(path: Path) -> Path:
+    """The file that `path` leads to, its folder made."""
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise FileExistsError(errno.EEXIST, "it is no ordinary file")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def _unwritable(path: Path, error: OSError) -> ArtifactError:
+    return ArtifactError(
+        f"{path} could not be written ({error.strerror or error}); free space or choose another place. Nothing that "
+        "was there before has changed."
+    )
 
 
 def write_json(path: Path, format_name: str, version: int, content: Document) -> None:
@@ -65,8 +89,8 @@ def read_json(path: Path, format_name: str, version: int) -> Document:
     A document without a checksum is accepted, so that one can be written or edited by hand; a wrong checksum is not.
     """
     try:
-        document = json.loads(_read(path))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        document = _parsed(_read(path))
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is not a {format_name}: it is damaged or not JSON ({error}).") from None
     content = _opened(path, document, format_name, version)
     stated = content.pop("checksum", None)
@@ -81,8 +105,8 @@ def read_json(path: Path, format_name: str, version: int) -> Document:
 def format_of(path: Path) -> str | None:
     """The format that a JSON document says it has."""
     try:
-        document = json.loads(_read(path))
-    except (UnicodeDecodeError, json.JSONDecodeError):
+        document = _parsed(_read(path))
+    except (ValueError, RecursionError):
         return None
     return document.get("format") if isinstance(document, dict) else None
 
@@ -99,8 +123,8 @@ def read_arrays(path: Path, format_name: str, version: int) -> tuple[Document, d
     try:
         arrays = safetensors.numpy.load(data)
         header_length = int.from_bytes(data[:8], "little")
-        document = json.loads(json.loads(data[8 : 8 + header_length])["__metadata__"]["document"])
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        document = _parsed(json.loads(data[8 : 8 + header_length])["__metadata__"]["document"])
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{path} is not a {format_name}: it is damaged or of another kind ({error}).") from None
     content = _opened(path, document, format_name, version)
     if content.pop("checksum", None) != checksum(content, arrays):
@@ -125,6 +149,15 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read ({error.strerror or error}).") from None
+
+
+def _parsed(data: bytes | str) -> Any:
+    """JSON without the NaN and infinity that Python lets pass."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"it contains {constant}")
+
+    return json.loads(data, parse_constant=refuse)
 
 
 def _opened(path: Path, document: object, format_name: str, version: int) -> Document:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ddt_accel.artifacts import checksum, read_arrays, read_json, write_arrays, write_json
 from ddt_accel.errors import ArtifactError, ConfigError
-from ddt_accel.spec import SamplingSpec
+from ddt_accel.spec import SamplingSpec, is_whole
 
 FORMAT, VERSION = "ddt-accel schedule", 2
 MEANS_FORMAT, MEANS_VERSION = "ddt-accel mean modulations", 1
@@ -45,13 +45,13 @@ class Schedule:
 
     def __post_init__(self) -> None:
         steps, last = tuple(self.refresh_steps), self.spec.num_evaluations - 1
-        if not steps or not all(isinstance(step, int) and not isinstance(step, bool) for step in steps):
+        if not steps or not all(map(is_whole, steps)):
             raise ConfigError(f"refresh_steps is {_shortened(steps)}; give whole numbers, the first of them 0.")
         if steps[0] != 0 or list(steps) != sorted(set(steps)) or steps[-1] > last:
             raise ConfigError(
                 f"refresh_steps is {_shortened(steps)}; they must start at 0, increase, and end at {last} or before."
             )
-        object.__setattr__(self, "refresh_steps", steps)
+        object.__setattr__(self, "refresh_steps", tuple(map(int, steps)))
         for step, row in self.forecasts.items():
             if not 0 < step <= last or step in steps:
                 raise ConfigError(f"There is a forecast for step {step}, which is no reuse step.")
@@ -148,7 +148,7 @@ class Schedule:
 
 def check_budget(budget: int, num_evaluations: int) -> None:
     """Raises ConfigError unless 1 ≤ budget ≤ E."""
-    if not isinstance(budget, int) or isinstance(budget, bool) or not 1 <= budget <= num_evaluations:
+    if not is_whole(budget) or not 1 <= budget <= num_evaluations:
         raise ConfigError(
             f"budget is {budget!r}; the encoder must run at least once and at most {num_evaluations} times, once per "
             "evaluation."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from ddt_accel.errors import ConfigError
 
+MAX_STEPS, MAX_GUIDANCE = 10_000, 1000
 SOLVERS = ("euler", "heun", "sde", "ab1", "ab2", "ab3", "ab4")
 
 
@@ -30,22 +32,32 @@ class SamplingSpec:
     last_step: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.num_steps, int) or isinstance(self.num_steps, bool) or self.num_steps < 1:
-            raise ConfigError(f"num_steps is {self.num_steps!r}; give a whole number of at least 1.")
+        if not is_whole(self.num_steps) or not 1 <= self.num_steps <= MAX_STEPS:
+            raise ConfigError(f"num_steps is {self.num_steps!r}; give a whole number from 1 to {MAX_STEPS}.")
+        object.__setattr__(self, "num_steps", int(self.num_steps))
         if self.solver not in SOLVERS:
             raise ConfigError(f"solver is {self.solver!r}; choose one of {', '.join(SOLVERS)}.")
-        if not _is_number(self.guidance):
-            raise ConfigError(f"guidance is {self.guidance!r}; give a finite number, 1 for none.")
-        interval = tuple(self.guidance_interval)
+        if not _is_number(self.guidance) or abs(self.guidance) > MAX_GUIDANCE:
+            raise ConfigError(
+                f"guidance is {self.guidance!r}; give a number within ±{MAX_GUIDANCE}, 1 for none (2 to 4 are usual)."
+            )
+        given: object = self.guidance_interval
+        interval = tuple(given) if isinstance(given, list | tuple) else ()
         if len(interval) != 2 or not all(map(_is_number, interval)) or interval[0] > interval[1]:
             raise ConfigError(f"guidance_interval is {self.guidance_interval!r}; give two times, low ≤ high.")
         object.__setattr__(self, "guidance_interval", (float(interval[0]), float(interval[1])))
-        if not _is_number(self.timeshift) or self.timeshift <= 0:
-            raise ConfigError(f"timeshift is {self.timeshift!r}; give a number above 0, 1 for none.")
+        if not _is_number(self.timeshift) or not 1e-3 <= self.timeshift <= 1e3:
+            raise ConfigError(f"timeshift is {self.timeshift!r}; give a number from 0.001 to 1000, 1 for none.")
         if self.last_step is not None and (not _is_number(self.last_step) or not 0 < self.last_step <= 1):
             raise ConfigError(f"last_step is {self.last_step!r}; give a length in (0, 1], or leave it out.")
+        for name in ("guidance", "timeshift", "last_step"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, float(value))
         if (np.diff(self.grid) <= 0).any():
-            raise ConfigError(f"{self.num_steps} steps with last_step {self.last_step} leave steps of length 0.")
+            raise ConfigError(
+                f"{self.num_steps} steps with last_step {self.last_step} and timeshift {self.timeshift} leave steps of "
+                "length 0; take fewer steps or leave out the others."
+            )
 
     @property
     def grid(self) -> NDArray[np.float64]:
@@ -106,5 +118,10 @@ class SamplingSpec:
             raise ConfigError(f"The sampling spec does not make sense ({error}).") from None
 
 
+def is_whole(value: object) -> bool:
+    """Whether a setting is a whole number; NumPy's count."""
+    return not isinstance(value, bool) and isinstance(value, Integral)
+
+
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)

@@ -21,7 +21,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from ddt_accel import Calibration, SamplingSpec, Schedule
-from ddt_accel.artifacts import checksum, read_arrays, read_json, write_arrays, write_atomic, write_json
+from ddt_accel.artifacts import (
+    checksum,
+    format_of,
+    read_arrays,
+    read_json,
+    sha256_of,
+    write_arrays,
+    write_atomic,
+    write_json,
+)
 from ddt_accel.backends.manifest import Manifest
 from ddt_accel.calibration.statistics import ImageRange
 from ddt_accel.errors import ArtifactError
@@ -65,11 +74,16 @@ CALIBRATION = Calibration(
 
 
 def manifest(folder: Path) -> Manifest:
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for name in ("encoder.onnx", "decoder.onnx"):
+        (folder / name).write_bytes(b"a network")
+        files[name] = sha256_of(folder / name)
     made = Manifest(
         format="onnx", model="tiny", checkpoint_sha256="ab", latent_shape=(3, 8, 8), class_names=("a", "b"),
         config=DDTConfig(in_channels=3, patch_size=2, num_groups=2, hidden_size=16, num_blocks=3, num_encoder_blocks=2,
                          num_classes=2),
-        precision="fp32", opset=20, files={}, tensors={}, parity={"encoder": 1e-7}, versions={"torch": "2"},
+        precision="fp32", opset=20, files=files, tensors={}, parity={"encoder": 1e-7}, versions={"torch": "2"},
     )  # fmt: skip
     made.save(folder)
     return Manifest.load(folder)
@@ -242,3 +256,30 @@ def test_a_place_that_cannot_be_written_is_an_error_not_a_crash(tmp_path: Path) 
         SCHEDULE.save(tmp_path / "file" / "schedule.json")
     with pytest.raises(ArtifactError, match="cannot be read"):
         Schedule.load(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, '{"format": "ddt-accel schedule", "version": NaN}'])
+def test_json_that_python_stumbles_over(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ArtifactError, match="damaged or not JSON"):
+        Schedule.load(tmp_path / "x.json")
+    assert format_of(tmp_path / "x.json") is None
+
+
+def test_links_are_followed_and_other_things_left_alone(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "real" / "data", b"earlier")
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "data")
+    write_atomic(tmp_path / "link", b"later")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "data").read_bytes() == b"later"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ArtifactError, match="no ordinary file"):
+        write_atomic(tmp_path / "pipe", b"")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_manifest_names_both_networks(tmp_path: Path) -> None:
+    made = manifest(tmp_path)
+    dataclasses.replace(made, files={}).save(tmp_path)
+    with pytest.raises(ArtifactError, match=r"no encoder\.onnx"):
+        Manifest.load(tmp_path)

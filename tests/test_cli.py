@@ -12,10 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors
 from conftest import Result, write_tiny_model
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from ddt_accel import Calibration, Schedule, solve
+from ddt_accel import Calibration, SamplingSpec, Schedule, solve
+from ddt_accel.networks.checkpoints import tensors_sha256
 
 STEPS = "6"
 
@@ -118,6 +121,10 @@ MISTAKES = {
     "no steps": (["calibrate", "--steps", 0], "num_steps"),
     "no samples": (["calibrate", "--samples", 0], "sample"),
     "NaN guidance": (["calibrate", "--guidance", "nan"], "guidance"),
+    "huge guidance": (["calibrate", "--guidance", "1e39"], "guidance"),
+    "huge time shift": (["calibrate", "--timeshift", "1e300"], "timeshift"),
+    "huge seed": (["calibrate", "--seed", 2**32], "2³²"),
+    "negative seed": (["sample", "--seed=-1"], "2³²"),
     "reversed interval": (["calibrate", "--guidance-interval", "0.9", "0.1"], "guidance_interval"),
     "unknown solver": (["calibrate", "--solver", "ddim"], "euler"),
     "unknown model": (["calibrate", "--model", "cifar99"], "cifar10"),
@@ -132,6 +139,11 @@ MISTAKES = {
     "negative label": (["sample", "--labels=-1"], "0 to 3"),
     "unknown label": (["sample", "--labels", "wolf"], "ant, bee, cat, dog"),
     "no images": (["sample", "--images", 0], "at least 1"),
+    "a model beside an export of another": (["sample", "--model", "cifar10"], "other weights"),
+    "a folder that cannot be": (["sample", "--out", "/dev/null/x"], "could not be written"),
+    "a name too long": (["sample", "--schedule", "x" * 300], "name too long"),
+    "brackets in a name": (["inspect", "[/bold]x.json"], "[/bold]x.json"),
+    "a device": (["inspect", "/dev/null"], "neither a file nor a folder"),
     "unknown backend": (["sample", "--backend", "tpu"], "onnx or torch"),
     "unknown device": (["sample", "--device", "tpu"], "cpu or cuda"),
     "missing schedule": (["sample", "--schedule", "none.json"], "ddt-accel solve"),
@@ -139,9 +151,11 @@ MISTAKES = {
     "missing export": (["sample", "--export", "none"], "ddt-accel export"),
     "unknown precision": (["export", "--precision", "int4"], "fp16"),
     "one image": (["bench", "--images", 1], "at least 2"),
+    "empty batches": (["bench", "--batch-size", 0], "a batch 1"),
     "calibrated images": (["bench", "--seed", 0], "another --seed"),
     "nothing to inspect": (["inspect", "none.json"], "none.json"),
     "no data": (["train", "--data", "none.zip", "--out", "run"], "none.zip"),
+    "no place to train in": (["train", "--data", "none.zip", "--out", "/dev/null/x"], "could not be written"),
     "unknown option": (["solve", "--bugdet", 10], "bugdet"),
     "unknown command": (["accelerate"], "accelerate"),
 }  # fmt: skip
@@ -254,3 +268,35 @@ def test_the_workspace_remembers_the_model(cli, workspace, tiny_model_path, tmp_
     assert cli("export", "-w", workspace, "--latent-shape", "3,16,16").code == 0
     told = json.loads(cli("inspect", workspace, "--json").out)
     assert (told["source"], told["latent_shape"]) == (str(tiny_model_path), [3, 16, 16])
+
+
+def test_a_demo_does_not_write_over_other_work(cli, workspace) -> None:
+    before = (workspace / "calibration.safetensors").read_bytes()
+    assert_sentence(cli("demo", "-w", workspace), "another --workspace")
+    assert (workspace / "calibration.safetensors").read_bytes() == before
+
+
+def test_results_that_are_not_finite_are_refused(cli, workspace, tmp_path) -> None:
+    """Finite weights can overflow; black pictures and infinite fidelity would pass for a result."""
+    tensors = load_file(write_tiny_model(tmp_path / "tiny.safetensors", seed=0))
+    tensors["final_layer.linear.weight"] *= 1e38
+    with safetensors.safe_open(tmp_path / "tiny.safetensors", framework="pt") as file:
+        metadata = file.metadata() | {"tensors_sha256": tensors_sha256(tensors)}
+    save_file(tensors, tmp_path / "hot.safetensors", metadata)
+    hand = Schedule.uniform(SamplingSpec(num_steps=6), 3)
+    hand.save(tmp_path / "hand.json")
+    line = ["--backend", "torch", "--model", tmp_path / "hot.safetensors", "--schedule", tmp_path / "hand.json"]
+    assert_sentence(cli("sample", "-w", tmp_path / "hot", *line), "NaN or infinity")
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_a_shorter_run_leaves_no_pictures_of_a_longer_one(cli, workspace) -> None:
+    for images in (5, 2):
+        assert cli("sample", "-w", workspace, "-n", images).code == 0
+        assert len(list((workspace / "samples").glob("0*.png"))) == images
+
+
+def test_output_without_unicode(workspace) -> None:
+    line = [sys.executable, "-m", "ddt_accel", "solve", "-k", "2", "-w", str(workspace)]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
+    assert subprocess.run(line, env=environment, capture_output=True).returncode == 0

@@ -18,7 +18,7 @@ from ddt_accel.evaluation.benchmark import measure, network_rows
 from ddt_accel.evaluation.fidelity import interval, psnr, relative_l2, to_uint8
 from ddt_accel.networks.config import DDTConfig
 from ddt_accel.networks.ddt import DDT
-from ddt_accel.report.pictures import write_samples
+from ddt_accel.report.pictures import SampleWriter
 from ddt_accel.report.render import write_report
 from ddt_accel.report.study import Study, conduct, curve_budgets
 from ddt_accel.sampling.noise import draw_labels, draw_noise
@@ -120,7 +120,10 @@ def test_curves_cover_all_budgets(n: int) -> None:
 
 def test_samples_are_written_as_adm_reads_them(tmp_path) -> None:
     latents = torch.linspace(-1.2, 1.2, 5 * 3 * 8 * 8).reshape(5, 3, 8, 8)
-    sheet, *pictures, npz = write_samples(latents, tmp_path, tmp_path / "samples.npz", pixels=True)
+    writer = SampleWriter(tmp_path, tmp_path / "samples.npz", pixels=True)
+    writer.add(latents[:2])
+    writer.add(latents[2:])
+    sheet, *pictures, npz = writer.finish()
     with np.load(npz) as archive:
         array = archive["arr_0"]
     assert (array.dtype, array.shape) == (np.uint8, (5, 8, 8, 3))
@@ -130,4 +133,9 @@ def test_samples_are_written_as_adm_reads_them(tmp_path) -> None:
     assert np.array_equal(np.asarray(Image.open(pictures[3])), array[3])
     assert sheet.exists()
     with pytest.raises(ConfigError, match="VAE"):
-        write_samples(torch.zeros(1, 4, 8, 8), tmp_path, tmp_path / "x.npz", pixels=False)
+        SampleWriter(tmp_path, tmp_path / "x.npz", pixels=False)
+    latent = SampleWriter(tmp_path, None, pixels=False)
+    latent.add(torch.ones(2, 4, 8, 8))
+    (path,) = latent.finish()
+    with np.load(path) as archive:
+        assert archive["arr_0"].shape == (2, 4, 8, 8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import zipfile
 from pathlib import Path
@@ -144,3 +145,48 @@ def test_unusable_data_is_refused(tmp_path: Path) -> None:
     for name in ("broken.zip", "flat", "class", "odd.npz", "absent"):
         with pytest.raises(ConfigError, match=name if name != "class" else r"a\.png"):
             load_images(tmp_path / name, size=8)
+
+
+def test_a_state_with_a_flipped_bit_or_other_images_is_refused(data: ImageSet, tmp_path: Path) -> None:
+    trainer(data, tmp_path).run(save_every=4, report=silent)
+    state = tmp_path / "state.safetensors"
+    whole = state.read_bytes()
+    other = dataclasses.replace(data, images=255 - data.images)
+    with pytest.raises(MismatchError, match="another images"):
+        trainer(other, tmp_path).run(save_every=4, report=silent)
+    state.write_bytes(whole[:-5] + bytes([whole[-5] ^ 4]) + whole[-4:])
+    with pytest.raises(ArtifactError, match="checksum"):
+        trainer(data, tmp_path).run(save_every=4, report=silent)
+
+
+@pytest.mark.parametrize("settings", [{"seed": -1}, {"seed": 2**40}, {"learning_rate": -1.0}, {"label_dropout": 1.5}])
+def test_impossible_settings_are_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(ConfigError):
+        dataclasses.replace(SPEC, **settings)
+
+
+def test_images_that_cannot_be_read(tmp_path: Path) -> None:
+    np.savez(tmp_path / "named.npz", images=np.zeros((2, 8, 8, 3), np.uint8), labels=np.array(["a", "b"]))
+    with pytest.raises(ConfigError, match="whole numbers"):
+        load_images(tmp_path / "named.npz", size=8)
+    (tmp_path / "set" / "cat").mkdir(parents=True)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "set" / "cat" / "a.png")
+    path = tmp_path / "set" / "cat" / "a.png"
+    whole = path.read_bytes()
+    complaints = []
+    for cut in range(8, len(whole) - 12):
+        path.write_bytes(whole[:cut] + bytes(4) + whole[cut + 4 :])
+        try:
+            load_images(tmp_path / "set", size=8)
+        except ConfigError as error:
+            complaints.append(str(error))
+    assert complaints
+    assert all("a.png" in text for text in complaints)
+    with zipfile.ZipFile(tmp_path / "locked.zip", "w") as archive:
+        archive.writestr("cat/a.png", whole)
+    locked = bytearray((tmp_path / "locked.zip").read_bytes())
+    for header in (b"PK\x03\x04", b"PK\x01\x02"):  # the flag for encryption, in both of a zip's tables
+        locked[locked.index(header) + (6 if header[2] == 3 else 8)] |= 1
+    (tmp_path / "locked.zip").write_bytes(locked)
+    with pytest.raises(ConfigError, match="not a readable zip"):
+        load_images(tmp_path / "locked.zip", size=8)

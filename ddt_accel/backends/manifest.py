@@ -59,6 +59,8 @@ class Manifest:
             manifest = cls(**content)
             manifest.config.num_tokens(manifest.latent_shape)
             files = dict(manifest.files)
+            if not {"encoder.onnx", "decoder.onnx"} <= set(files):
+                raise ConfigError("it names no encoder.onnx and decoder.onnx")
         except (ConfigError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} is not a usable manifest ({error}); export anew.") from None
         for name, expected in files.items():

@@ -25,8 +25,6 @@ _TYPES = {torch.float32: "float32", torch.float16: "float16", torch.int64: "int6
 class OnnxRuntimeBackend:
     """An export folder, opened by ONNX Runtime on "cpu" or "cuda"."""
 
-    name = "onnxruntime"
-
     def __init__(self, folder: str | Path, *, device: str = "cpu", threads: int | None = None) -> None:
         """`threads` is the number of CPU threads inside an operator; by default one a core.
 
@@ -42,6 +40,8 @@ class OnnxRuntimeBackend:
         self.folder = Path(folder)
         self.manifest = Manifest.load(self.folder)
         self.config, self.checkpoint_sha256 = self.manifest.config, self.manifest.checkpoint_sha256
+        workers = f", {threads or 'all'} threads" if device == "cpu" else ""
+        self.name = f"ONNX Runtime, {self.manifest.precision}{workers}"
         self.device = torch.device(device)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import re
 import sys
 
 import typer
+from rich.text import Text
 
 from ddt_accel.cli import benchmark, calibration, inspection, planning, runs, solving, training
 from ddt_accel.cli.console import err
@@ -41,15 +44,22 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 def main() -> None:
     """Runs a command; mistakes end in a sentence, not in a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal of another encoding gets question marks
     try:
         app()
     except DDTAccelError as error:
-        err.print(f"[bold red]error:[/] {_escaped(str(error))}")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        err.print("interrupted; what was finished has been kept.")
-        sys.exit(130)
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename or 'A file'}: {error.strerror or error}; check the path, its permissions and space.")
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch has no one exception for this: on a CPU it is a RuntimeError that says so.
+        if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate", str(error)):
+            raise
+        _fail("There is not enough memory; try a smaller --batch-size.")
 
 
-def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")
+def _fail(sentence: str) -> None:
+    err.print(Text.assemble(("error: ", "bold red"), sentence))
+    sys.exit(2)

@@ -45,7 +45,7 @@ def bench(
     latent_shape: LatentOption = None,
     device: DeviceOption = "cpu",
     images: Annotated[int, typer.Option("--images", "-n", help="Held-out images for the table.")] = 64,
-    curve_images: Annotated[int, typer.Option(help="Held-out images for the curve over all budgets.")] = 16,
+    curve_images: Annotated[int, typer.Option(help="Held-out images for the curve over the budgets.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the held-out images; not the calibrated one.")] = 1,
     batch_size: BatchOption = 16,
     folder: Annotated[
@@ -54,8 +54,14 @@ def bench(
     json: JsonOption = False,
 ) -> None:
     """Measure speed and fidelity, and write the report."""
+    from ddt_accel.errors import ConfigError
     from ddt_accel.workspace import Workspace
 
+    if images < 2 or curve_images < 2 or batch_size < 1:
+        raise ConfigError(
+            f"--images is {images}, --curve-images {curve_images} and --batch-size {batch_size}; an interval needs at "
+            "least 2 images, and a batch 1."
+        )
     place = Workspace(workspace)
     said = model_options(model, config, weights, latent_shape)
     networks = open_networks(place, backend, export_folder, said, device)
@@ -66,12 +72,23 @@ def bench(
 
 def demo(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = False) -> None:
     """Do it all on the embedded model: calibrate, solve, export, measure, report."""
+    from importlib.util import find_spec
+
+    from ddt_accel.errors import ConfigError, DependencyError
     from ddt_accel.exporting.onnx import export
     from ddt_accel.solver.solve import solve_curve
     from ddt_accel.spec import SamplingSpec
     from ddt_accel.workspace import DEFAULT_MODEL, Workspace
 
     place = Workspace(workspace)
+    remembered = place.remembered()
+    if remembered is not None and remembered.source != DEFAULT_MODEL:
+        raise ConfigError(
+            f"{workspace} holds work on {remembered.source}, which the demo would write over; give it another "
+            "--workspace."
+        )
+    if find_spec("onnxruntime") is None:
+        raise DependencyError("The demo runs the networks by ONNX Runtime; install ddt-accel[cpu].")
     network = place.load_model({"source": DEFAULT_MODEL})
     say("1/4  Calibrating: how does the encoder's state change along unshared trajectories?")
     statistics = run_calibration(

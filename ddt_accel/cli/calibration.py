@@ -91,7 +91,7 @@ def calibrate(
         },
         as_json=json,
         text=f"Calibrated on {calibration.num_samples} trajectories of {spec.num_evaluations} steps → {path}\n"
-        "Next: ddt-accel solve --budget 10",
+        f"Next: ddt-accel solve --budget {max(1, spec.num_evaluations // 5)}",
     )
 
 
@@ -123,6 +123,7 @@ def run_calibration(
         kept = resume.ranges[0]
         same = resume.spec == spec and source is not None and resume.checkpoint_sha256 == source.sha256
         if not same or len(resume.ranges) != 1 or (kept.seed, kept.first) != (seed, 0) or kept.stop > samples:
+            say(f"{partial} is of an interrupted calibration with other settings; it is replaced.")
             resume = None
         else:
             say(f"Continuing an interrupted calibration: {resume.num_samples} of {samples} samples are done.")

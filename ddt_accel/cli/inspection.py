@@ -20,6 +20,8 @@ def inspect(
 
     if not path.exists():
         raise ArtifactError(f"There is no {path}.")
+    if not path.is_file() and not path.is_dir():
+        raise ArtifactError(f"{path} is neither a file nor a folder; give one that ddt-accel reads or writes.")
     facts = _facts(path)
     emit(facts, as_json=json, text="\n".join(f"{key:>18}  {_short(value)}" for key, value in facts.items()))
 
@@ -65,9 +67,17 @@ def _costs(path: Path) -> dict[str, Any]:
 
 def _report(path: Path) -> dict[str, Any]:
     from ddt_accel.artifacts import read_json
+    from ddt_accel.errors import ArtifactError
     from ddt_accel.report import render
 
     content = read_json(path, render.FORMAT, render.VERSION)
+    try:
+        return _measured(content)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path} is not a usable report (it lacks {error}); run `ddt-accel bench` again.") from None
+
+
+def _measured(content: dict[str, Any]) -> dict[str, Any]:
     rows = {
         m["name"]: f"{len(m['refresh_steps'])} encoder runs in {m['num_evaluations']} steps, "
         f"{m['seconds'] * 1000:.1f} ms per image, {m['speedup']:.2f}x"

@@ -92,7 +92,7 @@ def sample(
     from ddt_accel.backends.sample import sample as draw
     from ddt_accel.errors import ConfigError, MismatchError
     from ddt_accel.evaluation.benchmark import is_pixel_space
-    from ddt_accel.report.pictures import write_samples
+    from ddt_accel.report.pictures import SampleWriter
     from ddt_accel.sampling.noise import draw_noise, draw_step_noise
     from ddt_accel.schedule import Schedule
     from ddt_accel.workspace import Workspace
@@ -116,21 +116,30 @@ def sample(
     opened = open_networks(place, backend, export_folder, said, device)
     networks, shape = opened.backend, opened.latent_shape
     classes = parse_labels(labels, networks.config.num_classes, opened.class_names)
-    started = time.perf_counter()
-    batches = []
+    writer = SampleWriter(out or place.samples_path, npz, pixels=is_pixel_space(networks.config))
+    seconds = 0.0
     with steps("sampling", images) as bar:
         for start in range(0, images, batch_size):
             indices = range(start, min(images, start + batch_size))
             chosen = torch.tensor([classes[index % len(classes)] for index in indices])
             noise = draw_noise(shape, seed=seed, indices=indices)
             step_noise = draw_step_noise(shape, seed=seed, indices=indices)
-            batches.append(draw(networks, plan, noise, chosen, step_noise=step_noise).cpu())
+            started = time.perf_counter()
+            latents = draw(networks, plan, noise, chosen, step_noise=step_noise).cpu()
+            seconds += (time.perf_counter() - started) / images
+            writer.add(latents)
             bar.to(indices.stop)
-    seconds = (time.perf_counter() - started) / images
-    folder = out or place.samples_path
-    written = write_samples(torch.cat(batches), folder, npz, pixels=is_pixel_space(networks.config))
+    written = writer.finish()
+    if out is None:  # a folder of ours: what an earlier, longer run left would pass for this one's
+        for stale in set(place.samples_path.glob("[0-9]*.png")) - set(written):
+            stale.unlink()
     emit(
-        {"folder": str(folder), "images": images, "seconds_per_image": seconds, "files": [str(p) for p in written]},
+        {
+            "folder": str(written[0].parent),
+            "images": images,
+            "seconds_per_image": seconds,
+            "files": [str(p) for p in written],
+        },
         as_json=json,
         text=f"{images} images, {seconds:.3f} s each, {plan.budget} encoder runs of {plan.spec.num_evaluations} → "
         f"{written[0]}",
@@ -151,12 +160,19 @@ def open_networks(place: Workspace, backend: str, folder: Path | None, said: dic
     """The workspace's export or that of `folder`, or the chosen model by PyTorch."""
     from ddt_accel.backends.open import open_backend
     from ddt_accel.backends.pytorch import TorchBackend
-    from ddt_accel.errors import ConfigError
+    from ddt_accel.errors import ConfigError, MismatchError
 
     check_device(device)
     if backend == "onnx":
         engines = open_backend(folder or place.export_path, device=device)
         told = engines.manifest
+        if said:
+            chosen = place.load_model(said).source
+            if chosen is None or chosen.sha256 != told.checkpoint_sha256:
+                raise MismatchError(
+                    f"{engines.folder} is an export of {told.model}, other weights than the model that was asked for; "
+                    "export that one first, or use --backend torch."
+                )
         return Opened(backend=engines, name=told.model, latent_shape=told.latent_shape, class_names=told.class_names)
     if backend != "torch":
         raise ConfigError(f"--backend is {backend!r}; choose onnx or torch.")

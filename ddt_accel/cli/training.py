@@ -17,17 +17,19 @@ def train(
     images: Annotated[int, typer.Option(help="Images to train on, repeats counted.")] = 4_200_000,
     size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 32,
     split: Annotated[str, typer.Option(help="Which split, where the data has several.")] = "train",
-    hidden_size: int = 128,
-    heads: int = 4,
-    encoder_blocks: int = 6,
-    decoder_blocks: int = 2,
-    patch: int = 4,
-    batch_size: int = 128,
-    learning_rate: float = 1.5e-3,
-    ema_decay: float = 0.9995,
-    label_dropout: float = 0.1,
+    hidden_size: Annotated[int, typer.Option(help="Width of the network.")] = 128,
+    heads: Annotated[int, typer.Option(help="Attention heads.")] = 4,
+    encoder_blocks: Annotated[int, typer.Option(help="Blocks of the condition encoder.")] = 6,
+    decoder_blocks: Annotated[int, typer.Option(help="Blocks of the velocity decoder.")] = 2,
+    patch: Annotated[int, typer.Option(help="Side of a patch, which becomes one token, in pixels.")] = 4,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
+    learning_rate: Annotated[
+        float, typer.Option(help="AdamW's peak; 500 steps of warm-up, then a cosine to 0.")
+    ] = 1.5e-3,
+    ema_decay: Annotated[float, typer.Option(help="Of the averaged weights, a step.")] = 0.9995,
+    label_dropout: Annotated[float, typer.Option(help="Share of images without their label, for guidance.")] = 0.1,
     flip: Annotated[bool, typer.Option(help="Mirror half of the images; not for text or digits.")] = True,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the weights, the order and the noise.")] = 0,
     precision: Annotated[str, typer.Option(help="auto, bf16 or fp32.")] = "auto",
     compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile; needs a C++ compiler.")] = False,
     save_every: Annotated[int, typer.Option(help="Steps between saves, a multiple of 100.")] = 200,
@@ -37,7 +39,7 @@ def train(
     """Train a DDT on labelled images in pixel space, by flow matching."""
     import torch
 
-    from ddt_accel.artifacts import write_atomic
+    from ddt_accel.artifacts import check_writable, write_atomic
     from ddt_accel.errors import ConfigError
     from ddt_accel.networks.config import DDTConfig
     from ddt_accel.report.figures import loss_curve
@@ -45,6 +47,7 @@ def train(
     from ddt_accel.training.loop import LOG_EVERY, Progress, Trainer, TrainSpec, supports_bf16
     from ddt_accel.training.release import write_release
 
+    check_writable(out / "state.safetensors")
     if save_every < 1 or save_every % LOG_EVERY:
         raise ConfigError(f"--save-every is {save_every}; give a multiple of {LOG_EVERY}.")
     target = torch.device(check_device(device))

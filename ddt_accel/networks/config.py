@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ddt_accel.errors import ConfigError
+from ddt_accel.spec import is_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +25,9 @@ class DDTConfig:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not is_whole(value) or value < 1:
                 raise ConfigError(f"{field.name} is {value!r}; give a whole number of at least 1.")
+            object.__setattr__(self, field.name, int(value))
         if self.hidden_size % (4 * self.num_groups):
             raise ConfigError(
                 f"hidden_size {self.hidden_size} over num_groups {self.num_groups} heads leaves a head size that is "

@@ -78,6 +78,7 @@ def _context(study: Study) -> dict[str, Any]:
         "spec": study.schedule.spec,
         "budget": study.schedule.budget,
         "evaluations": study.schedule.spec.num_evaluations,
+        "unit": "evaluations" if study.schedule.spec.solver == "heun" else "steps",
         "unshared": by_name[UNSHARED],
         "uniform": by_name[UNIFORM],
         "published": by_name[PUBLISHED],

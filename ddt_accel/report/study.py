@@ -64,7 +64,10 @@ def conduct(
     calibrated on: what is reported must hold for images that no statistic has seen.
     """
     if num_images < 2 or curve_images < 2 or batch_size < 1:
-        raise ConfigError(f"{num_images} images, {curve_images} on the curve: an interval needs at least 2 of each.")
+        raise ConfigError(
+            f"{num_images} images, {curve_images} on the curve, batches of {batch_size}: an interval needs at least 2 "
+            "images, and a batch 1."
+        )
     held_out = ImageRange(seed=seed, first=0, stop=max(num_images, curve_images))
     if calibration.contains(held_out):
         raise MismatchError(f"Seed {seed} was calibrated on; measure with another --seed.")
@@ -89,7 +92,7 @@ def conduct(
     curves = _curves(statistics, schedule, full)
     probe = {UNSHARED: full} | {name: s for group in curves.values() for name, s in group.items()}
     # Smaller batches, so that every point is an average over moments of the machine, too.
-    points, _ = go(probe, curve_images, max(1, batch_size // 2), "measuring all budgets")
+    points, _ = go(probe, curve_images, max(1, batch_size // 2), "measuring the budgets")
     by_name = {point.name: point for point in points}
     measured = {way: [by_name[UNSHARED], *(by_name[name] for name in group)] for way, group in curves.items()}
 

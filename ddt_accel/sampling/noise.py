@@ -37,6 +37,7 @@ def draw_labels(num_classes: int, *, seed: int, indices: Sequence[int]) -> Tenso
 
 
 def _generator(seed: int, index: int, stream: int) -> np.random.Generator:
-    if seed < 0 or index < 0:
-        raise ConfigError(f"seed {seed} and image index {index} must not be negative.")
+    # Larger numbers would take two of the seed's words, and then run into those of another image.
+    if not 0 <= seed < 2**32 or not 0 <= index < 2**32:
+        raise ConfigError(f"The seed is {seed} and the image index {index}; give whole numbers from 0 to 2³² − 1.")
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, index, stream])))

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ddt_accel.errors import ConfigError
+from ddt_accel.errors import ConfigError, NumericsError
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.program import Program
 
@@ -103,14 +103,21 @@ def run(
 ) -> Tensor:
     """Drives a backend along a program from `noise` [B, C, H, W] for `labels` [B]; returns the latents at t = 1.
 
-    `watch(k)` is called after evaluation k.
+    `watch(k)` is called after evaluation k. Raises NumericsError where the latents end in NaN or infinity.
     """
     trajectory = Trajectory(backend, program, noise, labels, step_noise=step_noise)
     for k in range(len(program.evaluations)):
         trajectory.step(k)
         if watch is not None:
             watch(k)
-    return trajectory.latents.clone()
+    latents = trajectory.latents.clone()
+    if not torch.isfinite(latents).all():
+        broken = int((~torch.isfinite(latents)).flatten(1).any(1).sum())
+        raise NumericsError(
+            f"{broken} of {len(latents)} trajectories ended in NaN or infinity on {backend.name}; try fp32, a smaller "
+            "guidance, or a schedule with more encoder runs."
+        )
+    return latents
 
 
 def _plan(program: Program) -> tuple[dict[int, int], dict[int, int]]:

@@ -73,15 +73,13 @@ class Method:
                 f"The objective 'similarity' says nothing of a {self.forecast} forecast; use forecast 'hold', or "
                 "another objective."
             )
+        if self.forecast != "calibrated":  # settings that mean nothing, so that equal methods compare equal
+            object.__setattr__(self, "sources", {"hold": 1, "linear": 2}[self.forecast])
+            object.__setattr__(self, "centred", False)
 
     @property
     def gamma(self) -> float:
         return GAMMA[self.objective]
-
-    @property
-    def states(self) -> int:
-        """From how many states a forecast is made, at most."""
-        return {"hold": 1, "linear": 2, "calibrated": self.sources}[self.forecast]
 
 
 # Section 4 of the paper (arXiv 2504.05741), solved exactly.
@@ -152,7 +150,7 @@ def solve_curve(
             cost=solution.cost,
             uniform_cost=price(Schedule.uniform(spec, budget).refresh_steps),
             published_cost=price(published[budget - 1].refresh_steps),
-            exact=method.states <= 2,
+            exact=method.sources <= 2,
             considered=math.comb(spec.num_evaluations - 1, budget - 1),
             ties=solution.ties,
         )
@@ -192,14 +190,14 @@ class _Pricing:
             )
         self.method, self.times, self.sensitivity = method, calibration.spec.times, calibration.sensitivity
         self.gram = checked_gram(calibration.gram)
-        self.centred = method.centred and method.forecast == "calibrated"
+        self.centred = method.centred
         if self.centred:
             self.gram = self.gram - calibration.mean @ calibration.mean.T
             np.fill_diagonal(self.gram, np.maximum(self.gram.diagonal(), 0.0))
 
     @cached_property
     def prices(self) -> Array:
-        errors = pair_errors(self.method.forecast, self.gram, self.times, sources=self.method.states)
+        errors = pair_errors(self.method.forecast, self.gram, self.times, sources=self.method.sources)
         return self.sensitivity * errors
 
     def solve(self, max_budget: int) -> list[Solution]:
@@ -213,7 +211,7 @@ class _Pricing:
         rows: dict[int, Forecast] = {}
         errors = np.zeros(len(self.gram))
         for step in sorted(set(range(len(self.gram))) - set(steps)):
-            drawn = [refresh for refresh in steps if refresh < step][-self.method.states :]
+            drawn = [refresh for refresh in steps if refresh < step][-self.method.sources :]
             weights = forecast_weights(self.method.forecast, self.gram, self.times, drawn, step)
             errors[step] = forecast_error(self.gram, drawn, weights, step)
             if self.method.forecast != "hold":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from ddt_accel.artifacts import checksum
 from ddt_accel.errors import ConfigError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
@@ -24,6 +26,11 @@ class ImageSet:
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     class_names: tuple[str, ...]
+
+    @property
+    def sha256(self) -> str:
+        """What tells this set from any other."""
+        return checksum({"class_names": list(self.class_names)}, {"images": self.images, "labels": self.labels})
 
 
 def load_images(path: Path, *, size: int, split: str = "train") -> ImageSet:
@@ -67,14 +74,14 @@ def _zip_entries(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
                 name = PurePosixPath(info.filename)
                 if name.suffix.lower() in SUFFIXES and not name.name.startswith("."):
                     yield name, archive.read(info)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:  # encrypted ones, too
         raise ConfigError(f"{path} is not a readable zip ({error}); give an image folder, a zip or an npz.") from None
 
 
 def _decode(name: PurePosixPath, data: bytes, size: int) -> NDArray[np.uint8]:
     try:
         image = Image.open(io.BytesIO(data)).convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ConfigError(f"{name} cannot be read as an image ({error}); remove or replace it.") from None
     if image.size != (size, size):
         side = min(image.size)
@@ -94,6 +101,8 @@ def _load_npz(path: Path, size: int) -> ImageSet:
             f"{path} holds images {images.dtype}{list(images.shape)} and labels {list(labels.shape)}; expected uint8 "
             f"[M, {size}, {size}, 3] and [M]."
         )
+    if labels.dtype.kind not in "iu":
+        raise ConfigError(f"{path} holds labels of type {labels.dtype}; expected whole numbers from 0.")
     labels = labels.astype(np.int64)
     if labels.size == 0 or labels.min() < 0:
         raise ConfigError(f"{path} must hold at least one image, with labels from 0.")

@@ -19,8 +19,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ddt_accel.artifacts import write_atomic
+from ddt_accel.artifacts import check_writable, write_atomic
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError, NumericsError
+from ddt_accel.networks.checkpoints import tensors_sha256
 from ddt_accel.networks.config import DDTConfig
 from ddt_accel.networks.ddt import DDT
 from ddt_accel.training.images import ImageSet
@@ -47,6 +48,13 @@ class TrainSpec:
     def __post_init__(self) -> None:
         if self.total_images < self.batch_size or self.batch_size < 1:
             raise ConfigError(f"{self.total_images} images in batches of {self.batch_size}: give at least one batch.")
+        if not 0 <= self.seed < 2**20:
+            raise ConfigError(f"seed is {self.seed}; give a whole number from 0 to {2**20 - 1}.")
+        if not 0 < self.learning_rate < 1 or not 0 <= self.label_dropout < 1 or not 0 <= self.ema_decay < 1:
+            raise ConfigError(
+                f"learning_rate {self.learning_rate}, label_dropout {self.label_dropout}, ema_decay {self.ema_decay}: "
+                "all must lie between 0 and 1."
+            )
         if self.precision not in ("bf16", "fp32"):
             raise ConfigError(f"precision '{self.precision}' is unknown; choose bf16 or fp32.")
 
@@ -93,6 +101,7 @@ class Trainer:
             )
         self.spec, self.folder, self.device = spec, folder, device
         self.class_names = data.class_names
+        self.data_sha256 = data.sha256
         self.images = torch.from_numpy(data.images)
         self.labels = torch.from_numpy(data.labels)
         torch.manual_seed(spec.seed)
@@ -116,6 +125,7 @@ class Trainer:
         self, *, save_every: int, report: Callable[[Progress], None], stop: Callable[[], bool] = lambda: False
     ) -> None:
         """Trains to the end of the spec, or until `stop()`; saves every `save_every` steps and at the end."""
+        check_writable(self.state_path)
         if self.state_path.exists():
             self.load()
         losses: list[Tensor] = []
@@ -204,10 +214,12 @@ class Trainer:
             "config": json.dumps(asdict(self.spec.network)),
             "train_spec": json.dumps(asdict(self.spec)),
             "class_names": json.dumps(self.class_names),
+            "data_sha256": self.data_sha256,
             "step": str(self.step),
             "history": json.dumps(self.history),
         }
         cpu = {name: value.cpu().contiguous() for name, value in tensors.items()}
+        metadata["tensors_sha256"] = tensors_sha256(cpu)
         write_atomic(self.state_path, safetensors.torch.save(cpu, metadata))
 
     def load(self) -> None:
@@ -216,13 +228,15 @@ class Trainer:
             with safetensors.safe_open(self.state_path, framework="pt") as file:
                 metadata = file.metadata()
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            saved = json.loads(metadata["train_spec"])
+            if metadata["tensors_sha256"] != tensors_sha256(tensors):
+                raise ValueError("its tensors fail their checksum")
+            saved = json.loads(metadata["train_spec"]) | {"images": metadata["data_sha256"]}
             step, history = int(metadata["step"]), json.loads(metadata["history"])
         except (safetensors.SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise ArtifactError(
                 f"{self.state_path} cannot be read as a training state ({error}); move it away to start anew."
             ) from None
-        wanted = asdict(self.spec)
+        wanted = asdict(self.spec) | {"images": self.data_sha256}
         different = sorted(key for key in wanted if saved.get(key) != wanted[key])
         if different:
             raise MismatchError(
