@@ -18,6 +18,7 @@ from ddt_accel.spec import SamplingSpec, is_whole
 FORMAT, VERSION = "ddt-accel schedule", 2
 MEANS_FORMAT, MEANS_VERSION = "ddt-accel mean modulations", 1
 MAX_SOURCES = 4
+SHIPPED = Path(__file__).parent / "schedules"
 
 # A forecast s_k = Σ weight · s_r: pairs (refresh r ≤ k, weight). Holding the last state is ((r, 1.0),).
 Forecast = tuple[tuple[int, float], ...]
@@ -120,8 +121,18 @@ class Schedule:
 
     @classmethod
     def load(cls, path: str | Path) -> Schedule:
-        """Reads a schedule; raises ArtifactError where a file is damaged, foreign or makes no sense."""
+        """Reads a schedule, from a file or by the name of a shipped one (`shipped_schedules`).
+
+        Raises ArtifactError where a file is missing, damaged, foreign or makes no sense.
+        """
         path = Path(path)
+        if not path.exists():
+            if str(path) not in shipped_schedules():
+                raise ArtifactError(
+                    f"There is no schedule at {path}; make one with `ddt-accel solve --budget 10`, or take a shipped "
+                    f"one: {', '.join(shipped_schedules())}."
+                )
+            path = SHIPPED / f"{path}.json"
         content = read_json(path, FORMAT, VERSION)
         try:
             expected = set(cls.__dataclass_fields__) - {"mean_modulations"} | {"means"}
@@ -144,6 +155,11 @@ class Schedule:
             return cls(**content, mean_modulations=means)
         except (ConfigError, AttributeError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} is not a usable schedule: {error}") from None
+
+
+def shipped_schedules() -> list[str]:
+    """The names of the schedules that come with the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.json"))
 
 
 def check_budget(budget: int, num_evaluations: int) -> None:

@@ -27,12 +27,12 @@ from ddt_accel.sampling.program import compile_program
 SPEC = SamplingSpec(num_steps=6, guidance=1.5)
 
 
-def study_of(model: DDT, shape: tuple[int, int, int], seed: int = 1) -> Study:
+def study_of(model: DDT, shape: tuple[int, int, int], seed: int = 1, schedule: Schedule | None = None) -> Study:
     calibration = calibrate(model, SPEC, num_samples=2, latent_shape=shape)
     return conduct(
         TorchBackend(model),
         calibration,
-        solve(calibration, 2),
+        schedule or solve(calibration, 2),
         model_name="tiny",
         latent_shape=shape,
         num_images=5,
@@ -41,6 +41,16 @@ def study_of(model: DDT, shape: tuple[int, int, int], seed: int = 1) -> Study:
         batch_size=2,
         progress=lambda label, total: lambda: None,
     )
+
+
+def test_a_schedule_of_ones_own_is_not_called_solved(tiny_model_path, tmp_path) -> None:
+    model = load_model(tiny_model_path)
+    study = study_of(model, (3, 8, 8), schedule=Schedule(spec=SPEC, refresh_steps=(0, 1, 5)))
+    page, text, numbers = write_report(study, tmp_path)
+    assert json.loads(numbers.read_text())["measurements"][3]["name"] == "given"
+    assert "worked out" not in page.read_text()
+    assert "These steps were not solved for" in page.read_text()
+    assert "| given | 3 |" in text.read_text()
 
 
 def test_the_report_holds_the_measurements(tiny_model_path, tmp_path) -> None:

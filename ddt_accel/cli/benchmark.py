@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 def bench(
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     calibration: Annotated[Path | None, typer.Option(help="A calibration file.")] = None,
-    schedule: Annotated[Path | None, typer.Option(help="A schedule file.")] = None,
+    schedule: Annotated[Path | None, typer.Option(help="A schedule file, or the name of a shipped one.")] = None,
     backend: Annotated[str, typer.Option(help="onnx (the workspace's export) or torch.")] = "onnx",
     export_folder: Annotated[Path | None, typer.Option("--export", help="An export folder.")] = None,
     model: ModelOption = None,
@@ -150,11 +150,11 @@ def _study(
 def _costs(study: Study) -> Costs:
     """What the parts of a trajectory were measured to take, for `solve --target-ms` and `plan`."""
     from ddt_accel.evaluation.costs import measured_costs
-    from ddt_accel.report.study import SOLVED, UNSHARED
+    from ddt_accel.report.study import UNSHARED
 
     by_name = {m.name: m for m in study.measurements}
     told = ", ".join(study.conditions[key] for key in ("backend", "device", "machine", "batch"))
-    return measured_costs(by_name[UNSHARED], by_name[SOLVED], study.schedule, told)
+    return measured_costs(by_name[UNSHARED], by_name[study.chosen], study.schedule, told)
 
 
 def _report(study: Study, folder: Path, as_json: bool) -> None:

@@ -12,15 +12,13 @@ from ddt_accel.cli.options import JsonOption
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="Any file or folder that ddt-accel reads or writes.")],
+    path: Annotated[Path, typer.Argument(help="Any file or folder that ddt-accel reads or writes, or a shipped name.")],
     json: JsonOption = False,
 ) -> None:
     """Explain what a file is, after checking it."""
     from ddt_accel.errors import ArtifactError
 
-    if not path.exists():
-        raise ArtifactError(f"There is no {path}.")
-    if not path.is_file() and not path.is_dir():
+    if path.exists() and not path.is_file() and not path.is_dir():
         raise ArtifactError(f"{path} is neither a file nor a folder; give one that ddt-accel reads or writes.")
     facts = _facts(path)
     emit(facts, as_json=json, text="\n".join(f"{key:>18}  {_short(value)}" for key, value in facts.items()))
@@ -28,8 +26,20 @@ def inspect(
 
 def _facts(path: Path) -> dict[str, Any]:
     from ddt_accel.backends import manifest
+    from ddt_accel.errors import ArtifactError
+    from ddt_accel.networks.locate import embedded_models
+    from ddt_accel.schedule import shipped_schedules
     from ddt_accel.workspace import SETTINGS_NAME
 
+    if not path.exists() and str(path) in shipped_schedules():
+        return _schedule(path)
+    if not path.exists() and str(path) in embedded_models():
+        return _checkpoint(path)
+    if not path.exists():
+        raise ArtifactError(
+            f"There is no {path}; give a file, a folder, an embedded model ({', '.join(embedded_models())}) or a "
+            f"shipped schedule ({', '.join(shipped_schedules())})."
+        )
     if path.is_dir() and (path / SETTINGS_NAME).exists():
         return _workspace(path)
     if path.is_dir() and (path / manifest.FILE_NAME).exists():

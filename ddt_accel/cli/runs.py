@@ -65,7 +65,7 @@ def sample(
         str | None, typer.Option(help="Class numbers or names, separated by commas; used in turn. Default: all.")
     ] = None,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
-    schedule: Annotated[Path | None, typer.Option(help="A schedule file.")] = None,
+    schedule: Annotated[Path | None, typer.Option(help="A schedule file, or the name of a shipped one.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Run the encoder at every step, for comparison.")] = False,
     steps_wanted: Annotated[int | None, typer.Option("--steps", help="Refuse a schedule for other steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Refuse a schedule for other guidance.")] = None,

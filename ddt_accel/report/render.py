@@ -16,7 +16,7 @@ from ddt_accel.evaluation.benchmark import Measurement
 from ddt_accel.evaluation.fidelity import Interval, to_uint8
 from ddt_accel.report.figures import BLUE, GREEN, GREY, ORANGE, Curve, similarity_heatmap, speed_fidelity
 from ddt_accel.report.pictures import contact_sheet, png
-from ddt_accel.report.study import PUBLISHED, SOLVED, UNIFORM, UNSHARED, Study
+from ddt_accel.report.study import GIVEN, PUBLISHED, SOLVED, UNIFORM, UNSHARED, Study
 from ddt_accel.schedule import Schedule
 from ddt_accel.solver.solve import GAMMA
 
@@ -68,6 +68,7 @@ def _context(study: Study) -> dict[str, Any]:
             UNIFORM: "Evenly spread, held",
             PUBLISHED: "Published method, held",
             SOLVED: "Solved" if study.schedule.forecast == "hold" else "Solved, forecast",
+            GIVEN: "As given",
         }
         for name, latents in study.latents.items():
             sheet = png(contact_sheet(to_uint8(latents), columns=4), scale=max(1, 64 // latents.shape[-1]))
@@ -82,9 +83,10 @@ def _context(study: Study) -> dict[str, Any]:
         "unshared": by_name[UNSHARED],
         "uniform": by_name[UNIFORM],
         "published": by_name[PUBLISHED],
-        "solved": by_name[SOLVED],
+        "chosen": by_name[study.chosen],
+        "is_solved": study.chosen == SOLVED,
         "fewer": fewer,
-        "verdict": verdict(by_name[SOLVED], by_name[PUBLISHED], fewer) if pixels else "",
+        "verdict": verdict(by_name[study.chosen], by_name[PUBLISHED], fewer) if pixels else "",
         "held": study.schedule.forecast == "hold",
         "origin": _origin(study.schedule),
         "pixels": pixels,
@@ -96,12 +98,12 @@ def _context(study: Study) -> dict[str, Any]:
     }
 
 
-def verdict(solved: Measurement, published: Measurement, fewer: Measurement | None) -> str:
+def verdict(chosen: Measurement, published: Measurement, fewer: Measurement | None) -> str:
     """Whether sharing, and how it is done here, paid; paired over images."""
-    gain = _paired(solved, published)
+    gain = _paired(chosen, published)
     text = f"With the same number of encoder runs this schedule {_says(gain, 'than the published method')}."
     if fewer is not None:
-        text += f" Against simply taking {fewer.name} in about the same time it {_says(_paired(solved, fewer), '')}."
+        text += f" Against simply taking {fewer.name} in about the same time it {_says(_paired(chosen, fewer), '')}."
     return text
 
 

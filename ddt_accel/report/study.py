@@ -21,7 +21,7 @@ from ddt_accel.schedule import Schedule
 from ddt_accel.solver.solve import OBJECTIVES, Method, Statistics, solve_curve
 from ddt_accel.solver.solve import PUBLISHED as PUBLISHED_METHOD
 
-UNSHARED, UNIFORM, PUBLISHED, SOLVED = "unshared", "uniform", "published", "solved"
+UNSHARED, UNIFORM, PUBLISHED, SOLVED, GIVEN = "unshared", "uniform", "published", "solved", "given"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +30,22 @@ class Study:
 
     statistics: Statistics
     schedule: Schedule
-    measurements: list[Measurement]  # unshared, uniform, published, solved, fewer steps
+    measurements: list[Measurement]  # unshared, uniform, published, the schedule, fewer steps
     latents: dict[str, Tensor]  # the first of them, a few images each
     curves: dict[str, list[Measurement]]  # by way of being faster
     num_images: int
     curve_images: int
     seed: int
     conditions: dict[str, str]
+
+    @property
+    def chosen(self) -> str:
+        """What the schedule goes by; one that was written by hand or taken from elsewhere is not called solved."""
+        return chosen_name(self.schedule)
+
+
+def chosen_name(schedule: Schedule) -> str:
+    return SOLVED if schedule.objective in OBJECTIVES else GIVEN
 
 
 def curve_budgets(num_evaluations: int) -> list[int]:
@@ -96,7 +105,7 @@ def conduct(
     by_name = {point.name: point for point in points}
     measured = {way: [by_name[UNSHARED], *(by_name[name] for name in group)] for way, group in curves.items()}
 
-    # What a user would do instead: take fewer steps, as many as fit into the solved schedule's time.
+    # What a user would do instead: take fewer steps, as many as fit into the schedule's time.
     step_seconds = by_name[UNSHARED].seconds / spec.num_steps
     solved_seconds = _seconds_at(measured.get(SOLVED, measured[UNIFORM]), schedule.budget)
     fewer = max(1, min(spec.num_steps - 1, round(solved_seconds / step_seconds)))
@@ -104,7 +113,7 @@ def conduct(
         UNSHARED: full,
         UNIFORM: Schedule.uniform(spec, schedule.budget),
         PUBLISHED: solve_curve(statistics, schedule.budget, PUBLISHED_METHOD)[-1][0],
-        SOLVED: schedule,
+        chosen_name(schedule): schedule,
     }
     if spec.num_steps > 1:
         main[f"{fewer} steps"] = Schedule.full(dataclasses.replace(spec, num_steps=fewer))

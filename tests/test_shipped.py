@@ -1,0 +1,55 @@
+"""The schedules that come with the package."""
+
+from __future__ import annotations
+
+import pytest
+
+from ddt_accel import Schedule, draw_labels, draw_noise, load_model, sample
+from ddt_accel.errors import ArtifactError
+from ddt_accel.evaluation.fidelity import psnr, to_images
+from ddt_accel.schedule import shipped_schedules
+
+CIFAR10 = [name for name in shipped_schedules() if name.startswith("cifar10-")]
+
+
+def test_the_promised_ones_are_there() -> None:
+    assert {f"cifar10-{k}of50" for k in (5, 6, 8, 10, 12, 16, 25)} == set(CIFAR10)
+
+
+@pytest.mark.parametrize("name", shipped_schedules())
+def test_a_name_says_what_the_schedule_is(name: str) -> None:
+    schedule = Schedule.load(name)
+    runs, steps = (int(part) for part in name.removesuffix("-published").rsplit("-", 1)[1].split("of"))
+    assert (schedule.budget, schedule.spec.num_steps) == (runs, steps)
+    known = load_model("cifar10").source.sha256 if name in CIFAR10 else None
+    assert schedule.checkpoint_sha256 == known
+
+
+def test_a_file_comes_before_a_name(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    mine = Schedule.uniform(Schedule.load(CIFAR10[0]).spec, 3)
+    mine.save(CIFAR10[0])
+    assert Schedule.load(CIFAR10[0]) == mine
+    with pytest.raises(ArtifactError, match="cifar10-10of50"):
+        Schedule.load("cifar10-11of50")
+
+
+def test_they_do_what_they_are_for() -> None:
+    """On noise that was not calibrated on: far closer to the unshared pictures than as many runs evenly spread, and
+    the closer the more runs; the distances expected are those of `docs/method.md`, with room for rounding."""
+    model = load_model("cifar10")
+    spec = Schedule.load("cifar10-10of50").spec
+    noise = draw_noise((3, 32, 32), seed=7, indices=range(6))
+    labels = draw_labels(10, seed=7, indices=range(6))
+
+    def pictures(schedule: Schedule):
+        return to_images(sample(model, schedule, noise, labels))
+
+    unshared = pictures(Schedule.full(spec))
+    fidelity = {
+        name: psnr(pictures(Schedule.load(name)), unshared).mean() for name in ("cifar10-5of50", "cifar10-10of50")
+    }
+    even = psnr(pictures(Schedule.uniform(spec, 10)), unshared).mean()
+    assert fidelity["cifar10-10of50"] > even + 10
+    assert fidelity["cifar10-10of50"] > fidelity["cifar10-5of50"] + 3
+    assert fidelity["cifar10-5of50"] > even
