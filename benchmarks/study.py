@@ -107,16 +107,15 @@ def samples(bench: Bench) -> list[dict[str, object]]:
         for seed in (10, 11, 12, 13):
             calibration = bench.calibrate(SPEC, count, seed=seed)
             curve, published = solve_curve(calibration, 10), solve_curve(calibration, 10, PUBLISHED)
-            schedules = {
+            solved = {
                 "published, 10 runs": published[9],
                 "calibrated, 10 runs": curve[9],
                 "calibrated, 6 runs": curve[5],
             }
-            for name, (schedule, _) in schedules.items():
+            for name, (schedule, _) in solved.items():
                 found.setdefault(name, []).append(bench.fidelity(schedule))
-        rows.append(
-            {"calibration samples": count} | {name: crossed(np.stack(values)) for name, values in found.items()}
-        )
+        row: dict[str, object] = {"calibration samples": count}
+        rows.append(row | {name: crossed(np.stack(values)) for name, values in found.items()})
     return rows
 
 
@@ -196,8 +195,8 @@ def main() -> None:
     conditions = {
         "model": f"{options.model}, checkpoint {source.sha256[:12] if source else 'unknown'}",
         "sampling": "Euler, guidance 2 for 0.3 < t < 1, where not said otherwise",
-        "images": f"{options.images} of seed {HELD_OUT}; calibration on 32 of seed 0, where not said otherwise, one in eight "
-        "of them with sensitivities",
+        "images": f"{options.images} of seed {HELD_OUT}; calibration on 32 of seed 0, where not said otherwise, one in "
+        "eight of them with sensitivities",
         "intervals": "95 %, bootstrap over images; in the table of calibration sizes over four calibrations, too",
         "backend": f"torch {torch.__version__}, float32",
         "machine": f"{processor()}, {os.cpu_count()} CPUs",
