@@ -70,6 +70,7 @@ CALIBRATION = Calibration(
     sensitivity_sum=np.linspace(0, 1, 15).reshape(5, 3),
     ranges=(ImageRange(seed=0, first=0, stop=4),),
     checkpoint_sha256="ab",
+    latent_shape=(3, 8, 8),
 )
 
 
@@ -254,7 +255,7 @@ def test_a_place_that_cannot_be_written_is_an_error_not_a_crash(tmp_path: Path) 
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match="could not be written"):
         SCHEDULE.save(tmp_path / "file" / "schedule.json")
-    with pytest.raises(ArtifactError, match="cannot be read"):
+    with pytest.raises(ArtifactError, match="There is no schedule"):
         Schedule.load(tmp_path / "absent.json")
 
 

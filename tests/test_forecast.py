@@ -160,6 +160,7 @@ def statistics(gram: np.ndarray, sensitivity: np.ndarray | None = None) -> Calib
         sensitivity_sum=total,
         ranges=(ImageRange(seed=0, first=0, stop=1),),
         checkpoint_sha256="ab",
+        latent_shape=(3, 8, 8),
     )
 
 

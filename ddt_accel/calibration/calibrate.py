@@ -60,7 +60,7 @@ def calibrate(
         raise ConfigError("The model does not say which latents it is for; give latent_shape=(C, H, W).")
     sha256 = source.sha256 if source else "unknown"
     wanted = ImageRange(seed=seed, first=first_image, stop=first_image + num_samples)
-    done = _resumed(resume, spec, sha256, wanted)
+    done = _resumed(resume, spec, sha256, latent_shape, wanted)
     start = done.ranges[0].stop if done else first_image
     while start < wanted.stop:
         # Batches end at multiples of the batch size, so that runs over parts of the images batch them alike.
@@ -73,6 +73,7 @@ def calibrate(
             sensitivity_sum=sensitivity_sum(model, spec, disturbed, latent_shape),
             ranges=(images,),
             checkpoint_sha256=sha256,
+            latent_shape=latent_shape,
         )
         done = batch if done is None else done.merge(batch)
         start = stop
@@ -82,12 +83,18 @@ def calibrate(
     return done
 
 
-def _resumed(resume: Calibration | None, spec: SamplingSpec, sha256: str, wanted: ImageRange) -> Calibration | None:
+def _resumed(
+    resume: Calibration | None,
+    spec: SamplingSpec,
+    sha256: str,
+    latent_shape: tuple[int, int, int],
+    wanted: ImageRange,
+) -> Calibration | None:
     """What can be kept of an earlier run: a beginning of the wanted images."""
     if resume is None:
         return None
-    if resume.spec != spec or resume.checkpoint_sha256 != sha256:
-        raise MismatchError("The calibration to resume was made with another checkpoint or other sampling.")
+    if (resume.spec, resume.checkpoint_sha256, resume.latent_shape) != (spec, sha256, latent_shape):
+        raise MismatchError("The calibration to resume was made with another checkpoint, other latents or sampling.")
     kept = resume.ranges[0]
     if len(resume.ranges) != 1 or (kept.seed, kept.first) != (wanted.seed, wanted.first) or kept.stop > wanted.stop:
         raise MismatchError("The calibration to resume covers other images; it must be a beginning of the same run.")

@@ -13,7 +13,7 @@ from ddt_accel.artifacts import checksum, read_arrays, write_arrays
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError
 from ddt_accel.spec import SamplingSpec
 
-FORMAT, VERSION = "ddt-accel calibration", 2
+FORMAT, VERSION = "ddt-accel calibration", 3
 ARRAYS = ("similarity_sum", "gram_sum", "mean_sum", "modulation_sum", "sensitivity_sum")
 
 Array = NDArray[np.float64]
@@ -53,6 +53,7 @@ class Calibration:
     sensitivity_sum: Array
     ranges: tuple[ImageRange, ...]
     checkpoint_sha256: str
+    latent_shape: tuple[int, int, int]
 
     def __post_init__(self) -> None:
         e = self.spec.num_evaluations
@@ -133,6 +134,10 @@ class Calibration:
             raise MismatchError(f"Two calibrations of different sampling cannot be merged ({'; '.join(differences)}).")
         if self.checkpoint_sha256 != other.checkpoint_sha256:
             raise MismatchError("Two calibrations of different checkpoints cannot be merged.")
+        if self.latent_shape != other.latent_shape:
+            raise MismatchError(
+                f"Two calibrations on latents of {self.latent_shape} and {other.latent_shape} cannot be merged."
+            )
         for images in other.ranges:
             if self.contains(images):
                 raise MismatchError(
@@ -144,6 +149,7 @@ class Calibration:
             **{name: array + getattr(other, name) for name, array in self._arrays().items()},
             ranges=_joined((*self.ranges, *other.ranges)),
             checkpoint_sha256=self.checkpoint_sha256,
+            latent_shape=self.latent_shape,
         )
 
     def save(self, path: str | Path) -> None:
@@ -155,13 +161,15 @@ class Calibration:
         """Reads a calibration; raises ArtifactError where the file is damaged, foreign or makes no sense."""
         content, arrays = read_arrays(Path(path), FORMAT, VERSION)
         try:
+            channels, height, width = map(int, content["latent_shape"])
             return cls(
                 spec=SamplingSpec.from_dict(content["spec"]),
                 **{name: arrays[name] for name in ARRAYS},
                 ranges=tuple(ImageRange(**r) for r in content["ranges"]),
                 checkpoint_sha256=str(content["checkpoint_sha256"]),
+                latent_shape=(channels, height, width),
             )
-        except (ConfigError, KeyError, TypeError) as error:
+        except (ConfigError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} is not a usable calibration ({error}); calibrate anew.") from None
 
     def _arrays(self) -> dict[str, Array]:
@@ -172,6 +180,7 @@ class Calibration:
             "spec": {**asdict(self.spec), "guidance_interval": list(self.spec.guidance_interval)},
             "ranges": [asdict(r) for r in self.ranges],
             "checkpoint_sha256": self.checkpoint_sha256,
+            "latent_shape": list(self.latent_shape),
         }
 
 

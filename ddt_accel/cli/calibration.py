@@ -121,7 +121,9 @@ def run_calibration(
     source = network.source
     if resume is not None:
         kept = resume.ranges[0]
-        same = resume.spec == spec and source is not None and resume.checkpoint_sha256 == source.sha256
+        same = source is not None and (resume.spec, resume.checkpoint_sha256, resume.latent_shape) == (
+            spec, source.sha256, source.latent_shape
+        )  # fmt: skip
         if not same or len(resume.ranges) != 1 or (kept.seed, kept.first) != (seed, 0) or kept.stop > samples:
             say(f"{partial} is of an interrupted calibration with other settings; it is replaced.")
             resume = None

@@ -180,6 +180,7 @@ def _calibration(path: Path) -> dict[str, Any]:
         if sensitivity is not None
         else "not measured",
         "checkpoint": calibration.checkpoint_sha256,
+        "latent shape": list(calibration.latent_shape),
         **{key.replace("_", " "): value for key, value in asdict(calibration.spec).items()},
     }
 

@@ -77,6 +77,11 @@ def conduct(
             f"{num_images} images, {curve_images} on the curve, batches of {batch_size}: an interval needs at least 2 "
             "images, and a batch 1."
         )
+    if calibration.latent_shape != latent_shape:
+        raise MismatchError(
+            f"The calibration is of latents {list(calibration.latent_shape)}, the networks are for "
+            f"{list(latent_shape)}; calibrate with these."
+        )
     held_out = ImageRange(seed=seed, first=0, stop=max(num_images, curve_images))
     if calibration.contains(held_out):
         raise MismatchError(f"Seed {seed} was calibrated on; measure with another --seed.")
