@@ -98,11 +98,12 @@ def test_plans_end_where_they_say(model, calibration) -> None:
     costs = counted_costs(model.config, SHAPE)
     rows = make_plans(
         TorchBackend(model), calibration, costs, [0.5, 0.3], latent_shape=SHAPE, num_images=3, seed=5, batch_size=2,
-        on_run=lambda name: None,
+        progress=lambda label, total: lambda: None,
     )  # fmt: skip
     assert [row.cost for row in rows] == [0.3, 0.5]
     unit = costs.of(Schedule.full(FINE))
-    noise, labels = draw_noise(SHAPE, seed=5, indices=range(3)), draw_labels(4, seed=5, indices=range(3))
+    # Chosen on the first three images, reported on the next three.
+    noise, labels = draw_noise(SHAPE, seed=5, indices=range(3, 6)), draw_labels(4, seed=5, indices=range(3, 6))
     limit = sample(model, Schedule.full(dataclasses.replace(FINE, num_steps=96)), noise, labels)
     for row in rows:
         assert row.unshared.schedule.budget == row.unshared.schedule.spec.num_evaluations
@@ -112,6 +113,10 @@ def test_plans_end_where_they_say(model, calibration) -> None:
             assert plan.cost == pytest.approx(costs.of(plan.schedule) / unit)
             error = (sample(model, plan.schedule, noise, labels) - limit).square().flatten(1).mean(1).numpy()
             np.testing.assert_allclose(plan.fidelity, -10 * np.log10(error / 4), atol=0.05)
+        own = sample(model, Schedule.full(row.shared.schedule.spec), noise, labels)
+        error = (sample(model, row.shared.schedule, noise, labels) - own).square().flatten(1).mean(1).numpy()
+        np.testing.assert_allclose(row.shared.copying, -10 * np.log10(error / 4), atol=0.05)
+        assert row.unshared.copying is None
         assert row.best.mean == max(plan.mean for plan in (row.unshared, row.published, row.shared) if plan)
         assert row.gain.mean == pytest.approx(row.shared.mean - row.unshared.mean)
 
@@ -125,5 +130,5 @@ def test_impossible_plans_are_refused(model, calibration, changes: dict, said: s
     with pytest.raises((ConfigError, MismatchError), match=said):
         make_plans(
             TorchBackend(model), calibration, counted_costs(model.config, SHAPE), latent_shape=SHAPE, batch_size=2,
-            on_run=lambda name: None, **settings,
+            progress=lambda label, total: lambda: None, **settings,
         )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,7 +41,9 @@ def plan(
     weights: WeightsOption = None,
     latent_shape: LatentOption = None,
     device: DeviceOption = "cpu",
-    images: Annotated[int, typer.Option("--images", "-n", help="Held-out images.")] = 16,
+    images: Annotated[
+        int, typer.Option("--images", "-n", help="Held-out images to choose on, and as many to report on.")
+    ] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the held-out images; not the calibrated one.")] = 2,
     batch_size: BatchOption = 16,
     schedule: Annotated[Path | None, typer.Option("--out", help="Where to write the best schedule.")] = None,
@@ -59,7 +63,12 @@ def plan(
     networks = open_networks(place, backend, export_folder, model_options(model, config, weights, latent_shape), device)
     measured = place.costs_path.exists()
     costs = Costs.load(place.costs_path) if measured else counted_costs(networks.backend.config, networks.latent_shape)
-    with steps("measuring plans", 0) as bar:
+    with ExitStack() as bars:
+
+        def progress(label: str, total: int) -> Callable[[], None]:
+            bars.close()
+            return bars.enter_context(steps(label, total)).advance
+
         rows = make_plans(
             networks.backend,
             statistics,
@@ -69,7 +78,7 @@ def plan(
             num_images=images,
             seed=seed,
             batch_size=batch_size,
-            on_run=lambda _: bar.advance(),
+            progress=progress,
         )
     best = rows[-1].best
     path = schedule or place.schedule_path
@@ -81,7 +90,8 @@ def plan(
         {"unit": costs.unit, "conditions": costs.conditions, "rows": [_facts(row) for row in rows]},
         as_json=json,
         text=f"Costs are {costs.unit} ({costs.conditions}); 1 is the calibrated trajectory, unshared.\n"
-        f"{images} images of seed {seed}; dB to the converged trajectory, with 95 % intervals.\n"
+        f"dB to the converged trajectory, with 95 % intervals, on {images} images of seed {seed}, not those that "
+        "plans were chosen on.\n"
         + (f"The best at {rows[-1].cost:g}: {best.name} → {path}" if best else "Nothing is as cheap as that."),
     )
 
@@ -100,7 +110,10 @@ def _print(rows: list[Row]) -> None:
 
 
 def _cell(plan: Plan | None) -> str:
-    return f"{plan.mean:.1f} dB: {plan.name} ({plan.cost:.3f})" if plan else "out of reach"
+    if plan is None:
+        return "out of reach"
+    copying = f"; {plan.copying.mean():.1f} to its own unshared" if plan.copying is not None else ""
+    return f"{plan.mean:.1f} dB: {plan.name} ({plan.cost:.3f}){copying}"
 
 
 def _facts(row: Row) -> dict[str, Any]:
@@ -115,6 +128,8 @@ def _facts(row: Row) -> dict[str, Any]:
                 "name": found.name,
                 "cost": found.cost,
                 "fidelity_db": found.mean,
+                "copying_db": float(found.copying.mean()) if found.copying is not None else None,
+                "timeshift": found.schedule.spec.timeshift,
                 "refresh_steps": list(found.schedule.refresh_steps),
                 "solver": found.schedule.spec.solver,
                 "num_steps": found.schedule.spec.num_steps,

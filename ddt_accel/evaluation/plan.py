@@ -11,8 +11,10 @@ forecasts, which the calibration predicts. The most promising plans of every cos
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -31,8 +33,14 @@ from ddt_accel.schedule import Schedule
 from ddt_accel.solver.solve import PUBLISHED, Method, solve_curve
 from ddt_accel.spec import SamplingSpec
 
+T = TypeVar("T")
+# Opens a bar of a label and a total, and returns what advances it.
+Progress = Callable[[str, int], Callable[[], None]]
+
 INTEGRATORS = ("euler", "heun", "ab2", "ab3")
 STEPS = (4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 30, 36, 42, 50, 60, 80, 100, 125, 160, 200, 250)
+# Time shifts that are tried, relative to the calibrated one, on the grid that is best at a cost.
+SHIFTS = (0.6, 0.8, 1.25, 1.7)
 # The reference takes this many times the calibrated steps.
 CONVERGED = 4
 # On how many grids shared plans are run for every cost.
@@ -44,13 +52,15 @@ class Plan:
     """A schedule, what it costs, and how far from the converged trajectory it ends.
 
     `cost` is in terms of the calibrated trajectory unshared; `fidelity` is −20 log₁₀ of the root-mean-square error of
-    the latents over their range of 2, in dB, per image: for latents in [−1, 1] the PSNR before clipping.
+    the latents over their range of 2, in dB, per image: for latents in [−1, 1] the PSNR before clipping. `copying` is
+    the same against the unshared trajectory of the plan's own grid, where that was run and sharing makes a difference.
     """
 
     name: str
     schedule: Schedule
     cost: float
     fidelity: NDArray[np.float64]
+    copying: NDArray[np.float64] | None
 
     @property
     def mean(self) -> float:
@@ -79,6 +89,44 @@ class Row:
         return max(plans, key=lambda plan: plan.mean, default=None)
 
 
+class _Judge:
+    """The converged trajectories of some images, and how far from them others end."""
+
+    def __init__(
+        self, backend: Backend, calibration: Calibration, costs: Costs, shape: tuple[int, int, int], images: ImageRange,
+        batch_size: int,
+    ) -> None:  # fmt: skip
+        self._backend, self._calibration, self._costs = backend, calibration, costs
+        self._shape, self._images, self._batch_size = shape, images, batch_size
+        self.unit = costs.of(Schedule.full(calibration.spec))
+        limit = dataclasses.replace(calibration.spec, num_steps=CONVERGED * calibration.spec.num_steps, solver="ab2")
+        self._converged = self._end(Schedule.full(limit))
+
+    def measure(self, schedule: Schedule, *, copying: bool = False) -> Plan:
+        """Runs a schedule, and with `copying` the unshared trajectory of its grid, too."""
+        end = self._end(schedule)
+        return Plan(
+            name=_name(schedule),
+            schedule=schedule,
+            cost=self.cost(schedule),
+            fidelity=_decibels(end, self._converged),
+            copying=_decibels(end, self._end(Schedule.full(schedule.spec))) if copying else None,
+        )
+
+    def cost(self, schedule: Schedule) -> float:
+        return self._costs.of(schedule) / self.unit
+
+    def _end(self, schedule: Schedule) -> Tensor:
+        schedule = dataclasses.replace(schedule, checkpoint_sha256=self._calibration.checkpoint_sha256)
+        images, parts = self._images, []
+        for start in range(images.first, images.stop, self._batch_size):
+            indices = range(start, min(images.stop, start + self._batch_size))
+            noise = draw_noise(self._shape, seed=images.seed, indices=indices)
+            labels = draw_labels(self._backend.config.num_classes, seed=images.seed, indices=indices)
+            parts.append(sample(self._backend, schedule, noise, labels).double().cpu().flatten(1))
+        return torch.cat(parts)
+
+
 def make_plans(
     backend: Backend,
     calibration: Calibration,
@@ -89,76 +137,103 @@ def make_plans(
     num_images: int,
     seed: int,
     batch_size: int,
-    on_run: Callable[[str], None],
+    progress: Progress,
 ) -> list[Row]:
     """The best plans for every target cost, in terms of the calibrated trajectory unshared.
 
-    Raises MismatchError for images that were calibrated on, ConfigError for a stochastic sampler, whose trajectories do
-    not converge.
+    Plans are chosen on the images 0 … num_images − 1 of `seed` and reported on as many others, so that the luck of the
+    winner is not reported with it. `progress(label, total)` opens a bar and returns what advances it. Raises
+    MismatchError for images that were calibrated on, ConfigError for a stochastic sampler, whose trajectories do not
+    converge.
     """
     spec = calibration.spec
     if spec.solver == "sde":
         raise ConfigError(
             "A stochastic trajectory has no converged limit to plan for; calibrate a deterministic solver."
         )
-    if num_images < 2 or not targets or min(targets) <= 0:
+    if num_images < 2 or not targets or not all(0 < target < math.inf for target in targets):
         raise ConfigError(f"{num_images} images for the costs {targets}: give at least 2 images, and costs above 0.")
-    if calibration.contains(ImageRange(seed=seed, first=0, stop=num_images)):
+    choosing = ImageRange(seed=seed, first=0, stop=num_images)
+    reporting = ImageRange(seed=seed, first=num_images, stop=2 * num_images)
+    if calibration.contains(choosing) or calibration.contains(reporting):
         raise MismatchError(f"Seed {seed} was calibrated on; plan with another --seed.")
-    unit = costs.of(Schedule.full(spec))
+    targets = sorted(targets)
 
-    def run(schedule: Schedule) -> Tensor:
-        schedule = dataclasses.replace(schedule, checkpoint_sha256=calibration.checkpoint_sha256)
-        parts = []
-        for start in range(0, num_images, batch_size):
-            indices = range(start, min(num_images, start + batch_size))
-            noise = draw_noise(latent_shape, seed=seed, indices=indices)
-            labels = draw_labels(backend.config.num_classes, seed=seed, indices=indices)
-            parts.append(sample(backend, schedule, noise, labels).double().cpu().flatten(1))
-        return torch.cat(parts)
-
-    on_run("the converged trajectory")
-    converged = run(Schedule.full(dataclasses.replace(spec, num_steps=CONVERGED * spec.num_steps, solver="ab2")))
-
-    def measured(name: str, schedule: Schedule) -> Plan:
-        on_run(name)
-        error = (run(schedule) - converged).square().mean(1).numpy()
-        return Plan(name=name, schedule=schedule, cost=costs.of(schedule) / unit, fidelity=-10 * np.log10(error / 4))
-
-    unshared: dict[SamplingSpec, Plan] = {}
-    for solver in INTEGRATORS:
-        for steps in STEPS:
-            grid = dataclasses.replace(spec, solver=solver, num_steps=steps, last_step=None)
-            full = Schedule.full(grid)
-            if steps <= spec.num_steps and costs.of(full) / unit <= 1.001:
-                unshared[grid] = measured(f"{solver} {steps}", full)
-    published = _published(calibration)
+    judge, reporter = (
+        _Judge(backend, calibration, costs, latent_shape, images, batch_size)
+        for images in _counted("measuring the converged trajectories", [choosing, reporting], progress)
+    )
+    unshared = _unshared(spec, judge, targets, progress)
     families = [_family(calibration, twin) for twin in unshared.values() if twin.schedule.spec.num_steps >= POINTS]
+    published = _published(calibration)
     rows = []
-    for target in sorted(targets):
+    for target in targets:
 
         def affordable(schedules: list[Schedule], target: float = target) -> list[Schedule]:
-            return [schedule for schedule in schedules if costs.of(schedule) / unit <= target]
+            return [schedule for schedule in schedules if judge.cost(schedule) <= target]
 
-        kept = [plan for plan in unshared.values() if plan.cost <= target]
-        held = next(iter(reversed(affordable(published))), None)
-        shared = [
-            measured(_name(schedule), schedule)
-            for schedule in _promising([[affordable(variant) for variant in family] for family in families], unshared)
-        ]
+        promising = _promising([[affordable(variant) for variant in family] for family in families], unshared)
+        label = f"measuring shared plans at cost {target:g}"
+        shared = _closest([judge.measure(schedule) for schedule in _counted(label, promising, progress)])
+        fewer = _closest([plan for plan in unshared.values() if plan.cost <= target])
+        held = affordable(published)
         rows.append(
             Row(
                 cost=target,
-                unshared=max(kept, key=lambda plan: plan.mean, default=None),
-                published=measured(_name(held), held) if held else None,
-                shared=max(shared, key=lambda plan: plan.mean, default=None),
+                unshared=reporter.measure(fewer.schedule) if fewer else None,
+                published=reporter.measure(held[-1], copying=True) if held else None,
+                shared=reporter.measure(shared.schedule, copying=True) if shared else None,
             )
         )
     return rows
 
 
+def _unshared(spec: SamplingSpec, judge: _Judge, targets: list[float], progress: Progress) -> dict[SamplingSpec, Plan]:
+    """Every integrator and number of steps without sharing, and on what is best at a cost other time shifts."""
+    grids = [
+        dataclasses.replace(spec, solver=solver, num_steps=steps, last_step=None)
+        for solver in INTEGRATORS
+        for steps in STEPS
+        if steps <= spec.num_steps
+    ]
+    grids = [grid for grid in grids if judge.cost(Schedule.full(grid)) <= 1.001]
+    plans = {grid: judge.measure(Schedule.full(grid)) for grid in _counted("measuring fewer steps", grids, progress)}
+    best = [_closest([plan for plan in plans.values() if plan.cost <= target]) for target in targets]
+    shifted = {
+        dataclasses.replace(plan.schedule.spec, timeshift=spec.timeshift * shift)
+        for plan in best
+        if plan is not None
+        for shift in SHIFTS
+    }
+    ordered = sorted(shifted, key=lambda grid: (grid.num_steps, grid.solver, grid.timeshift))
+    others = _counted("measuring other time shifts", ordered, progress)
+    return plans | {grid: judge.measure(Schedule.full(grid)) for grid in others}
+
+
+def _counted(label: str, items: list[T], progress: Progress) -> Iterator[T]:
+    """The items, one after the other, under a bar."""
+    advance = progress(label, len(items))
+    for item in items:
+        yield item
+        advance()
+
+
+def _closest(plans: list[Plan]) -> Plan | None:
+    return max(plans, key=lambda plan: plan.mean, default=None)
+
+
 def _name(schedule: Schedule) -> str:
-    return f"{schedule.spec.solver} {schedule.spec.num_steps}, {schedule.budget} runs"
+    spec = schedule.spec
+    shift = f", shift {spec.timeshift:.3g}" if spec.timeshift != 1 else ""
+    shared = f", {schedule.budget} runs" if schedule.budget < spec.num_evaluations else ""
+    return f"{spec.solver} {spec.num_steps}{shift}{shared}"
+
+
+def _decibels(end: Tensor, reference: Tensor) -> NDArray[np.float64]:
+    """Of each image, [images]; capped at 200, where only rounding is left."""
+    error = (end - reference).square().mean(1).clamp_min(4e-20)
+    values: NDArray[np.float64] = (-10 * torch.log10(error / 4)).numpy()
+    return values
 
 
 def _published(calibration: Calibration) -> list[Schedule]:
