@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -152,12 +153,18 @@ def _read(path: Path) -> bytes:
 
 
 def _parsed(data: bytes | str) -> Any:
-    """JSON without the NaN and infinity that Python lets pass."""
+    """JSON without the NaN, the infinities and the endless integers that Python lets pass."""
 
-    def refuse(constant: str) -> None:
-        raise ValueError(f"it contains {constant}")
+    def number(text: str) -> float:
+        if not math.isfinite(value := float(text)):
+            raise ValueError(f"it contains {text[:40]}")
+        return value
 
-    return json.loads(data, parse_constant=refuse)
+    def whole(text: str) -> int:
+        number(text)
+        return int(text)
+
+    return json.loads(data, parse_constant=number, parse_float=number, parse_int=whole)
 
 
 def _opened(path: Path, document: object, format_name: str, version: int) -> Document:

@@ -30,8 +30,9 @@ class Schedule:
 
     At a refresh step the encoder runs. At every other evaluation, a reuse step, the decoder works with a forecast of
     the state: the last one as it is, or where `forecasts` has a row (reuse step → weights of refreshed states), their
-    weighted sum. With `mean_modulations` [E, M] the forecast is of the deviation from the mean trajectory. With the
-    Heun solver steps are counted in evaluations, two per step of the grid.
+    weighted sum. `mean_modulations` are the modulations of the states that forecasts are relative to: [E, M] for the
+    mean trajectory, [1, M] for a state of zeros. They are not needed where weights add up to one. With the Heun solver
+    steps are counted in evaluations, two per step of the grid.
     """
 
     spec: SamplingSpec
@@ -66,11 +67,20 @@ class Schedule:
                 raise ConfigError(f"The forecast of step {step} draws on a later step or has no finite weights.")
         means = self.mean_modulations
         if means is not None and (
-            means.ndim != 2 or len(means) != last + 1 or means.dtype != np.float32 or not np.isfinite(means).all()
+            means.ndim != 2
+            or len(means) not in (1, last + 1)
+            or means.dtype != np.float32
+            or not np.isfinite(means).all()
         ):
             raise ConfigError(
-                f"mean_modulations is {means.dtype}{list(means.shape)}; expected finite float32 [{last + 1}, M]."
+                f"mean_modulations is {means.dtype}{list(means.shape)}; expected finite float32 [{last + 1}, M] or "
+                "[1, M]."
             )
+
+    @property
+    def centred(self) -> bool:
+        """Whether forecasts are of the deviation from a mean trajectory."""
+        return self.mean_modulations is not None and len(self.mean_modulations) > 1
 
     @property
     def budget(self) -> int:

@@ -73,7 +73,7 @@ class Workspace:
         choice = dataclasses.replace(kept, **said)
         network = choice.load()
         choice = choice.resolved()
-        if choice != remembered:
+        if said and choice != remembered:
             write_json(self._settings_path, FORMAT, VERSION, asdict(choice))
         return network
 

@@ -67,6 +67,7 @@ CALIBRATION = Calibration(
     gram_sum=np.linspace(0, 1, 50).reshape(2, 5, 5),
     mean_sum=np.linspace(0, 1, 20).reshape(5, 4),
     modulation_sum=np.linspace(0, 1, 30).reshape(5, 6),
+    bias_sum=np.linspace(0, 1, 6),
     sensitivity_sum=np.linspace(0, 1, 15).reshape(5, 3),
     ranges=(ImageRange(seed=0, first=0, stop=4),),
     checkpoint_sha256="ab",
@@ -259,7 +260,10 @@ def test_a_place_that_cannot_be_written_is_an_error_not_a_crash(tmp_path: Path) 
         Schedule.load(tmp_path / "absent.json")
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, '{"format": "ddt-accel schedule", "version": NaN}'])
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, "9" * 5000, "[1e999]", "[" + "9" * 400 + "]", '{"format": "ddt-accel schedule", "version": NaN}'],
+)
 def test_json_that_python_stumbles_over(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ArtifactError, match="damaged or not JSON"):

@@ -60,6 +60,18 @@ def test_another_grid_is_close_to_its_own_calibration(model, calibration, spec: 
     assert np.median(np.abs(np.log(between.sensitivity[1:-1] / direct.sensitivity[1:-1]))) < 0.35
 
 
+def test_sensitivities_jump_where_guidance_does(calibration) -> None:
+    """Known to be 1 before the interval and 4 inside it, per unit of time they stay so on every grid."""
+    total = np.zeros_like(calibration.sensitivity_sum)
+    guided = FINE.guidance_weights != 1
+    total[:, 0], total[:, 1] = 1, (np.where(guided, 4.0, 1.0) * np.diff(FINE.grid)) ** 2
+    made = dataclasses.replace(calibration, sensitivity_sum=total)
+    for steps in (17, 20, 23):
+        spec = dataclasses.replace(FINE, num_steps=steps)
+        rate = resample(made, spec).sensitivity / np.diff(spec.grid)
+        np.testing.assert_allclose(rate, np.where(spec.guidance_weights != 1, 4.0, 1.0), rtol=1e-9)
+
+
 def test_other_guidance_is_refused(calibration) -> None:
     with pytest.raises(MismatchError, match="calibrate for it"):
         resample(calibration, dataclasses.replace(FINE, guidance=3.0))
@@ -82,9 +94,15 @@ def test_measured_costs_add_up_to_what_was_measured(model, calibration, tmp_path
     (unshared, solved), _ = measure(
         TorchBackend(model), runs, latent_shape=SHAPE, num_images=8, seed=1, batch_size=4
     )  # fmt: skip
-    costs = measured_costs(unshared, solved, schedule, "here")
+    counted = counted_costs(model.config, SHAPE)
+    costs = measured_costs(unshared, solved, schedule, "here", counted)
     assert costs.of(runs["unshared"]) == pytest.approx(unshared.seconds, rel=1e-6)
     assert costs.of(schedule) < costs.of(runs["unshared"])
+    reads = sum(len(row) for row in schedule.forecasts.values())
+    guided = sum(len(row) for k, row in schedule.forecasts.items() if FINE.guidance_weights[k] != 1)
+    assert costs.forecast * (reads + guided) == pytest.approx(solved.forecast_seconds)
+    held = measured_costs(unshared, unshared, runs["unshared"], "here", counted)
+    assert held.forecast == pytest.approx(held.encoder * counted.forecast / counted.encoder)
     costs.save(tmp_path / "costs.json")
     assert Costs.load(tmp_path / "costs.json") == costs
     with pytest.raises(ConfigError):
@@ -113,6 +131,7 @@ def test_plans_end_where_they_say(model, calibration) -> None:
             assert plan.cost == pytest.approx(costs.of(plan.schedule) / unit)
             error = (sample(model, plan.schedule, noise, labels) - limit).square().flatten(1).mean(1).numpy()
             np.testing.assert_allclose(plan.fidelity, -10 * np.log10(error / 4), atol=0.05)
+        assert row.shared.schedule.checkpoint_sha256 == row.unshared.schedule.checkpoint_sha256 is not None
         own = sample(model, Schedule.full(row.shared.schedule.spec), noise, labels)
         error = (sample(model, row.shared.schedule, noise, labels) - own).square().flatten(1).mean(1).numpy()
         np.testing.assert_allclose(row.shared.copying, -10 * np.log10(error / 4), atol=0.05)
@@ -123,12 +142,19 @@ def test_plans_end_where_they_say(model, calibration) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({"num_images": 1}, "at least 2"), ({"targets": [0.0]}, "above 0"), ({"seed": 0}, "calibrated")],
+    [
+        ({"num_images": 1}, "at least 2"),
+        ({"targets": [0.0]}, "above 0"),
+        ({"targets": [float("inf")]}, "above 0"),
+        ({"targets": [float("nan")]}, "above 0"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"seed": 0}, "calibrated"),
+    ],
 )
 def test_impossible_plans_are_refused(model, calibration, changes: dict, said: str) -> None:
-    settings = {"targets": [0.5], "num_images": 2, "seed": 1, **changes}
+    settings = {"targets": [0.5], "num_images": 2, "seed": 1, "batch_size": 2, **changes}
     with pytest.raises((ConfigError, MismatchError), match=said):
         make_plans(
-            TorchBackend(model), calibration, counted_costs(model.config, SHAPE), latent_shape=SHAPE, batch_size=2,
+            TorchBackend(model), calibration, counted_costs(model.config, SHAPE), latent_shape=SHAPE,
             progress=lambda label, total: lambda: None, **settings,
         )  # fmt: skip

@@ -60,7 +60,7 @@ def calibrate(
         raise ConfigError("The model does not say which latents it is for; give latent_shape=(C, H, W).")
     sha256 = source.sha256 if source else "unknown"
     wanted = ImageRange(seed=seed, first=first_image, stop=first_image + num_samples)
-    done = _resumed(resume, spec, sha256, latent_shape, wanted)
+    done = _resumed(resume, spec, sha256, latent_shape, wanted, sensitivity_samples)
     start = done.ranges[0].stop if done else first_image
     while start < wanted.stop:
         # Batches end at multiples of the batch size, so that runs over parts of the images batch them alike.
@@ -89,6 +89,7 @@ def _resumed(
     sha256: str,
     latent_shape: tuple[int, int, int],
     wanted: ImageRange,
+    sensitivities: int,
 ) -> Calibration | None:
     """What can be kept of an earlier run: a beginning of the wanted images."""
     if resume is None:
@@ -98,6 +99,8 @@ def _resumed(
     kept = resume.ranges[0]
     if len(resume.ranges) != 1 or (kept.seed, kept.first) != (wanted.seed, wanted.first) or kept.stop > wanted.stop:
         raise MismatchError("The calibration to resume covers other images; it must be a beginning of the same run.")
+    if spec.num_evaluations > 1 and resume.sensitivity_sum[:, 0].max() != min(sensitivities, resume.num_samples):
+        raise MismatchError("The calibration to resume followed the errors of other numbers of samples.")
     return resume
 
 
@@ -108,10 +111,12 @@ def _batch_sums(
     indices = range(images.first, images.stop)
     batch, tokens = len(indices), model.config.num_tokens(latent_shape)
     program = compile_program(Schedule.full(spec), encode_unconditional="always")
-    device = model.final_layer.linear.weight.device
+    reference = model.final_layer.linear.weight
+    device = reference.device
     # [E, branch, B · L, D]
     states = torch.empty((spec.num_evaluations, 2, batch * tokens, model.config.hidden_size), device=device)
     modulations = torch.empty((spec.num_evaluations, model.config.modulation_size), dtype=torch.float64, device=device)
+    bias = model.modulations(torch.zeros(1, 1, model.config.hidden_size, device=device).type_as(reference))
     step = 0
 
     def keep(state: Tensor) -> None:
@@ -138,6 +143,7 @@ def _batch_sums(
         "gram_sum": torch.stack([_inner_products(states[:, branch]) / tokens for branch in (0, 1)]),
         "mean_sum": states.mean((1, 2), dtype=torch.float64) * batch,
         "modulation_sum": modulations * batch,
+        "bias_sum": bias.double().flatten() * batch,
     }
     return {name: value.cpu().numpy() for name, value in sums.items()}
 

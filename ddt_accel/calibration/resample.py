@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ddt_accel.calibration.statistics import Array, Calibration
+from ddt_accel.calibration.statistics import Array, Calibration, interpolated
 from ddt_accel.errors import MismatchError
 from ddt_accel.spec import SamplingSpec
 
@@ -29,6 +29,7 @@ class Resampled:
     gram: Array
     mean: Array
     mean_modulations: NDArray[np.float32]
+    modulation_bias: NDArray[np.float32]
     sensitivity: Array | None
     checkpoint_sha256: str
     sha256: str
@@ -56,14 +57,16 @@ def resample(calibration: Calibration, spec: SamplingSpec) -> Resampled:
     scale = np.sqrt(similarity.diagonal())
     sensitivity = calibration.sensitivity
     if sensitivity is not None:
-        rate = sensitivity / _lengths(own)
-        sensitivity = np.exp(np.interp(spec.times, own.times[kept], np.log(rate[kept]))) * _lengths(spec)
+        rate, guidance = np.log(sensitivity / _lengths(own))[kept], own.guidance_weights[kept]
+        log_rate = interpolated(spec.times, spec.guidance_weights, own.times[kept], guidance, rate)
+        sensitivity = np.exp(log_rate) * _lengths(spec)
     return Resampled(
         spec=spec,
         similarity=similarity / np.outer(scale, scale),
         gram=weights @ calibration.gram[np.ix_(kept, kept)] @ weights.T,
         mean=weights @ calibration.mean[kept],
         mean_modulations=(weights @ calibration.mean_modulations[kept].astype(np.float64)).astype(np.float32),
+        modulation_bias=calibration.modulation_bias,
         sensitivity=sensitivity,
         checkpoint_sha256=calibration.checkpoint_sha256,
         sha256=calibration.sha256,

@@ -14,7 +14,7 @@ from ddt_accel.errors import ArtifactError, ConfigError, MismatchError
 from ddt_accel.spec import SamplingSpec
 
 FORMAT, VERSION = "ddt-accel calibration", 3
-ARRAYS = ("similarity_sum", "gram_sum", "mean_sum", "modulation_sum", "sensitivity_sum")
+ARRAYS = ("similarity_sum", "gram_sum", "mean_sum", "modulation_sum", "bias_sum", "sensitivity_sum")
 
 Array = NDArray[np.float64]
 
@@ -41,6 +41,7 @@ class Calibration:
       both guidance branches;
     - `gram_sum` [2, E, E]: their inner product, for the conditional and the unconditional branch;
     - `mean_sum` [E, D] and `modulation_sum` [E, M]: the state and its modulations, averaged over both branches;
+    - `bias_sum` [M]: the modulations of a state of zeros, the same for every image;
     - `sensitivity_sum` [E, 3]: for the first `sensitivity_samples` images, and the evaluations that were measured:
       how often, the sum and the sum of squares of the final mean squared error per squared error of the state.
     """
@@ -50,6 +51,7 @@ class Calibration:
     gram_sum: Array
     mean_sum: Array
     modulation_sum: Array
+    bias_sum: Array
     sensitivity_sum: Array
     ranges: tuple[ImageRange, ...]
     checkpoint_sha256: str
@@ -62,6 +64,7 @@ class Calibration:
             "gram_sum": (2, e, e),
             "mean_sum": (e, self.mean_sum.shape[-1]),
             "modulation_sum": (e, self.modulation_sum.shape[-1]),
+            "bias_sum": self.modulation_sum.shape[-1:],
             "sensitivity_sum": (e, 3),
         }
         for name, shape in expected.items():
@@ -97,6 +100,11 @@ class Calibration:
         return (self.modulation_sum / max(1, self.num_samples)).astype(np.float32)
 
     @property
+    def modulation_bias(self) -> NDArray[np.float32]:
+        """The modulations of a state of zeros, [M]."""
+        return (self.bias_sum / max(1, self.num_samples)).astype(np.float32)
+
+    @property
     def sensitivity(self) -> Array | None:
         """g [E]: final root-mean-square error of the latents per root-mean-square error of the state's tokens.
 
@@ -105,16 +113,25 @@ class Calibration:
         """
         count, total, _ = self.sensitivity_sum.T
         measured = np.flatnonzero(count)
+        if len(count) == 1:
+            return np.ones(1)  # the only evaluation always refreshes
         if len(measured) == 0:
             return None
         log_g = 0.5 * np.log(np.maximum(total[measured] / count[measured], np.finfo(np.float64).tiny))
-        guidance, every = self.spec.guidance_weights, np.arange(len(count))
-        values = np.empty(len(count))
-        for weight in np.unique(guidance):
-            part = guidance == weight
-            known = part[measured] if part[measured].any() else np.ones(len(measured), dtype=bool)
-            values[part] = np.exp(np.interp(every[part], measured[known], log_g[known]))
-        return values
+        guidance, every = self.spec.guidance_weights, np.arange(len(count), dtype=np.float64)
+        return np.exp(interpolated(every, guidance, measured.astype(np.float64), guidance[measured], log_g))
+
+    @property
+    def sensitivity_error(self) -> Array | None:
+        """The relative standard error of g at the evaluations that were measured on at least two images."""
+        count, total, squares = self.sensitivity_sum.T
+        measured = count > 1
+        if not measured.any():
+            return None
+        n, mean = count[measured], total[measured] / count[measured]
+        variance = np.maximum(squares[measured] / n - mean**2, 0.0) * n / (n - 1)
+        error: Array = np.sqrt(variance / n) / (2 * np.maximum(mean, np.finfo(np.float64).tiny))  # g is a root
+        return error
 
     @cached_property
     def sha256(self) -> str:
@@ -182,6 +199,17 @@ class Calibration:
             "checkpoint_sha256": self.checkpoint_sha256,
             "latent_shape": list(self.latent_shape),
         }
+
+
+def interpolated(wanted: Array, wanted_guidance: Array, known: Array, known_guidance: Array, values: Array) -> Array:
+    """Values on a line between known places, never over a change of guidance, where they jump."""
+    result = np.empty(len(wanted))
+    for weight in np.unique(wanted_guidance):
+        part, like = wanted_guidance == weight, known_guidance == weight
+        if not like.any():
+            like[:] = True
+        result[part] = np.interp(wanted[part], known[like], values[like])
+    return result
 
 
 def _joined(ranges: tuple[ImageRange, ...]) -> tuple[ImageRange, ...]:

@@ -57,7 +57,7 @@ def main() -> None:
         # PyTorch has no one exception for this: on a CPU it is a RuntimeError that says so.
         if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate", str(error)):
             raise
-        _fail("There is not enough memory; try a smaller --batch-size.")
+        _fail("There is not enough memory; try a smaller --batch-size, or fewer steps.")
 
 
 def _fail(sentence: str) -> None:

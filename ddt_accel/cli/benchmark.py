@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -66,7 +67,7 @@ def bench(
     said = model_options(model, config, weights, latent_shape)
     networks = open_networks(place, backend, export_folder, said, device)
     study = _study(place, networks, calibration, schedule, images, curve_images, seed, batch_size)
-    _costs(study).save(place.costs_path)
+    _costs(study, networks).save(place.costs_path)
     _report(study, folder or place.folder, json)
 
 
@@ -110,7 +111,7 @@ def demo(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = Fals
     say("4/4  Measuring with ONNX Runtime on images that were not calibrated on")
     networks = open_networks(place, "onnx", None, {}, "cpu")
     study = _study(place, networks, None, None, 64, 16, 1, 16)
-    _costs(study).save(place.costs_path)
+    _costs(study, networks).save(place.costs_path)
     _report(study, place.folder, json)
 
 
@@ -147,14 +148,16 @@ def _study(
         )
 
 
-def _costs(study: Study) -> Costs:
+def _costs(study: Study, networks: Opened) -> Costs:
     """What the parts of a trajectory were measured to take, for `solve --target-ms` and `plan`."""
-    from ddt_accel.evaluation.costs import measured_costs
+    from ddt_accel.evaluation.costs import counted_costs, measured_costs
     from ddt_accel.report.study import UNSHARED
 
     by_name = {m.name: m for m in study.measurements}
     told = ", ".join(study.conditions[key] for key in ("backend", "device", "machine", "batch"))
-    return measured_costs(by_name[UNSHARED], by_name[study.chosen], study.schedule, told)
+    counted = counted_costs(networks.backend.config, networks.latent_shape)
+    costs = measured_costs(by_name[UNSHARED], by_name[study.chosen], study.schedule, told, counted)
+    return dataclasses.replace(costs, checkpoint_sha256=networks.backend.checkpoint_sha256)
 
 
 def _report(study: Study, folder: Path, as_json: bool) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ddt_accel.cli.console import emit
 from ddt_accel.cli.options import JsonOption
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 def inspect(
@@ -134,7 +138,7 @@ def _schedule(path: Path) -> dict[str, Any]:
 
     schedule = Schedule.load(path)
     drawn = max((len(row) for row in schedule.forecasts.values()), default=1)
-    centred = ", of the deviation from the mean trajectory" if schedule.mean_modulations is not None else ""
+    centred = ", of the deviation from the mean trajectory" if schedule.centred else ""
     return {
         "kind": "schedule",
         "encoder runs": f"{schedule.budget} of {schedule.spec.num_evaluations}",
@@ -176,13 +180,17 @@ def _calibration(path: Path) -> dict[str, Any]:
         "neighbouring steps": f"cosine {neighbours.min():.4f} … {neighbours.max():.4f}" if len(neighbours) else "none",
         "first and last": f"cosine {similarity[0, -1]:.4f}",
         "sensitivity": f"{sensitivity[1:].max():.4g} … {sensitivity[1:].min():.4g}, from "
-        f"{int(calibration.sensitivity_sum[:, 0].max())} samples"
+        f"{int(calibration.sensitivity_sum[:, 0].max())} samples{_uncertain(calibration.sensitivity_error)}"
         if sensitivity is not None
         else "not measured",
         "checkpoint": calibration.checkpoint_sha256,
         "latent shape": list(calibration.latent_shape),
         **{key.replace("_", " "): value for key, value in asdict(calibration.spec).items()},
     }
+
+
+def _uncertain(error: NDArray[np.float64] | None) -> str:
+    return f" (standard error {error.mean():.0%} on the average)" if error is not None else ""
 
 
 def _export(folder: Path) -> dict[str, Any]:

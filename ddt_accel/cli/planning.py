@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddt_accel.cli.console import emit, out, steps
+from ddt_accel.cli.console import emit, out, say, steps
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
     BatchOption,
@@ -54,15 +54,19 @@ def plan(
     Costs are the measured ones of the last `bench` of this workspace, else counted multiply-adds. The best plan of the
     last cost becomes the workspace's schedule.
     """
-    from ddt_accel.evaluation.costs import Costs, counted_costs
+    from ddt_accel.artifacts import check_writable
+    from ddt_accel.evaluation.costs import counted_costs, kept_costs
     from ddt_accel.evaluation.plan import make_plans
     from ddt_accel.workspace import Workspace
 
     place = Workspace(workspace)
+    path = schedule or place.schedule_path
+    check_writable(path)
     statistics = place.calibration(calibration)
     networks = open_networks(place, backend, export_folder, model_options(model, config, weights, latent_shape), device)
-    measured = place.costs_path.exists()
-    costs = Costs.load(place.costs_path) if measured else counted_costs(networks.backend.config, networks.latent_shape)
+    costs = kept_costs(place.costs_path, statistics.checkpoint_sha256, say) or counted_costs(
+        networks.backend.config, networks.latent_shape
+    )
     with ExitStack() as bars:
 
         def progress(label: str, total: int) -> Callable[[], None]:
@@ -81,7 +85,6 @@ def plan(
             progress=progress,
         )
     best = rows[-1].best
-    path = schedule or place.schedule_path
     if best is not None:
         best.schedule.save(path)
     if not json:
@@ -133,7 +136,7 @@ def _facts(row: Row) -> dict[str, Any]:
                 "refresh_steps": list(found.schedule.refresh_steps),
                 "solver": found.schedule.spec.solver,
                 "num_steps": found.schedule.spec.num_steps,
-                "centred": found.schedule.mean_modulations is not None,
+                "centred": found.schedule.centred,
             }
             if found
             else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,13 +61,15 @@ def solve(
 
     The published method is --forecast hold --objective similarity.
     """
+    from ddt_accel.artifacts import check_writable
     from ddt_accel.errors import ConfigError
     from ddt_accel.evaluation.budgets import Target, choose
     from ddt_accel.solver.solve import Method, solve_curve
     from ddt_accel.workspace import Workspace
 
     place = Workspace(workspace)
-    statistics = _statistics(place.calibration(calibration), steps)
+    calibrated = place.calibration(calibration)
+    statistics = _statistics(calibrated, steps)
     method = Method(forecast=forecast, objective=objective, sources=sources, centred=centred)
     target = Target(milliseconds=target_ms, speedup=target_speedup, error=max_error, psnr=min_psnr)
     evaluations = statistics.spec.num_evaluations
@@ -74,23 +77,27 @@ def solve(
         if budget is not None or target != Target():
             raise ConfigError("--pareto writes all budgets; give it without a budget or target.")
         curve = solve_curve(statistics, evaluations, method)
-        _write_curve(curve, out or place.curve_path, _costs(place), as_json=json)
+        _write_curve(curve, out or place.curve_path, _costs(place, calibrated), as_json=json)
+        if out is None:  # a folder of ours: what another grid left would pass for this one's
+            for stale in set(place.curve_path.glob("[0-9]*.json")) - {
+                place.curve_path / f"{s.budget}.json" for s, _ in curve
+            }:
+                stale.unlink()
         return
     if target == Target():
         chosen = solve_curve(statistics, DEFAULT_BUDGET if budget is None else budget, method)[-1]
     else:
         if budget is not None:
             raise ConfigError("Give --budget or a target, not both.")
-        costs = _costs(place)
+        costs = _costs(place, calibrated)
         chosen = choose(solve_curve(statistics, evaluations, method), target, costs)
         say(f"By {costs.unit} ({costs.conditions}): {len(chosen[0].refresh_steps)} encoder runs.")
     schedule, certificate = chosen
     path = out or place.schedule_path
     said, result = describe(schedule, certificate), facts(schedule, certificate)
-    schedule.save(path)
     if refine:
+        check_writable(path)
         refined = _refine(place, statistics, schedule, method, refine_images)
-        refined.schedule.save(path)
         said += f"\n{_gained(schedule, refined)}"
         result["refined"] = {
             "refresh_steps": list(refined.schedule.refresh_steps),
@@ -98,6 +105,8 @@ def solve(
             "gain_db": refined.gain and dataclasses.asdict(refined.gain),
             "held_out_gain_db": refined.held_out_gain and dataclasses.asdict(refined.held_out_gain),
         }
+        schedule = refined.schedule
+    schedule.save(path)
     emit(
         result | {"schedule": str(path)},
         as_json=json,
@@ -158,17 +167,20 @@ def _gained(schedule: Schedule, refined: Refined) -> str:
     return f"{tried} and moved the refreshes to {', '.join(map(str, refined.schedule.refresh_steps))}: {interval}."
 
 
-def _costs(place: Workspace) -> Costs:
+def _costs(place: Workspace, calibration: Calibration) -> Costs:
     """The costs that `bench` measured in this workspace, else counted ones of its model."""
-    from ddt_accel.errors import ConfigError
-    from ddt_accel.evaluation.costs import Costs, counted_costs
+    from ddt_accel.errors import MismatchError
+    from ddt_accel.evaluation.costs import counted_costs, kept_costs
 
-    if place.costs_path.exists():
-        return Costs.load(place.costs_path)
+    if costs := kept_costs(place.costs_path, calibration.checkpoint_sha256, say):
+        return costs
     network = place.load_model({})
-    if network.source is None or network.source.latent_shape is None:
-        raise ConfigError("Nothing says how large the latents are; run `ddt-accel bench` first.")
-    return counted_costs(network.config, network.source.latent_shape)
+    if network.source is None or network.source.sha256 != calibration.checkpoint_sha256:
+        raise MismatchError(
+            f"The calibration is not of the model of {place.folder}, whose operations would be counted; solve in the "
+            "workspace that it was made in."
+        )
+    return counted_costs(network.config, calibration.latent_shape)
 
 
 def _write_curve(curve: list[tuple[Schedule, Certificate]], folder: Path, costs: Costs, *, as_json: bool) -> None:
@@ -223,8 +235,9 @@ def describe(schedule: Schedule, certificate: Certificate) -> str:
         f"The encoder runs at {schedule.budget} of {schedule.spec.num_evaluations} steps: "
         f"{', '.join(map(str, schedule.refresh_steps))}\n"
         f"{_MEANING[schedule.objective]}: {schedule.predicted_cost:.4g}\n"
-        f"At {certificate.cost:.4g} it is {found} of {certificate.considered:.4g} schedules{tied}; evenly spread steps "
-        f"come to {certificate.uniform_cost:.4g}, the published program's to {certificate.published_cost:.4g}."
+        f"At {certificate.cost:.4g} it is {found} of {Decimal(certificate.considered):.4g} schedules{tied}; evenly "
+        f"spread steps come to {certificate.uniform_cost:.4g}, the published program's to "
+        f"{certificate.published_cost:.4g}."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class Costs:
     forecast: float
     evaluation: float
     conditions: str
+    checkpoint_sha256: str | None = None
 
     def __post_init__(self) -> None:
         values = (self.encoder, self.decoder, self.forecast, self.evaluation)
@@ -65,8 +67,24 @@ def forecast_reads(program: Program) -> int:
     )
 
 
-def measured_costs(unshared: Measurement, solved: Measurement, schedule: Schedule, conditions: str) -> Costs:
-    """Seconds, from the measurements of the unshared and of the solved `schedule` in one run."""
+def kept_costs(path: Path, checkpoint_sha256: str, say: Callable[[str], None]) -> Costs | None:
+    """The measured costs in `path`, if there are any of this checkpoint."""
+    if not path.exists():
+        return None
+    costs = Costs.load(path)
+    if costs.checkpoint_sha256 == checkpoint_sha256:
+        return costs
+    say(f"{path} was measured on another model and is not used; multiply-adds are counted instead.")
+    return None
+
+
+def measured_costs(
+    unshared: Measurement, solved: Measurement, schedule: Schedule, conditions: str, counted: Costs
+) -> Costs:
+    """Seconds, from the measurements of the unshared trajectory and of `schedule` in one run.
+
+    Where that one forecasts nothing, a forecast is taken to cost as much of an encoder run as by counting.
+    """
     encoded, decoded = network_rows(compile_program(Schedule.full(schedule.spec)))
     reads = forecast_reads(compile_program(schedule))
     parts = unshared.encoder_seconds + unshared.decoder_seconds + unshared.forecast_seconds
@@ -74,9 +92,12 @@ def measured_costs(unshared: Measurement, solved: Measurement, schedule: Schedul
         unit=SECONDS,
         encoder=unshared.encoder_seconds / encoded,
         decoder=unshared.decoder_seconds / decoded,
-        forecast=solved.forecast_seconds / reads if reads else 0.0,
+        forecast=solved.forecast_seconds / reads
+        if reads
+        else unshared.encoder_seconds / encoded * counted.forecast / counted.encoder,
         evaluation=max(0.0, unshared.seconds - parts) / unshared.num_evaluations,
         conditions=conditions,
+        checkpoint_sha256=schedule.checkpoint_sha256,
     )
 
 
@@ -96,5 +117,6 @@ def counted_costs(config: DDTConfig, latent_shape: tuple[int, int, int]) -> Cost
         decoder=config.num_decoder_blocks * block + 2 * patch,
         forecast=tokens * config.modulation_size,
         evaluation=0.0,
-        conditions=f"counted for {config.hidden_size} × {tokens} tokens",
+        conditions=f"counted for {tokens} tokens of width {config.hidden_size}",
+        checkpoint_sha256=None,
     )

@@ -99,11 +99,13 @@ class _Judge:
         self._backend, self._calibration, self._costs = backend, calibration, costs
         self._shape, self._images, self._batch_size = shape, images, batch_size
         self.unit = costs.of(Schedule.full(calibration.spec))
-        limit = dataclasses.replace(calibration.spec, num_steps=CONVERGED * calibration.spec.num_steps, solver="ab2")
+        steps = CONVERGED * calibration.spec.num_steps
+        limit = dataclasses.replace(calibration.spec, num_steps=steps, solver="ab2", last_step=None)
         self._converged = self._end(Schedule.full(limit))
 
     def measure(self, schedule: Schedule, *, copying: bool = False) -> Plan:
         """Runs a schedule, and with `copying` the unshared trajectory of its grid, too."""
+        schedule = dataclasses.replace(schedule, checkpoint_sha256=self._calibration.checkpoint_sha256)
         end = self._end(schedule)
         return Plan(
             name=_name(schedule),
@@ -117,7 +119,6 @@ class _Judge:
         return self._costs.of(schedule) / self.unit
 
     def _end(self, schedule: Schedule) -> Tensor:
-        schedule = dataclasses.replace(schedule, checkpoint_sha256=self._calibration.checkpoint_sha256)
         images, parts = self._images, []
         for start in range(images.first, images.stop, self._batch_size):
             indices = range(start, min(images.stop, start + self._batch_size))
@@ -151,8 +152,13 @@ def make_plans(
         raise ConfigError(
             "A stochastic trajectory has no converged limit to plan for; calibrate a deterministic solver."
         )
-    if num_images < 2 or not targets or not all(0 < target < math.inf for target in targets):
-        raise ConfigError(f"{num_images} images for the costs {targets}: give at least 2 images, and costs above 0.")
+    if num_images < 2 or batch_size < 1 or not targets or not all(0 < target < math.inf for target in targets):
+        raise ConfigError(
+            f"{num_images} images in batches of {batch_size} for the costs {targets}: give at least 2 images, batches "
+            "of at least 1, and costs above 0."
+        )
+    if calibration.sensitivity is None:
+        raise ConfigError("The calibration has no sensitivities; calibrate with at least one sensitivity sample.")
     choosing = ImageRange(seed=seed, first=0, stop=num_images)
     reporting = ImageRange(seed=seed, first=num_images, stop=2 * num_images)
     if calibration.contains(choosing) or calibration.contains(reporting):
@@ -164,13 +170,18 @@ def make_plans(
         for images in _counted("measuring the converged trajectories", [choosing, reporting], progress)
     )
     unshared = _unshared(spec, judge, targets, progress)
-    families = [_family(calibration, twin) for twin in unshared.values() if twin.schedule.spec.num_steps >= POINTS]
-    published = _published(calibration)
+
+    def priced(schedules: list[Schedule]) -> list[tuple[float, Schedule]]:
+        return [(judge.cost(schedule), schedule) for schedule in schedules]
+
+    twins = [twin for twin in unshared.values() if twin.schedule.spec.num_steps >= POINTS]
+    families = [[priced(variant) for variant in _family(calibration, twin)] for twin in twins]
+    published = priced(_published(calibration))
     rows = []
     for target in targets:
 
-        def affordable(schedules: list[Schedule], target: float = target) -> list[Schedule]:
-            return [schedule for schedule in schedules if judge.cost(schedule) <= target]
+        def affordable(variant: list[tuple[float, Schedule]], target: float = target) -> list[Schedule]:
+            return [schedule for cost, schedule in variant if cost <= target]
 
         promising = _promising([[affordable(variant) for variant in family] for family in families], unshared)
         label = f"measuring shared plans at cost {target:g}"

@@ -44,7 +44,7 @@ def load_model(
     located = locate(str(source))
     path = located.path
     tensors, metadata = _read(path)
-    settings = settings_of(located, metadata)
+    settings = settings_of(located, metadata, needed=config is None)
     if config is None:
         config = settings.config
     if config is None:
@@ -89,19 +89,26 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _tensors(content: Any) -> dict[str, StoredTensor]:
     """The weights in a pickled file, by names of the published layout.
 
-    They are in "state_dict" as Lightning has it, in "model" and "ema" as many training scripts have it, or all there
-    is.
+    Lightning keeps both sets in "state_dict", under names of their own; other scripts keep the weights in "state_dict"
+    or "model", and their average, if they have one, beside it.
     """
     if not isinstance(content, dict):
         return {}
-    if isinstance(content.get("state_dict"), dict):
-        return _tensors(content["state_dict"])
-    sets = {prefix: _tensors(content[key]) for key, prefix in (("ema", EMA), ("model", RAW)) if key in content}
-    if EMA in sets:
-        return {prefix + name: tensor for prefix, group in sets.items() for name, tensor in group.items()}
-    if RAW in sets:
-        return sets[RAW]
-    return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, StoredTensor)}
+    raw = next((found for key in ("state_dict", "model") if (found := _named(content.get(key)))), None)
+    averages = ("ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema")
+    average = next((found for key in averages if (found := _named(content.get(key)))), None)
+    if average is not None and not any(name.startswith(EMA) for name in raw or ()):
+        return {EMA + name: tensor for name, tensor in average.items()} | {
+            RAW + name: tensor for name, tensor in (raw or {}).items()
+        }
+    return raw if raw is not None else _named(content)
+
+
+def _named(group: Any) -> dict[str, StoredTensor]:
+    """The tensors of a dict that have names."""
+    if not isinstance(group, dict):
+        return {}
+    return {name: value for name, value in group.items() if isinstance(name, str) and isinstance(value, StoredTensor)}
 
 
 def identity(model: DDT) -> str:
@@ -156,10 +163,13 @@ def _assign(model: DDT, tensors: dict[str, Tensor], path: Path) -> None:
             f"{path} does not fit the configuration {model.config}: {len(problems)} tensors differ:\n  "
             + "\n  ".join(problems)
         )
-    broken = [name for name in expected if not torch.isfinite(tensors[name]).all()]
+    wide = {name: tensors[name].float() for name in expected}
+    broken = [name for name, tensor in wide.items() if not torch.isfinite(tensor).all()]
     if broken:
-        raise CheckpointError(f"{path} holds NaN or infinity in {', '.join(broken[:5])}; it cannot be used.")
-    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True)
+        raise CheckpointError(
+            f"{path} holds NaN, infinity or numbers beyond float32 in {', '.join(broken[:5])}; it cannot be used."
+        )
+    model.load_state_dict(wide, strict=True)
 
 
 def describe(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ def locate(source: str) -> Located:
     """Finds an embedded model, a file, the one checkpoint in a folder, or in a repository, which is downloaded."""
     if source in embedded_models():
         return Located(path=EMBEDDED / f"{source}.safetensors", name=source)
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.is_dir():
         path = _only_checkpoint(path)
     if path.is_file():
@@ -82,8 +83,9 @@ def _download(repository: str) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(repository, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"{repository} is no local file and cannot be had from the Hugging Face hub ({str(error).splitlines()[0]})."
+            f"{repository} is no local file and cannot be had from the Hugging Face hub ({reason})."
         ) from None
 
 
@@ -95,8 +97,11 @@ def _only_checkpoint(folder: Path) -> Path:
     return found[0]
 
 
-def settings_of(located: Located, metadata: Mapping[str, str]) -> Settings:
-    """Configuration, latent shape and class names: from the file, a YAML beside it, or what is known by name."""
+def settings_of(located: Located, metadata: Mapping[str, str], *, needed: bool = True) -> Settings:
+    """Configuration, latent shape and class names: from the file, a YAML beside it, or what is known by name.
+
+    Where nothing is `needed`, a YAML that is something else is passed over.
+    """
     path, known = located.path, located.known
     if "config" in metadata:
         try:
@@ -104,16 +109,22 @@ def settings_of(located: Located, metadata: Mapping[str, str]) -> Settings:
             names = json.loads(metadata.get("class_names", "null"))
             return Settings(
                 config=DDTConfig.from_mapping(json.loads(metadata["config"])),
-                latent_shape=(shape[0], shape[1], shape[2]) if shape else None,
+                latent_shape=(int(shape[0]), int(shape[1]), int(shape[2])) if shape else None,
                 class_names=tuple(str(name) for name in names) if names else None,
             )
-        except (ValueError, TypeError, IndexError) as error:
+        except (ValueError, TypeError, LookupError) as error:
             raise CheckpointError(f"{path} describes itself in a way that makes no sense ({error}).") from None
     folder = path.parent
     beside = [folder / f"{path.stem}{suffix}" for suffix in (".yaml", ".yml")] + [folder / "config.yaml"]
     candidates = [file for file in beside if file.is_file()] or sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
     if len(candidates) == 1 or (candidates and candidates[0] in beside):
-        told = read_yaml(candidates[0])
+        try:
+            told = read_yaml(candidates[0])
+        except ConfigError:
+            # Only a file that goes by the checkpoint's name, or by "config", has to be about it.
+            if needed and candidates[0] in beside:
+                raise
+            return known
         return dataclasses.replace(told, latent_shape=told.latent_shape or known.latent_shape)
     return known
 

@@ -25,20 +25,23 @@ from torch import Tensor
 
 from ddt_accel.errors import CheckpointError
 
-# Plain data of the standard library that saved settings are made of: harmless as placeholders.
-_PLAIN_MODULES = {"argparse", "collections", "copyreg", "datetime", "decimal", "enum", "fractions", "pathlib", "typing",
-                  "uuid", "_codecs"}  # fmt: skip
+# What saved settings of the standard library are made of: harmless as placeholders.
+_PLAIN_MODULES = {"argparse", "collections", "copyreg", "dataclasses", "datetime", "decimal", "enum", "fractions",
+                  "ipaddress", "logging", "numbers", "pathlib", "typing", "uuid", "zoneinfo", "_codecs"}  # fmt: skip
 _PLAIN_NAMES = {
     ("builtins", name)
     for name in ("object", "set", "frozenset", "list", "dict", "tuple", "int", "float", "bool", "str", "bytes",
-                 "bytearray", "complex", "slice", "range")
-} | {("types", "SimpleNamespace"), ("functools", "partial")}  # fmt: skip
+                 "bytearray", "complex", "slice", "range", "type", "getattr", "Ellipsis", "NotImplemented")
+} | {("types", name) for name in ("SimpleNamespace", "GenericAlias", "MappingProxyType", "UnionType", "NoneType")} | {
+    ("functools", "partial"), ("functools", "reduce"), ("operator", "or_"), ("_operator", "or_"), ("time", "struct_time"), ("re", "_compile")
+}  # fmt: skip
 _DTYPES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
     "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
     "UntypedStorage": torch.uint8,
 }  # fmt: skip
+_READABLE = {*_DTYPES.values(), torch.float8_e4m3fn, torch.float8_e5m2}
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
@@ -69,10 +72,8 @@ class StoredTensor:
 class _Placeholder:
     """Stands for a foreign object and keeps nothing of it."""
 
-    def __setitem__(self, _: Any, __: Any) -> None: ...
     def append(self, _: Any) -> None: ...
     def extend(self, _: Any) -> None: ...
-    def add(self, _: Any) -> None: ...
 
 
 _Machine: Any = pickle._Unpickler
@@ -90,8 +91,9 @@ class _Unpickler(_Machine):  # type: ignore[misc]
     def find_class(self, module: str, name: str) -> Any:
         module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
         module = _compat_pickle.IMPORT_MAPPING.get(module, module)
-        standard = module.partition(".")[0] in sys.stdlib_module_names
-        if standard and module not in _PLAIN_MODULES and (module, name) not in _PLAIN_NAMES:
+        root = module.partition(".")[0]
+        harmless = root in _PLAIN_MODULES or (module, name) in _PLAIN_NAMES
+        if root in sys.stdlib_module_names and not harmless:
             raise CheckpointError(
                 f"It asks for {module}.{name} to be run; a checkpoint is data and none of it is executed. Do not trust "
                 "this file."
@@ -126,6 +128,29 @@ class _Unpickler(_Machine):  # type: ignore[misc]
         cls = self.stack.pop()
         self.append(_made(cls, tuple(self.pop_mark())))
 
+    def _empty_set(self) -> None:
+        self.append(_Placeholder())
+
+    def _frozen_set(self) -> None:
+        self.pop_mark()
+        self.append(_Placeholder())
+
+    def _add_items(self) -> None:
+        self.pop_mark()
+
+    def _set_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        _put(self.stack[-1], [key, value])
+
+    def _set_items(self) -> None:
+        items = self.pop_mark()
+        _put(self.stack[-1], items)
+
+    def _dict(self) -> None:
+        items = self.pop_mark()
+        self.append({})
+        _put(self.stack[-1], items)
+
     def _obj(self) -> None:
         cls, *arguments = self.pop_mark()
         self.append(_made(cls, tuple(arguments)))
@@ -137,10 +162,24 @@ class _Unpickler(_Machine):  # type: ignore[misc]
         pickle.BUILD[0]: _build,
         pickle.INST[0]: _inst,
         pickle.OBJ[0]: _obj,
+        pickle.EMPTY_SET[0]: _empty_set,
+        pickle.FROZENSET[0]: _frozen_set,
+        pickle.ADDITEMS[0]: _add_items,
+        pickle.SETITEM[0]: _set_item,
+        pickle.SETITEMS[0]: _set_items,
+        pickle.DICT[0]: _dict,
     }
     # These reach for objects of this process, or reserve memory by a number in the file; PyTorch writes none of them.
     for _code in (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER):
         del dispatch[_code[0]]
+
+
+def _put(target: Any, items: list[Any]) -> None:
+    """Sets keys and values, in turn, of a dict. Keys that are no plain values, which hashing could run away on, are
+    left out; no state_dict has any."""
+    if isinstance(target, dict):
+        pairs = zip(items[::2], items[1::2], strict=True)
+        target.update((key, value) for key, value in pairs if isinstance(key, str | int | float | bytes | None))
 
 
 def _made(called: Any, arguments: Any) -> Any:
@@ -151,7 +190,10 @@ def _made(called: Any, arguments: Any) -> Any:
         raise CheckpointError("It calls what cannot be called.")
     match (called.module, called.name), arguments:
         case ("collections", "OrderedDict") | ("builtins", "dict"), _:
-            return dict(*arguments)
+            made: dict[Any, Any] = {}
+            for pair in arguments[0] if arguments and isinstance(arguments[0], list) else ():
+                _put(made, list(pair))
+            return made
         case ("collections", "defaultdict"), _:
             return {}
         case ("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2"), (
@@ -164,7 +206,7 @@ def _made(called: Any, arguments: Any) -> Any:
             return _stored(storage, storage.dtype, offset, shape, stride)
         case ("torch._utils", "_rebuild_tensor_v3"), (_Storage() as storage, offset, shape, step, _, _, dtype, *_):
             known = getattr(torch, dtype.name, None) if isinstance(dtype, _Name) and dtype.module == "torch" else None
-            if isinstance(known, torch.dtype):
+            if known in _READABLE:
                 return _stored(storage, known, offset, shape, step)
         case ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state"), (data, *_):
             return data
@@ -175,7 +217,7 @@ def _made(called: Any, arguments: Any) -> Any:
 
 def _stored(storage: _Storage, dtype: torch.dtype, offset: Any, shape: Any, stride: Any) -> StoredTensor:
     shape, stride = tuple(map(_whole, shape)), tuple(map(_whole, stride))
-    tensor = StoredTensor(storage, dtype, _whole(offset), shape, stride)
+    tensor = StoredTensor(storage, dtype, _whole(offset) if math.prod(shape) else 0, shape, stride)
     last = tensor.offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
     if math.prod(shape) and (last + 1) * dtype.itemsize > storage.numel * storage.dtype.itemsize:
         raise CheckpointError(f"It has a tensor of {list(shape)} that reaches beyond its storage.")
@@ -183,7 +225,7 @@ def _stored(storage: _Storage, dtype: torch.dtype, offset: Any, shape: Any, stri
 
 
 def _whole(value: Any) -> int:
-    if not isinstance(value, int) or value < 0:
+    if not isinstance(value, int) or not 0 <= value < 2**62:
         raise CheckpointError(f"It has {value!r} where a size is expected.")
     return value
 

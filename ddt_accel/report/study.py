@@ -163,7 +163,7 @@ def method_of(schedule: Schedule) -> Method:
         forecast=schedule.forecast,
         objective=schedule.objective,
         sources=max((len(row) for row in schedule.forecasts.values()), default=2),
-        centred=schedule.mean_modulations is not None,
+        centred=schedule.centred,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.polynomial import Polynomial
@@ -20,6 +21,7 @@ class Update:
     noise: float = 0.0
 
 
+@lru_cache(maxsize=256)
 def updates(spec: SamplingSpec) -> tuple[Update, ...]:
     """One update for each of the spec's evaluations."""
     if spec.solver == "heun":

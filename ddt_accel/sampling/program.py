@@ -71,12 +71,12 @@ def compile_program(schedule: Schedule, *, encode_unconditional: str = "read") -
 
 
 def _constant(means: NDArray[np.float32] | None, k: int, row: Forecast) -> NDArray[np.float32] | None:
-    """c_k = μ_k − Σ w μ_r: with it the forecast is of the deviation from the mean trajectory μ [E, M].
+    """c_k = μ_k − Σ w μ_r: with it the forecast is of the deviation from the states of modulations μ [E, M] or [1, M].
 
     Modulations are affine in the state, so that means and forecasts of states are means and forecasts of modulations.
     """
     if means is None or row == ((k, 1.0),):
         return None
-    wide = means.astype(np.float64)
+    wide = np.broadcast_to(means.astype(np.float64), (max(len(means), k + 1), means.shape[1]))
     constant: NDArray[np.float32] = (wide[k] - sum(w * wide[r] for r, w in row)).astype(np.float32)
     return constant

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ddt_accel.errors import ConfigError, NumericsError
+from ddt_accel.errors import ConfigError, MismatchError, NumericsError
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.program import Program
 
@@ -50,6 +50,9 @@ class Trajectory:
             for k, evaluation in enumerate(program.evaluations)
             if evaluation.constant is not None
         }
+        wanted = backend.config.modulation_size
+        if any(len(constant) != wanted for constant in self._constants.values()):
+            raise MismatchError(f"The schedule's mean modulations are not the {wanted} values of this network.")
         self.latents, self._copy = session.latents[: self.batch], session.latents[self.batch :]
         self.latents.copy_(noise)
 

@@ -24,18 +24,21 @@ RIDGE = 1e-6
 
 
 def checked_gram(gram: Array) -> Array:
-    """A symmetric Gram matrix; raises NumericsError where it cannot be one."""
+    """A Gram matrix, rounding removed; raises NumericsError where it cannot be one.
+
+    A matrix that is not positive semidefinite would promise forecasts of less than no error.
+    """
     if not np.isfinite(gram).all():
         raise NumericsError("The inner products of the states are not finite; calibrate anew.")
-    diagonal = gram.diagonal()
-    if (diagonal < 0).any() or (
-        gram**2 > np.outer(diagonal, diagonal) * (1 + 1e-6) + 1e-12 * diagonal.max() ** 2
-    ).any():
+    gram = (gram + gram.T) / 2
+    eigenvalues = np.linalg.eigvalsh(gram)
+    if eigenvalues[0] < -1e-6 * max(eigenvalues[-1], 0.0) or eigenvalues[-1] < 0:
         raise NumericsError(
-            "The inner products of the states break the Cauchy–Schwarz inequality; the calibration is damaged: "
-            "calibrate anew."
+            f"The inner products of the states are not positive semidefinite (eigenvalues from {eigenvalues[0]:.2g} to "
+            f"{eigenvalues[-1]:.2g}); the calibration is damaged: calibrate anew."
         )
-    return (gram + gram.T) / 2
+    np.fill_diagonal(gram, np.maximum(gram.diagonal(), 0.0))
+    return gram
 
 
 def forecast_weights(forecast: str, gram: Array, times: Array, sources: list[int], step: int) -> Array:

@@ -76,10 +76,9 @@ def solve_pairs(step_price: Array, max_budget: int, *, gamma: float = 2.0) -> li
 
 def pair_cost(step_price: Array, refresh_steps: tuple[int, ...], *, gamma: float) -> float:
     """What a set of refresh steps costs; for "minimax", its worst segment."""
-    segments = segment_prices(step_price)
     before = (refresh_steps[0], *refresh_steps[:-1])
     ends = (*refresh_steps[1:], len(step_price))
-    prices = np.array([segments[part] for part in zip(before, refresh_steps, ends, strict=True)])
+    prices = np.array([step_price[a, b, b + 1 : c].sum() for a, b, c in zip(before, refresh_steps, ends, strict=True)])
     return float(prices.max() if math.isinf(gamma) else (prices**gamma).sum() ** (1 / gamma))
 
 
@@ -87,7 +86,8 @@ def _solution(cost: Array, count: Array, choices: list[NDArray[np.int32]], gamma
     n = len(cost)
     last = int(cost[:, n].argmin())
     least = cost[last, n]
-    ties = int(count[cost[:, n] <= least * (1 + 1e-12), n].sum())
+    # Where nothing costs anything every schedule ties: more than a float counts.
+    ties = int(min(count[cost[:, n] <= least * (1 + 1e-12), n].sum(), 1e300))
     return Solution(refresh_steps=_trace(choices, last, n), cost=float(least ** (1 / gamma)), ties=max(1, ties))
 
 

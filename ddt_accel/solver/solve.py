@@ -39,6 +39,8 @@ class Statistics(Protocol):
     @property
     def mean_modulations(self) -> NDArray[np.float32]: ...
     @property
+    def modulation_bias(self) -> NDArray[np.float32]: ...
+    @property
     def sensitivity(self) -> Array | None: ...
     @property
     def checkpoint_sha256(self) -> str: ...
@@ -175,7 +177,10 @@ def schedule_with(
         return dataclasses.replace(bare, predicted_cost=cost)
     pricing = pricing or _Pricing(calibration, method)
     forecasts, cost = pricing.forecasts(refresh_steps)
-    means = calibration.mean_modulations if pricing.centred and forecasts else None
+    means = None
+    if method.forecast == "calibrated" and forecasts:
+        # Without a mean trajectory forecasts are relative to a state of zeros, whose modulations are the bias.
+        means = calibration.mean_modulations if method.centred else calibration.modulation_bias[None]
     return dataclasses.replace(bare, forecasts=forecasts, predicted_cost=cost, mean_modulations=means)
 
 
@@ -185,15 +190,15 @@ class _Pricing:
     def __init__(self, calibration: Statistics, method: Method) -> None:
         if calibration.sensitivity is None:
             raise ConfigError(
-                f"The calibration has no sensitivities, which objective {method.objective!r} needs; calibrate with at "
-                "least one sensitivity sample, or use objective 'similarity' with forecast 'hold'."
+                f"The calibration has no sensitivities, which objective {method.objective!r} needs: none were asked "
+                "for, or the states never change. Calibrate with at least one sensitivity sample, or use objective "
+                "'similarity' with forecast 'hold'."
             )
         self.method, self.times, self.sensitivity = method, calibration.spec.times, calibration.sensitivity
-        self.gram = checked_gram(calibration.gram)
-        self.centred = method.centred
-        if self.centred:
-            self.gram = self.gram - calibration.mean @ calibration.mean.T
-            np.fill_diagonal(self.gram, np.maximum(self.gram.diagonal(), 0.0))
+        gram = calibration.gram
+        if method.centred and np.isfinite(gram).all():
+            gram = gram - calibration.mean @ calibration.mean.T
+        self.gram = checked_gram(gram)
 
     @cached_property
     def prices(self) -> Array:
