@@ -33,7 +33,8 @@ _PLAIN_NAMES = {
     for name in ("object", "set", "frozenset", "list", "dict", "tuple", "int", "float", "bool", "str", "bytes",
                  "bytearray", "complex", "slice", "range", "type", "getattr", "Ellipsis", "NotImplemented")
 } | {("types", name) for name in ("SimpleNamespace", "GenericAlias", "MappingProxyType", "UnionType", "NoneType")} | {
-    ("functools", "partial"), ("functools", "reduce"), ("operator", "or_"), ("_operator", "or_"), ("time", "struct_time"), ("re", "_compile")
+    ("functools", "partial"), ("functools", "reduce"), ("operator", "or_"), ("_operator", "or_"),
+    ("time", "struct_time"), ("re", "_compile"),
 }  # fmt: skip
 _DTYPES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
