@@ -13,7 +13,7 @@ from ddt_accel.calibration.resample import interpolation, resample
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError
 from ddt_accel.evaluation.benchmark import measure
 from ddt_accel.evaluation.costs import Costs, counted_costs, measured_costs
-from ddt_accel.evaluation.plan import make_plans
+from ddt_accel.evaluation.plan import TRIED, Plan, _promising, make_plans
 from ddt_accel.networks.locate import PUBLISHED
 
 SHAPE = (3, 8, 8)
@@ -158,3 +158,18 @@ def test_impossible_plans_are_refused(model, calibration, changes: dict, said: s
             TorchBackend(model), calibration, counted_costs(model.config, SHAPE), latent_shape=SHAPE,
             progress=lambda label, total: lambda: None, **settings,
         )  # fmt: skip
+
+
+def test_the_most_promising_grids_are_run() -> None:
+    """By the sum of both squared errors, of the grid and of the forecasts; neither alone gives this order."""
+    errors = {8: (0.50, 0.01), 10: (0.30, 0.30), 12: (0.20, 0.60), 14: (0.10, 0.55), 16: (0.05, 0.90)}
+    unshared, families = {}, []
+    for steps, (own, forecast) in errors.items():
+        spec = dataclasses.replace(FINE, num_steps=steps)
+        full = Schedule.full(spec)
+        fidelity = np.full(2, -20 * np.log10(own / 2))
+        unshared[spec] = Plan(name=str(steps), schedule=full, cost=1.0, fidelity=fidelity, copying=None)
+        shared = dataclasses.replace(Schedule.uniform(spec, 3), predicted_cost=forecast)
+        families.append([[shared], []])
+    order = sorted(errors, key=lambda steps: sum(error**2 for error in errors[steps]))
+    assert [schedule.spec.num_steps for schedule in _promising(families, unshared)] == order[:TRIED]
