@@ -184,8 +184,8 @@ def branches(bench: Bench) -> list[dict[str, object]]:
     sensitivity = calibration.sensitivity
     assert sensitivity is not None
     program = compile_program(solve_curve(calibration, 10, Method(centred=False))[-1][0])
-    common = tuple(sorted(program.refresh_steps))
-    read = tuple(k for k in common if program.evaluations[k].encode_both)
+    common = tuple(k for k, evaluation in enumerate(program.evaluations) if evaluation.conditional.encode)
+    read = tuple(k for k in common if program.evaluations[k].unconditional is not None)
     noise = draw_noise(bench.shape, seed=HELD_OUT, indices=range(bench.images))
     labels = draw_labels(bench.model.config.num_classes, seed=HELD_OUT, indices=range(bench.images))
 

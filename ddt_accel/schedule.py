@@ -15,7 +15,7 @@ from ddt_accel.artifacts import checksum, read_arrays, read_json, write_arrays, 
 from ddt_accel.errors import ArtifactError, ConfigError
 from ddt_accel.spec import SamplingSpec, is_whole
 
-FORMAT, VERSION = "ddt-accel schedule", 2
+FORMAT, VERSION = "ddt-accel schedule", 3
 MEANS_FORMAT, MEANS_VERSION = "ddt-accel mean modulations", 1
 MAX_SOURCES = 4
 SHIPPED = Path(__file__).parent / "schedules"
@@ -31,13 +31,18 @@ class Schedule:
     At a refresh step the encoder runs. At every other evaluation, a reuse step, the decoder works with a forecast of
     the state: the last one as it is, or where `forecasts` has a row (reuse step → weights of refreshed states), their
     weighted sum. `mean_modulations` are the modulations of the states that forecasts are relative to: [E, M] for the
-    mean trajectory, [1, M] for a state of zeros. They are not needed where weights add up to one. With the Heun solver
-    steps are counted in evaluations, two per step of the grid.
+    mean trajectory, [1, M] for a state of zeros. They are not needed where weights add up to one.
+
+    The unconditional branch of guidance does as the conditional one, or has `unconditional_steps` and
+    `unconditional_forecasts` of its own. With the Heun solver steps are counted in evaluations, two per step of the
+    grid.
     """
 
     spec: SamplingSpec
     refresh_steps: tuple[int, ...]
     forecasts: Mapping[int, Forecast] = field(default_factory=dict)
+    unconditional_steps: tuple[int, ...] | None = None
+    unconditional_forecasts: Mapping[int, Forecast] = field(default_factory=dict)
     mean_modulations: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
     objective: str = "by hand"
     forecast: str = "hold"
@@ -46,25 +51,20 @@ class Schedule:
     calibration_sha256: str | None = None
 
     def __post_init__(self) -> None:
-        steps, last = tuple(self.refresh_steps), self.spec.num_evaluations - 1
-        if not steps or not all(map(is_whole, steps)):
-            raise ConfigError(f"refresh_steps is {_shortened(steps)}; give whole numbers, the first of them 0.")
-        if steps[0] != 0 or list(steps) != sorted(set(steps)) or steps[-1] > last:
-            raise ConfigError(
-                f"refresh_steps is {_shortened(steps)}; they must start at 0, increase, and end at {last} or before."
+        last = self.spec.num_evaluations - 1
+        object.__setattr__(
+            self, "refresh_steps", _checked("refresh_steps", self.refresh_steps, self.forecasts, 0, last)
+        )
+        if self.unconditional_steps is not None:
+            guided = np.flatnonzero(self.spec.guidance_weights != 1.0)
+            if len(guided) == 0:
+                raise ConfigError("unconditional_steps are given, but no step is guided.")
+            steps = _checked(
+                "unconditional_steps", self.unconditional_steps, self.unconditional_forecasts, int(guided[0]), last
             )
-        object.__setattr__(self, "refresh_steps", tuple(map(int, steps)))
-        for step, row in self.forecasts.items():
-            if not 0 < step <= last or step in steps:
-                raise ConfigError(f"There is a forecast for step {step}, which is no reuse step.")
-            sources = [source for source, _ in row]
-            if not 1 <= len(set(sources)) == len(row) <= MAX_SOURCES or not set(sources) <= set(steps):
-                raise ConfigError(
-                    f"The forecast of step {step} draws on {_shortened(tuple(sources))}; give 1 to {MAX_SOURCES} "
-                    "different refresh steps."
-                )
-            if max(sources) > step or not all(math.isfinite(weight) for _, weight in row):
-                raise ConfigError(f"The forecast of step {step} draws on a later step or has no finite weights.")
+            object.__setattr__(self, "unconditional_steps", steps)
+        elif self.unconditional_forecasts:
+            raise ConfigError("unconditional_forecasts are given without unconditional_steps.")
         means = self.mean_modulations
         if means is not None and (
             means.ndim != 2
@@ -87,10 +87,16 @@ class Schedule:
         """How often the encoder runs."""
         return len(self.refresh_steps)
 
-    def forecast_at(self, step: int) -> Forecast:
-        """The weights of the refreshed states at a step; at a refresh, of its own state."""
-        held = max(refresh for refresh in self.refresh_steps if refresh <= step)
-        return self.forecasts.get(step, ((held, 1.0),))
+    def forecast_at(self, step: int, *, unconditional: bool = False) -> Forecast:
+        """The weights of a branch's refreshed states at a step; at a refresh, of its own state.
+
+        Empty before the first refresh of the unconditional branch, where nothing reads it.
+        """
+        steps, forecasts = self.refresh_steps, self.forecasts
+        if unconditional and self.unconditional_steps is not None:
+            steps, forecasts = self.unconditional_steps, self.unconditional_forecasts
+        held = max((refresh for refresh in steps if refresh <= step), default=None)
+        return forecasts.get(step, ((held, 1.0),) if held is not None else ())
 
     @classmethod
     def full(cls, spec: SamplingSpec) -> Schedule:
@@ -120,7 +126,9 @@ class Schedule:
             "spec": asdict(self.spec),
             "refresh_steps": list(self.refresh_steps),
             "forecast": self.forecast,
-            "forecasts": {str(step): [list(pair) for pair in row] for step, row in sorted(self.forecasts.items())},
+            "forecasts": _written(self.forecasts),
+            "unconditional_steps": self.unconditional_steps and list(self.unconditional_steps),
+            "unconditional_forecasts": _written(self.unconditional_forecasts),
             "means": means,
             "objective": self.objective,
             "predicted_cost": self.predicted_cost,
@@ -151,6 +159,8 @@ class Schedule:
             means = _read_means(path.parent, content.pop("means"))
             if not isinstance(content["refresh_steps"], list):
                 raise ConfigError("refresh_steps must be a list")
+            if not isinstance(content["unconditional_steps"], list | None):
+                raise ConfigError("unconditional_steps must be a list or null")
             if not isinstance(content["predicted_cost"], int | float | None):
                 raise ConfigError("predicted_cost must be a number or null")
             for key in ("objective", "forecast", "checkpoint_sha256", "calibration_sha256"):
@@ -158,10 +168,10 @@ class Schedule:
                     raise ConfigError(f"{key} must be a string")
             content["spec"] = SamplingSpec.from_dict(content["spec"])
             content["refresh_steps"] = tuple(content["refresh_steps"])
-            content["forecasts"] = {
-                int(step): tuple((int(source), float(weight)) for source, weight in row)
-                for step, row in content["forecasts"].items()
-            }
+            if content["unconditional_steps"] is not None:
+                content["unconditional_steps"] = tuple(content["unconditional_steps"])
+            for key in ("forecasts", "unconditional_forecasts"):
+                content[key] = _read_forecasts(content[key])
             return cls(**content, mean_modulations=means)
         except (ConfigError, AttributeError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} is not a usable schedule: {error}") from None
@@ -170,6 +180,40 @@ class Schedule:
 def shipped_schedules() -> list[str]:
     """The names of the schedules that come with the package."""
     return sorted(path.stem for path in SHIPPED.glob("*.json"))
+
+
+def _checked(
+    name: str, given: tuple[int, ...], forecasts: Mapping[int, Forecast], first: int, last: int
+) -> tuple[int, ...]:
+    """The refresh steps of a branch, which is read from evaluation `first` on."""
+    steps = tuple(given)
+    if not steps or not all(map(is_whole, steps)):
+        raise ConfigError(f"{name} is {_shortened(steps)}; give whole numbers, the first of them at most {first}.")
+    if not 0 <= steps[0] <= first or list(steps) != sorted(set(steps)) or steps[-1] > last:
+        raise ConfigError(
+            f"{name} is {_shortened(steps)}; they must start at {first} or before, increase, and end at {last} or "
+            "before."
+        )
+    for step, row in forecasts.items():
+        if not steps[0] < step <= last or step in steps:
+            raise ConfigError(f"There is a forecast for step {step}, which is no reuse step.")
+        sources = [source for source, _ in row]
+        if not 1 <= len(set(sources)) == len(row) <= MAX_SOURCES or not set(sources) <= set(steps):
+            raise ConfigError(
+                f"The forecast of step {step} draws on {_shortened(tuple(sources))}; give 1 to {MAX_SOURCES} different "
+                "refresh steps."
+            )
+        if max(sources) > step or not all(math.isfinite(weight) for _, weight in row):
+            raise ConfigError(f"The forecast of step {step} draws on a later step or has no finite weights.")
+    return tuple(map(int, steps))
+
+
+def _read_forecasts(rows: Mapping[str, Any]) -> dict[int, Forecast]:
+    return {int(step): tuple((int(source), float(weight)) for source, weight in row) for step, row in rows.items()}
+
+
+def _written(forecasts: Mapping[int, Forecast]) -> dict[str, list[list[float]]]:
+    return {str(step): [list(pair) for pair in row] for step, row in sorted(forecasts.items())}
 
 
 def check_budget(budget: int, num_evaluations: int) -> None:

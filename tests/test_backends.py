@@ -70,6 +70,20 @@ def test_forecasts(backend, tiny_model_path) -> None:
     assert close(run(opened, program, noise, labels), expected, 2 * tolerance)
 
 
+def test_branches_with_refreshes_of_their_own(backend, tiny_model_path) -> None:
+    schedule = Schedule(
+        spec=SamplingSpec(num_steps=6, guidance=1.5),
+        refresh_steps=(0, 3),
+        unconditional_steps=(1, 2, 5),
+        unconditional_forecasts={3: ((1, -1.0), (2, 2.0)), 4: ((2, 1.0),)},
+    )
+    program = compile_program(schedule)
+    noise, labels = draw_noise(SHAPE, seed=2, indices=range(2)), torch.tensor([0, 3])
+    opened, tolerance = backend
+    expected = run(TorchBackend(load_model(tiny_model_path)), program, noise, labels)
+    assert close(run(opened, program, noise, labels), expected, 2 * tolerance)
+
+
 def test_batches_of_any_size(backend) -> None:
     opened, tolerance = backend
     schedule = Schedule.uniform(SamplingSpec(num_steps=4), 2)
@@ -87,16 +101,16 @@ def test_modulations_are_neither_copied_nor_reallocated(exports) -> None:
     session.latents.normal_()
     session.times.fill_(0.4)
     session.labels.fill_(1)
-    session.encode(0, 4)
+    session.encode(0, slice(0, 4))
     written = session.modulations[0].clone()
     assert written.abs().sum() > 0
-    session.decode(0, 4)
+    session.decode(0, slice(0, 4))
     first = session.velocity.clone()
     session.modulations[0].zero_()  # the decoder must notice
-    session.decode(0, 4)
+    session.decode(0, slice(0, 4))
     assert not torch.equal(first, session.velocity)
     session.modulations[0].copy_(written)
-    session.decode(0, 4)
+    session.decode(0, slice(0, 4))
     assert torch.equal(first, session.velocity)
     assert session.modulations[0].data_ptr() == address
 

@@ -84,26 +84,27 @@ class OnnxRuntimeSession:
         ]
         inputs = {"latents": self.latents, "times": self.times, "labels": self.labels}
         self._encode = {
-            (slot, count): self._bind("encoder", inputs, {"modulations": modulations}, count)
+            (slot, start, stop): self._bind("encoder", inputs, {"modulations": modulations}, slice(start, stop))
             for slot, modulations in enumerate(self.modulations)
-            for count in (batch, rows)
+            for start, stop in ((0, batch), (batch, rows), (0, rows))
         }
+        outputs = {"velocity": self.velocity}
         self._decode = {
-            (slot, count): self._bind(
-                "decoder", {"latents": self.latents, "modulations": modulations}, {"velocity": self.velocity}, count
+            (slot, stop): self._bind(
+                "decoder", {"latents": self.latents, "modulations": modulations}, outputs, slice(0, stop)
             )
             for slot, modulations in enumerate(self.modulations)
-            for count in (batch, rows)
+            for stop in (batch, rows)
         }
 
-    def encode(self, slot: int, rows: int) -> None:
-        self._run("encoder", self._encode[slot, rows])
+    def encode(self, slot: int, rows: slice) -> None:
+        self._run("encoder", self._encode[slot, rows.start, rows.stop])
 
-    def forecast(self, slot: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: int) -> None:
+    def forecast(self, slot: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: slice) -> None:
         combine(self.modulations, slot, sources, constant, rows)
 
-    def decode(self, slot: int, rows: int) -> None:
-        self._run("decoder", self._decode[slot, rows])
+    def decode(self, slot: int, rows: slice) -> None:
+        self._run("decoder", self._decode[slot, rows.stop])
 
     def _run(self, network: str, binding: onnxruntime.IOBinding) -> None:
         if self._device.type == "cuda":
@@ -112,12 +113,12 @@ class OnnxRuntimeSession:
         self._networks[network].run_with_iobinding(binding)
 
     def _bind(
-        self, network: str, inputs: dict[str, Tensor], outputs: dict[str, Tensor], rows: int
+        self, network: str, inputs: dict[str, Tensor], outputs: dict[str, Tensor], rows: slice
     ) -> onnxruntime.IOBinding:
-        """Binds the first rows of the buffers, which stay where they are for the life of the session."""
+        """Binds some rows of the buffers, which stay where they are for the life of the session."""
         binding: Any = self._networks[network].io_binding()
         for bind, tensors in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
             for name, tensor in tensors.items():
-                view = tensor[:rows]
+                view = tensor[rows]
                 bind(name, self._device.type, 0, _TYPES[view.dtype], list(view.shape), view.data_ptr())
         return binding

@@ -47,31 +47,31 @@ class TorchSession:
         ]
 
     @torch.inference_mode()
-    def encode(self, slot: int, rows: int) -> None:
-        state = self.model.encode(self.latents[:rows].to(self.dtype), self.times[:rows], self.labels[:rows])
+    def encode(self, slot: int, rows: slice) -> None:
+        state = self.model.encode(self.latents[rows].to(self.dtype), self.times[rows], self.labels[rows])
         if self.on_state is not None:
             self.on_state(state)
-        self.modulations[slot][:rows] = self.model.modulations(state)
+        self.modulations[slot][rows] = self.model.modulations(state)
 
     @torch.inference_mode()
-    def forecast(self, slot: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: int) -> None:
+    def forecast(self, slot: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: slice) -> None:
         combine(self.modulations, slot, sources, constant, rows)
 
     @torch.inference_mode()
-    def decode(self, slot: int, rows: int) -> None:
-        modulations = self.modulations[slot][:rows]
-        self.velocity[:rows] = self.model.decode_modulated(self.latents[:rows].to(self.dtype), modulations)
+    def decode(self, slot: int, rows: slice) -> None:
+        modulations = self.modulations[slot][rows]
+        self.velocity[rows] = self.model.decode_modulated(self.latents[rows].to(self.dtype), modulations)
 
 
 def combine(
-    slots: Sequence[Tensor], target: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: int
+    slots: Sequence[Tensor], target: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: slice
 ) -> None:
-    """Sets the first rows of slot `target`, which is none of the sources, to their weighted sum plus `constant` [M]."""
+    """Sets some rows of slot `target`, which is none of the sources, to their weighted sum plus `constant` [M]."""
     (first, weight), *others = sources
-    out = slots[target][:rows]
+    out = slots[target][rows]
     if constant is None:
-        torch.mul(slots[first][:rows], weight, out=out)
+        torch.mul(slots[first][rows], weight, out=out)
     else:
-        torch.add(constant.to(out.dtype), slots[first][:rows], alpha=weight, out=out)
+        torch.add(constant.to(out.dtype), slots[first][rows], alpha=weight, out=out)
     for source, weight in others:
-        out.add_(slots[source][:rows], alpha=weight)
+        out.add_(slots[source][rows], alpha=weight)

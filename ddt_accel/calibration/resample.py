@@ -27,6 +27,7 @@ class Resampled:
     spec: SamplingSpec
     similarity: Array
     gram: Array
+    branch_grams: Array
     mean: Array
     mean_modulations: NDArray[np.float32]
     modulation_bias: NDArray[np.float32]
@@ -64,6 +65,7 @@ def resample(calibration: Calibration, spec: SamplingSpec) -> Resampled:
         spec=spec,
         similarity=similarity / np.outer(scale, scale),
         gram=weights @ calibration.gram[np.ix_(kept, kept)] @ weights.T,
+        branch_grams=weights @ calibration.branch_grams[:, kept][:, :, kept] @ weights.T,
         mean=weights @ calibration.mean[kept],
         mean_modulations=(weights @ calibration.mean_modulations[kept].astype(np.float64)).astype(np.float32),
         modulation_bias=calibration.modulation_bias,

@@ -90,6 +90,12 @@ class Calibration:
         return gram
 
     @property
+    def branch_grams(self) -> Array:
+        """The same [2, E, E] for the conditional and for the unconditional branch."""
+        grams: Array = self.gram_sum / max(1, self.num_samples)
+        return grams
+
+    @property
     def mean(self) -> Array:
         """μ [E, D]: the state's mean over tokens, images and branches."""
         return self.mean_sum / max(1, self.num_samples)

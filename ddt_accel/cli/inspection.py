@@ -143,6 +143,7 @@ def _schedule(path: Path) -> dict[str, Any]:
         "kind": "schedule",
         "encoder runs": f"{schedule.budget} of {schedule.spec.num_evaluations}",
         "refresh steps": list(schedule.refresh_steps),
+        **({"unconditional": list(schedule.unconditional_steps)} if schedule.unconditional_steps is not None else {}),
         "forecast": f"{schedule.forecast}, from up to {drawn} states{centred}",
         "objective": schedule.objective,
         "predicted cost": schedule.predicted_cost,

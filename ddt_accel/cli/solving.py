@@ -45,6 +45,9 @@ def solve(
     centred: Annotated[
         bool, typer.Option("--centred/--uncentred", help="Forecast the deviation from the mean trajectory.")
     ] = True,
+    split: Annotated[
+        bool, typer.Option("--split", help="Refresh the unconditional branch at steps of its own; uncentred.")
+    ] = False,
     pareto: Annotated[bool, typer.Option("--pareto", help="Write the schedules of all budgets, and a table.")] = False,
     refine: Annotated[
         bool, typer.Option("--refine", help="Run neighbouring schedules too, and keep what ends closer.")
@@ -65,12 +68,15 @@ def solve(
     from ddt_accel.errors import ConfigError
     from ddt_accel.evaluation.budgets import Target, choose
     from ddt_accel.solver.solve import Method, solve_curve
+    from ddt_accel.solver.split import split as solve_split
     from ddt_accel.workspace import Workspace
 
     place = Workspace(workspace)
     calibrated = place.calibration(calibration)
     statistics = _statistics(calibrated, steps)
-    method = Method(forecast=forecast, objective=objective, sources=sources, centred=centred)
+    method = Method(forecast=forecast, objective=objective, sources=sources, centred=centred and not split)
+    if split and (pareto or refine):
+        raise ConfigError("--split is for one budget; give it without --pareto and --refine.")
     target = Target(milliseconds=target_ms, speedup=target_speedup, error=max_error, psnr=min_psnr)
     evaluations = statistics.spec.num_evaluations
     if pareto:
@@ -95,6 +101,9 @@ def solve(
     schedule, certificate = chosen
     path = out or place.schedule_path
     said, result = describe(schedule, certificate), facts(schedule, certificate)
+    if split:
+        common, schedule = schedule, solve_split(statistics, schedule, method)
+        said, result = _split_told(common, schedule), result | _split_facts(schedule)
     if refine:
         check_writable(path)
         refined = _refine(place, statistics, schedule, method, refine_images)
@@ -153,6 +162,29 @@ def _refine(place: Workspace, statistics: Statistics, schedule: Schedule, method
             batch_size=16,
             on_run=bar.advance,
         )
+
+
+def _split_facts(schedule: Schedule) -> dict[str, Any]:
+    return {
+        "refresh_steps": list(schedule.refresh_steps),
+        "unconditional_steps": list(schedule.unconditional_steps or ()),
+        "predicted_cost": schedule.predicted_cost,
+    }
+
+
+def _split_told(common: Schedule, schedule: Schedule) -> str:
+    """Both branches' refreshes, and what they are compared with."""
+    from ddt_accel.solver.split import encoder_runs
+
+    lines = []
+    own = {"conditional": schedule.refresh_steps, "unconditional": schedule.unconditional_steps or ()}
+    for branch, steps in own.items():
+        drawn = "".join("●" if k in steps else "·" for k in range(schedule.spec.num_evaluations))
+        lines.append(f"{drawn}  {branch}, {len(steps)} runs: {', '.join(map(str, steps))}")
+    return "\n".join(lines) + (
+        f"\n{_MEANING[schedule.objective]}: {schedule.predicted_cost:.4g}, with the encoder running "
+        f"{encoder_runs(schedule)} times for an image, as often as at {common.budget} steps common to both branches."
+    )
 
 
 def _gained(schedule: Schedule, refined: Refined) -> str:

@@ -49,13 +49,13 @@ class _TimedSession:
             session.latents, session.times, session.labels, session.velocity
         )  # fmt: skip
 
-    def encode(self, slot: int, rows: int) -> None:
+    def encode(self, slot: int, rows: slice) -> None:
         self.clock.encoder_seconds += self._timed(lambda: self.session.encode(slot, rows))
 
-    def forecast(self, slot: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: int) -> None:
+    def forecast(self, slot: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: slice) -> None:
         self.clock.forecast_seconds += self._timed(lambda: self.session.forecast(slot, sources, constant, rows))
 
-    def decode(self, slot: int, rows: int) -> None:
+    def decode(self, slot: int, rows: slice) -> None:
         self.clock.decoder_seconds += self._timed(lambda: self.session.decode(slot, rows))
 
     def _timed(self, call: Callable[[], None]) -> float:
@@ -158,7 +158,7 @@ def _run_batch(
 
 def network_rows(program: Program) -> tuple[int, int]:
     """How many images go through the encoder and through the decoder, per image sampled."""
-    encoded = sum(1 + program.evaluations[k].encode_both for k in program.refresh_steps)
+    encoded = sum(branch.encode for evaluation in program.evaluations for branch in evaluation.branches)
     decoded = sum(1 + evaluation.decode_both for evaluation in program.evaluations)
     return encoded, decoded
 

@@ -61,9 +61,11 @@ class Costs:
 def forecast_reads(program: Program) -> int:
     """How many states forecasts read, per image, both branches counted."""
     return sum(
-        len(evaluation.forecast) * (1 + evaluation.decode_both)
-        for k, evaluation in enumerate(program.evaluations)
-        if k not in program.refresh_steps and not evaluation.holds
+        len(branch.forecast)
+        for evaluation in program.evaluations
+        if evaluation.held is None
+        for branch in evaluation.branches
+        if not branch.encode
     )
 
 

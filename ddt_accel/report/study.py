@@ -187,7 +187,7 @@ def _conditions(
         "sampling": f"{spec.solver}, {spec.num_steps} steps, guidance {spec.guidance:g} for {low:g} < t < {high:g}, "
         f"time shift {spec.timeshift:g}",
         "calibration": f"{calibration.num_samples} trajectories of {calibration.spec.num_steps} steps",
-        "schedule": f"{schedule.forecast} forecast, objective {schedule.objective}",
+        "schedule": f"{schedule.forecast} forecast, objective {schedule.objective}{_own_steps(schedule)}",
         "backend": backend.name,
         "device": backend.device.type + accelerator,
         "machine": f"{processor()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, {platform.system()}",
@@ -195,6 +195,12 @@ def _conditions(
         "versions": ", ".join(f"{name} {_version(name)}" for name in packages)
         + f", Python {platform.python_version()}",
     }
+
+
+def _own_steps(schedule: Schedule) -> str:
+    if schedule.unconditional_steps is None:
+        return ""
+    return f"; the unconditional branch refreshes at {', '.join(map(str, schedule.unconditional_steps))}"
 
 
 def processor() -> str:

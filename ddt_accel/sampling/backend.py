@@ -14,9 +14,9 @@ from ddt_accel.networks.config import DDTConfig
 class Session(Protocol):
     """The buffers of one batch of B images, and the two networks bound to them.
 
-    Rows 0 … B − 1 of every buffer are the conditional branch, rows B … 2B − 1 the unconditional one, so that either
-    the first half or all of it takes part in a call. Modulations stay inside, in numbered slots; between `encode` and
-    `decode` nothing is copied.
+    Rows 0 … B − 1 of every buffer are the conditional branch, rows B … 2B − 1 the unconditional one, so that the first
+    half, the second, or all of it takes part in a call. Modulations stay inside, in numbered slots; between `encode`
+    and `decode` nothing is copied.
     """
 
     latents: Tensor  # [2B, C, H, W] float32, read by both networks
@@ -24,14 +24,14 @@ class Session(Protocol):
     labels: Tensor  # [2B] int64, read by the encoder
     velocity: Tensor  # [2B, C, H, W] float32, written by the decoder
 
-    def encode(self, slot: int, rows: int) -> None:
-        """Runs the encoder on the first `rows` rows; their modulations go to `slot`."""
+    def encode(self, slot: int, rows: slice) -> None:
+        """Runs the encoder on some `rows`, a half or all; their modulations go to the same rows of `slot`."""
 
-    def forecast(self, slot: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: int) -> None:
-        """Sets `slot` to the weighted sum of other slots plus a `constant` [M], in the first `rows` rows."""
+    def forecast(self, slot: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: slice) -> None:
+        """Sets `slot` to the weighted sum of other slots plus a `constant` [M], in some `rows`."""
 
-    def decode(self, slot: int, rows: int) -> None:
-        """Runs the decoder on the first `rows` rows under the modulations in `slot`."""
+    def decode(self, slot: int, rows: slice) -> None:
+        """Runs the decoder on some `rows`, the first half or all, under the modulations in `slot`."""
 
 
 class Backend(Protocol):

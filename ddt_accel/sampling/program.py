@@ -12,14 +12,31 @@ from ddt_accel.schedule import Forecast, Schedule
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Branch:
+    """What one guidance branch does at an evaluation: run the encoder, or forecast."""
+
+    encode: bool
+    forecast: Forecast  # ((k, 1.0),) where it encodes, at k itself; empty where there is nothing to read yet
+    constant: NDArray[np.float32] | None  # c_k [M], added to the forecast
+
+    @property
+    def held(self) -> int | None:
+        """The refresh whose state is used as it is, if so."""
+        (step, weight), *others = self.forecast
+        return step if not others and weight == 1.0 and self.constant is None else None
+
+    def does_as(self, other: Branch) -> bool:
+        return self.encode == other.encode and self.forecast == other.forecast
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
-    """One evaluation of the network."""
+    """One evaluation of the network; the unconditional branch is None where nothing reads it."""
 
     time: float
-    guidance: float  # 1: the unconditional branch is not needed
-    forecast: Forecast  # ((k, 1.0),) at refresh k itself
-    constant: NDArray[np.float32] | None  # c_k [M], added to the forecast
-    encode_both: bool  # at a refresh: encode the unconditional branch too
+    guidance: float  # 1: the velocity is the conditional branch's
+    conditional: Branch
+    unconditional: Branch | None
     update: Update
 
     @property
@@ -27,17 +44,21 @@ class Evaluation:
         return self.guidance != 1.0
 
     @property
-    def holds(self) -> bool:
-        """Whether the forecast is the last refreshed state as it is."""
-        return len(self.forecast) == 1 and self.forecast[0][1] == 1.0 and self.constant is None
+    def branches(self) -> tuple[Branch, ...]:
+        return (self.conditional,) if self.unconditional is None else (self.conditional, self.unconditional)
+
+    @property
+    def held(self) -> int | None:
+        """The refresh whose modulations are used where they are, by all branches."""
+        held = {None if branch.encode else branch.held for branch in self.branches}
+        return held.pop() if len(held) == 1 else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """The evaluations of a trajectory, and which of them refresh the state."""
+    """The evaluations of a trajectory."""
 
     evaluations: tuple[Evaluation, ...]
-    refresh_steps: frozenset[int]
 
     @property
     def stochastic(self) -> bool:
@@ -52,22 +73,30 @@ def compile_program(schedule: Schedule, *, encode_unconditional: str = "read") -
     """
     spec = schedule.spec
     guidance = spec.guidance_weights.tolist()
-    rows = [schedule.forecast_at(k) for k in range(spec.num_evaluations)]
-    read = {r for k, row in enumerate(rows) if guidance[k] != 1.0 for r, _ in row}
+    conditional, unconditional = (
+        [_branch(schedule, k, unconditional=side) for k in range(spec.num_evaluations)] for side in (False, True)
+    )
+    read = {r for k, branch in enumerate(unconditional) if guidance[k] != 1.0 for r, _ in branch.forecast}
+    always = encode_unconditional == "always"
     return Program(
         evaluations=tuple(
             Evaluation(
                 time=time,
                 guidance=guidance[k],
-                forecast=rows[k],
-                constant=_constant(schedule.mean_modulations, k, rows[k]),
-                encode_both=encode_unconditional == "always" or k in read,
+                conditional=conditional[k],
+                unconditional=branch if guidance[k] != 1.0 or (branch.encode and (always or k in read)) else None,
                 update=update,
             )
-            for k, (time, update) in enumerate(zip(spec.times.tolist(), updates(spec), strict=True))
-        ),
-        refresh_steps=frozenset(schedule.refresh_steps),
+            for k, (time, branch, update) in enumerate(
+                zip(spec.times.tolist(), unconditional, updates(spec), strict=True)
+            )
+        )
     )
+
+
+def _branch(schedule: Schedule, k: int, *, unconditional: bool) -> Branch:
+    row = schedule.forecast_at(k, unconditional=unconditional)
+    return Branch(encode=row == ((k, 1.0),), forecast=row, constant=_constant(schedule.mean_modulations, k, row))
 
 
 def _constant(means: NDArray[np.float32] | None, k: int, row: Forecast) -> NDArray[np.float32] | None:
@@ -75,7 +104,7 @@ def _constant(means: NDArray[np.float32] | None, k: int, row: Forecast) -> NDArr
 
     Modulations are affine in the state, so that means and forecasts of states are means and forecasts of modulations.
     """
-    if means is None or row == ((k, 1.0),):
+    if means is None or row in ((), ((k, 1.0),)):
         return None
     wide = np.broadcast_to(means.astype(np.float64), (max(len(means), k + 1), means.shape[1]))
     constant: NDArray[np.float32] = (wide[k] - sum(w * wide[r] for r, w in row)).astype(np.float32)

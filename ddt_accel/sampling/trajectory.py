@@ -1,7 +1,7 @@
 """The trajectory loop, written once for every sampler, schedule and backend.
 
 at a refresh k:    m_k = modulations(encode(x, t_k, y))
-otherwise:         m_k = Σ_r F[k, r] m_r + c_k
+otherwise:         m_k = Σ_r F[k, r] m_r + c_k             either branch by its own refreshes and forecasts
 v_k = v_u + w_k (v_c − v_u),   v = decode(x, m_k)
 x   ← a_k x + Σ_j B[k, j] v_j + n_k ξ_k
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ddt_accel.errors import ConfigError, MismatchError, NumericsError
 from ddt_accel.sampling.backend import Backend
-from ddt_accel.sampling.program import Program
+from ddt_accel.sampling.program import Branch, Evaluation, Program
 
 
 class Trajectory:
@@ -46,9 +46,10 @@ class Trajectory:
             (1 + max(self._velocity_slots.values()), *noise.shape), device=backend.device
         )
         self._constants = {
-            k: torch.from_numpy(evaluation.constant).to(backend.device)
+            (k, side): torch.from_numpy(branch.constant).to(backend.device)
             for k, evaluation in enumerate(program.evaluations)
-            if evaluation.constant is not None
+            for side, branch in enumerate(evaluation.branches)
+            if branch.constant is not None
         }
         wanted = backend.config.modulation_size
         if any(len(constant) != wanted for constant in self._constants.values()):
@@ -60,17 +61,17 @@ class Trajectory:
         """Evaluation k of the program."""
         program, session, batch, x = self.program, self.session, self.batch, self.latents
         evaluation = program.evaluations[k]
-        if evaluation.decode_both or (k in program.refresh_steps and evaluation.encode_both):
+        if len(evaluation.branches) == 2:
             self._copy.copy_(x)
-        rows = 2 * batch if evaluation.decode_both else batch
         slot = self._modulation_slots[k]
-        sources = [(self._modulation_slots[r], weight) for r, weight in evaluation.forecast]
-        if k in program.refresh_steps:
-            session.times.fill_(evaluation.time)
-            session.encode(slot, 2 * batch if evaluation.encode_both else batch)
-        elif slot not in [source for source, _ in sources]:
-            session.forecast(slot, sources, self._constants.get(k), rows)
-        session.decode(slot, rows)
+        for side, (branch, rows) in enumerate(self._parts(evaluation)):
+            if branch.encode:
+                session.times.fill_(evaluation.time)
+                session.encode(slot, rows)
+            elif evaluation.held is None:
+                sources = [(self._modulation_slots[r], weight) for r, weight in branch.forecast]
+                session.forecast(slot, sources, self._constants.get((k, side)), rows)
+        session.decode(slot, slice(0, 2 * batch if evaluation.decode_both else batch))
 
         v = self._velocities[self._velocity_slots[k]]
         conditional, unconditional = session.velocity[:batch], session.velocity[batch:]
@@ -85,6 +86,15 @@ class Trajectory:
             x.add_(self._velocities[self._velocity_slots[j]], alpha=weight)
         if update.noise and self.step_noise is not None:
             x.add_(self.step_noise(k).to(x), alpha=update.noise)
+
+    def _parts(self, evaluation: Evaluation) -> list[tuple[Branch, slice]]:
+        """What is done to which rows: at once where both branches do the same."""
+        batch, conditional, unconditional = self.batch, evaluation.conditional, evaluation.unconditional
+        if unconditional is None:
+            return [(conditional, slice(0, batch))]
+        if unconditional.does_as(conditional):
+            return [(conditional, slice(0, 2 * batch))]
+        return [(conditional, slice(0, batch)), (unconditional, slice(batch, 2 * batch))]
 
     def snapshot(self) -> tuple[Tensor, Tensor]:
         """All that the coming steps of an unshared trajectory depend on, for `restore`."""
@@ -132,13 +142,13 @@ def _plan(program: Program) -> tuple[dict[int, int], dict[int, int]]:
     last_state_read: dict[int, int] = {}
     for k, evaluation in enumerate(program.evaluations):
         last_velocity_read.update({j: k for j, _ in evaluation.update.velocities})
-        last_state_read.update({r: k for r, _ in evaluation.forecast})
+        last_state_read.update({r: k for branch in evaluation.branches for r, _ in branch.forecast})
     velocities: dict[int, int] = {}
     modulations: dict[int, int] = {}
     for k, evaluation in enumerate(program.evaluations):
         velocities[k] = _free({velocities[j] for j, last in last_velocity_read.items() if j < k <= last})
-        if k not in program.refresh_steps and evaluation.holds:
-            modulations[k] = modulations[evaluation.forecast[0][0]]
+        if evaluation.held is not None:
+            modulations[k] = modulations[evaluation.held]
         else:
             live = {modulations[r] for r, last in last_state_read.items() if r < k <= last}
             modulations[k] = _free(live)

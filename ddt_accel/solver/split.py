@@ -1,0 +1,97 @@
+"""Refreshes of the unconditional branch at steps of its own.
+
+Guidance reads `v_u + w (v_c − v_u)`: an error of the conditional branch counts |w| times, one of the unconditional
+branch |1 − w| times, and nothing before the first guided evaluation. Each branch has its own Gram matrix and its own
+exact program (solver/pairs.py), the unconditional one over the guided evaluations; with errors of branches adding up
+as independent ones do, the best split of a total of encoder runs is the least of
+
+    C_c(k)^γ + C_u(total − k)^γ        over k,
+
+the min-plus convolution of the two curves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddt_accel.errors import ConfigError
+from ddt_accel.schedule import Forecast, Schedule
+from ddt_accel.solver.forecast import checked_gram, forecast_weights, pair_errors
+from ddt_accel.solver.pairs import solve_pairs
+from ddt_accel.solver.refresh import Solution
+from ddt_accel.solver.solve import Method, Statistics, schedule_with
+
+Array = NDArray[np.float64]
+
+
+def encoder_runs(schedule: Schedule) -> int:
+    """How often the encoder runs for one image in one branch, both branches counted."""
+    guided = schedule.spec.guidance_weights != 1.0
+    if schedule.unconditional_steps is not None:
+        return schedule.budget + len(schedule.unconditional_steps)
+    read = {r for k in np.flatnonzero(guided).tolist() for r, _ in schedule.forecast_at(k)}
+    return schedule.budget + len(read)
+
+
+def split(calibration: Statistics, schedule: Schedule, method: Method) -> Schedule:
+    """The best schedule of as many encoder runs as `schedule` has, each branch at steps of its own.
+
+    Raises ConfigError where nothing is guided, or for a method that it is not made for.
+    """
+    spec = calibration.spec
+    guided = np.flatnonzero(spec.guidance_weights != 1.0)
+    if len(guided) == 0:
+        raise ConfigError("No step is guided, so that there is no unconditional branch to refresh.")
+    if method.centred or method.objective not in ("sum", "power"):
+        raise ConfigError("Branches are split for uncentred forecasts and the objectives 'sum' and 'power'.")
+    if calibration.sensitivity is None:
+        raise ConfigError("The calibration has no sensitivities; calibrate with at least one sensitivity sample.")
+    total, weight = encoder_runs(schedule), spec.guidance_weights
+    sensitivity = calibration.sensitivity * np.abs([weight, 1 - weight])
+    every = np.arange(spec.num_evaluations)
+    curves = [
+        _curve(calibration, branch, steps, sensitivity[branch], min(total - 1, len(steps)), method)
+        for branch, steps in enumerate((every, np.arange(guided[0], len(every))))
+    ]
+    cost, conditional, unconditional = min(
+        (
+            (a.cost**method.gamma + b.cost**method.gamma) ** (1 / method.gamma), a.refresh_steps, b.refresh_steps
+        )
+        for a in curves[0]
+        for b in curves[1]
+        if len(a.refresh_steps) + len(b.refresh_steps) == total
+    )  # fmt: skip
+    start = int(guided[0])
+    unconditional = tuple(start + step for step in unconditional)
+    return dataclasses.replace(
+        schedule_with(calibration, conditional, method),
+        forecasts=_forecasts(calibration, 0, conditional, method),
+        unconditional_steps=unconditional,
+        unconditional_forecasts=_forecasts(calibration, 1, unconditional, method),
+        predicted_cost=cost,
+    )
+
+
+def _curve(
+    calibration: Statistics, branch: int, steps: NDArray[np.intp], sensitivity: Array, budget: int, method: Method
+) -> list[Solution]:
+    """The optima of a branch over some of the evaluations, for the budgets 1 … `budget`."""
+    part = np.ix_(steps, steps)
+    gram = checked_gram(calibration.branch_grams[branch][part])
+    errors = pair_errors(method.forecast, gram, calibration.spec.times[steps], sources=method.sources)
+    return solve_pairs(sensitivity[steps] * errors, budget, gamma=method.gamma)
+
+
+def _forecasts(calibration: Statistics, branch: int, refreshes: tuple[int, ...], method: Method) -> dict[int, Forecast]:
+    if method.forecast == "hold":
+        return {}
+    gram, rows = checked_gram(calibration.branch_grams[branch]), {}
+    for step in range(refreshes[0], len(gram)):
+        if step not in refreshes:
+            drawn = [refresh for refresh in refreshes if refresh < step][-method.sources :]
+            weights = forecast_weights(method.forecast, gram, calibration.spec.times, drawn, step)
+            rows[step] = tuple(zip(drawn, weights.tolist(), strict=True))
+    return rows
