@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,10 +26,8 @@ from ddt_accel.calibration.resample import resample
 from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.evaluation.fidelity import interval, psnr, to_images
 from ddt_accel.report.study import processor
-from ddt_accel.sampling.program import compile_program
-from ddt_accel.solver.forecast import forecast_weights, pair_errors
-from ddt_accel.solver.pairs import solve_pairs
 from ddt_accel.solver.solve import PUBLISHED, Method, schedule_with, solve_curve
+from ddt_accel.solver.split import encoder_runs, splits
 
 SPEC = SamplingSpec(num_steps=50, guidance=2.0, guidance_interval=(0.3, 1.0))
 HELD_OUT = 1
@@ -173,60 +172,21 @@ def robustness(bench: Bench) -> list[dict[str, object]]:
 
 
 def branches(bench: Bench) -> list[dict[str, object]]:
-    """Whether the unconditional branch should refresh at steps of its own, at equal numbers of encoder runs.
-
-    Every branch has its own exact program on its own Gram matrix (uncentred), the unconditional one over the guided
-    steps, where it is read.
-    """
-    calibration = bench.calibrate(SPEC)
-    grams = calibration.gram_sum / calibration.num_samples
-    guided = np.flatnonzero(SPEC.guidance_weights != 1)
-    sensitivity = calibration.sensitivity
-    assert sensitivity is not None
-    program = compile_program(solve_curve(calibration, 10, Method(centred=False))[-1][0])
-    common = tuple(k for k, evaluation in enumerate(program.evaluations) if evaluation.conditional.encode)
-    read = tuple(k for k in common if program.evaluations[k].unconditional is not None)
-    noise = draw_noise(bench.shape, seed=HELD_OUT, indices=range(bench.images))
-    labels = draw_labels(bench.model.config.num_classes, seed=HELD_OUT, indices=range(bench.images))
-
-    def solved(branch: int, budget: int) -> tuple[int, ...]:
-        steps = np.arange(SPEC.num_steps) if branch == 0 else guided
-        part = np.ix_(steps, steps)
-        prices = sensitivity[steps] * pair_errors("calibrated", grams[branch][part], SPEC.times[steps])
-        return tuple(int(steps[k]) for k in solve_pairs(prices, budget)[-1].refresh_steps)
-
-    def end(refreshes: tuple[tuple[int, ...], tuple[int, ...]]) -> torch.Tensor:
-        model, x = bench.model, noise
-        states: tuple[dict[int, torch.Tensor], ...] = ({}, {})
-        null = torch.full_like(labels, model.config.num_classes)
-        for k, (t, w) in enumerate(zip(SPEC.times.tolist(), SPEC.guidance_weights.tolist(), strict=True)):
-            velocities = []
-            for branch, classes in enumerate((labels, null)):
-                known = states[branch]
-                if k in refreshes[branch]:
-                    known[k] = model.encode(x, torch.full((len(x),), t), classes)
-                if branch == 0 or w != 1:
-                    drawn = [k] if k in known else sorted(known)[-2:]
-                    row = [1.0] if k in known else forecast_weights("calibrated", grams[branch], SPEC.times, drawn, k)
-                    state = sum(float(weight) * known[step] for weight, step in zip(row, drawn, strict=True))
-                    velocities.append(model.decode(x, state))
-            v = velocities[0] if w == 1 else torch.lerp(velocities[1], velocities[0], w)
-            x = x + (SPEC.grid[k + 1] - SPEC.grid[k]) * v
-        return to_images(x)
-
-    everywhere = tuple(range(SPEC.num_steps))
-    unshared = end((everywhere, everywhere))
-    total = len(common) + len(read)
+    """Whether the unconditional branch should refresh at steps of its own, at equal numbers of encoder runs."""
+    calibration, method = bench.calibrate(SPEC), Method(centred=False)
     rows: list[dict[str, object]] = []
-    splits = [("same steps in both", (common, read))] + [
-        ("own steps", (solved(0, k), solved(1, total - k))) for k in range(len(common) - 2, total - 3)
-    ]
-    for name, refreshes in splits:
-        with torch.inference_mode():
-            found = interval(psnr(end(refreshes), unshared))
-        assert found is not None
-        counts = dict(zip(("conditional runs", "unconditional runs"), map(len, refreshes), strict=True))
-        rows.append({"refreshes": name, **counts, "PSNR": dataclasses.asdict(found)})
+    for budget in (6, 10):
+        common = solve_curve(calibration, budget, method)[-1][0]
+        centred = solve_curve(calibration, budget)[-1][0]
+        found = splits(calibration, common, method)
+        best = min(found, key=lambda schedule: schedule.predicted_cost or 0.0)
+        near = [schedule for schedule in found if abs(schedule.budget - best.budget) <= 2]
+        named = [("common, centred", centred), ("common", common), *(("own steps", schedule) for schedule in near)]
+        for name, schedule in named:
+            told = f"{name}, predicted best" if schedule is best else name
+            runs = {"conditional runs": schedule.budget, "unconditional runs": encoder_runs(schedule) - schedule.budget}
+            predicted = {"predicted": -20 * math.log10((schedule.predicted_cost or 0.0) / 2)}
+            rows.append({"refreshes": told, **runs, **predicted, "measured": bench.measure(schedule)})
     return rows
 
 
@@ -242,7 +202,7 @@ TABLES: dict[str, Callable[[Bench], list[dict[str, object]]]] = {
 def shown(value: object) -> str:
     if isinstance(value, dict):
         return f"{value['mean']:.1f} ± {(value['high'] - value['low']) / 2:.1f}"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def main() -> None:

@@ -41,6 +41,11 @@ def split(calibration: Statistics, schedule: Schedule, method: Method) -> Schedu
 
     Raises ConfigError where nothing is guided, or for a method that it is not made for.
     """
+    return min(splits(calibration, schedule, method), key=lambda found: found.predicted_cost or 0.0)
+
+
+def splits(calibration: Statistics, schedule: Schedule, method: Method) -> list[Schedule]:
+    """The best schedule of every split of the encoder runs of `schedule`, by runs of the conditional branch."""
     spec = calibration.spec
     guided = np.flatnonzero(spec.guidance_weights != 1.0)
     if len(guided) == 0:
@@ -51,28 +56,27 @@ def split(calibration: Statistics, schedule: Schedule, method: Method) -> Schedu
         raise ConfigError("The calibration has no sensitivities; calibrate with at least one sensitivity sample.")
     total, weight = encoder_runs(schedule), spec.guidance_weights
     sensitivity = calibration.sensitivity * np.abs([weight, 1 - weight])
-    every = np.arange(spec.num_evaluations)
+    every, first = np.arange(spec.num_evaluations), int(guided[0])
     curves = [
         _curve(calibration, branch, steps, sensitivity[branch], min(total - 1, len(steps)), method)
-        for branch, steps in enumerate((every, np.arange(guided[0], len(every))))
+        for branch, steps in enumerate((every, every[first:]))
     ]
-    cost, conditional, unconditional = min(
-        (
-            (a.cost**method.gamma + b.cost**method.gamma) ** (1 / method.gamma), a.refresh_steps, b.refresh_steps
-        )
-        for a in curves[0]
-        for b in curves[1]
-        if len(a.refresh_steps) + len(b.refresh_steps) == total
-    )  # fmt: skip
-    start = int(guided[0])
-    unconditional = tuple(start + step for step in unconditional)
-    return dataclasses.replace(
-        schedule_with(calibration, conditional, method),
-        forecasts=_forecasts(calibration, 0, conditional, method),
-        unconditional_steps=unconditional,
-        unconditional_forecasts=_forecasts(calibration, 1, unconditional, method),
-        predicted_cost=cost,
-    )
+    found = []
+    for runs, conditional in enumerate(curves[0], 1):
+        if 1 <= total - runs <= len(curves[1]):
+            unconditional = curves[1][total - runs - 1]
+            steps = tuple(first + step for step in unconditional.refresh_steps)
+            cost = (conditional.cost**method.gamma + unconditional.cost**method.gamma) ** (1 / method.gamma)
+            found.append(
+                dataclasses.replace(
+                    schedule_with(calibration, conditional.refresh_steps, method),
+                    forecasts=_forecasts(calibration, 0, conditional.refresh_steps, method),
+                    unconditional_steps=steps,
+                    unconditional_forecasts=_forecasts(calibration, 1, steps, method),
+                    predicted_cost=cost,
+                )
+            )
+    return found
 
 
 def _curve(
