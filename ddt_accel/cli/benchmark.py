@@ -76,7 +76,7 @@ def demo(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = Fals
     from importlib.util import find_spec
 
     from ddt_accel.errors import ConfigError, DependencyError
-    from ddt_accel.exporting.onnx import export
+    from ddt_accel.exporting.onnx import STAGES, export
     from ddt_accel.solver.solve import solve_curve
     from ddt_accel.spec import SamplingSpec
     from ddt_accel.workspace import DEFAULT_MODEL, Workspace
@@ -107,7 +107,8 @@ def demo(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = Fals
     solved.save(place.schedule_path)
     say(describe(solved, certificate))
     say("3/4  Exporting encoder and decoder to ONNX, and comparing them with PyTorch")
-    export(network, place.export_path)
+    with steps("exporting", len(STAGES)) as bar:
+        export(network, place.export_path, on_stage=bar.advance)
     say("4/4  Measuring with ONNX Runtime on images that were not calibrated on")
     networks = open_networks(place, "onnx", None, {}, "cpu")
     study = _study(place, networks, None, None, 64, 16, 1, 16)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddt_accel.cli.console import emit, say, steps
+from ddt_accel.cli.console import emit, steps
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
     BatchOption,
@@ -41,14 +41,15 @@ def export(
     json: JsonOption = False,
 ) -> None:
     """Write encoder and decoder as two ONNX networks, compared with PyTorch."""
+    from ddt_accel.exporting.onnx import STAGES
     from ddt_accel.exporting.onnx import export as run
     from ddt_accel.workspace import Workspace
 
     place = Workspace(workspace)
     network = place.load_model(model_options(model, config, weights, latent_shape))
     folder = out or place.export_path
-    say("Exporting encoder and decoder, and comparing them with PyTorch …")
-    manifest = run(network, folder, precision=precision)
+    with steps("exporting encoder and decoder, comparing them with PyTorch", len(STAGES)) as bar:
+        manifest = run(network, folder, precision=precision, on_stage=bar.advance)
     emit(
         {"export": str(folder), "precision": precision, "parity": manifest.parity, "files": manifest.files},
         as_json=json,

@@ -6,6 +6,7 @@ import logging
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
 PARITY_BATCH = 3
 # Protocol buffers end at 2 GiB; from here on the weights go into a file beside the graph.
 EXTERNAL_DATA_FROM = 1 << 30
+STAGES = ("encoder", "decoder", "comparison")
 STAGING_PREFIX = ".export-staging-"
 
 
@@ -33,11 +35,13 @@ def export(
     format: str = "onnx",
     precision: str = "fp32",
     latent_shape: tuple[int, int, int] | None = None,
+    on_stage: Callable[[], None] = lambda: None,
 ) -> Manifest:
     """Writes `encoder.onnx`, `decoder.onnx` and `manifest.json` into `out_dir`, with a dynamic batch.
 
     `latent_shape` (C, H, W) is needed where the model does not know its own. An earlier export in `out_dir` is replaced
-    only once the new one has passed. Raises ParityError where ONNX Runtime and PyTorch disagree.
+    only once the new one has passed. `on_stage` is called after each of the STAGES. Raises ParityError where ONNX
+    Runtime and PyTorch disagree.
     """
     if format != "onnx":
         raise ConfigError(f"format is {format!r}; this version exports 'onnx'.")
@@ -68,11 +72,14 @@ def export(
         encoder_inputs = {"latents": latents, "times": times, "labels": labels}
         decoder_inputs = {"latents": latents, "modulations": reduced_modulations}
         _export_network(EncoderNetwork(reduced), encoder_inputs, "modulations", staging / "encoder.onnx")
+        on_stage()
         _export_network(DecoderNetwork(reduced), decoder_inputs, "velocity", staging / "decoder.onnx")
+        on_stage()
         parity = {
             "encoder": _parity(staging / "encoder.onnx", encoder_inputs, modulations),
             "decoder": _parity(staging / "decoder.onnx", decoder_inputs, velocity),
         }
+        on_stage()
         for network, error in parity.items():
             if not error <= TOLERANCE[precision]:
                 raise ParityError(
