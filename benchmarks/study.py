@@ -38,7 +38,7 @@ METHODS = {
     "linear": Method(forecast="linear"),
     "calibrated": Method(),
     "calibrated, uncentred": Method(centred=False),
-    "calibrated, sum": Method(objective="sum"),
+    "calibrated, power": Method(objective="power"),
     "calibrated, minimax": Method(objective="minimax"),
     "calibrated, 3 states": Method(sources=3),
     "calibrated, 4 states": Method(sources=4),
@@ -185,7 +185,7 @@ def branches(bench: Bench) -> list[dict[str, object]]:
         for name, schedule in named:
             told = f"{name}, predicted best" if schedule is best else name
             runs = {"conditional runs": schedule.budget, "unconditional runs": encoder_runs(schedule) - schedule.budget}
-            predicted = {"predicted": -20 * math.log10((schedule.predicted_cost or 0.0) / 2)}
+            predicted = {"predicted": -20 * math.log10((schedule.predicted_error or 0.0) / 2)}
             rows.append({"refreshes": told, **runs, **predicted, "measured": bench.measure(schedule)})
     return rows
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ from ddt_accel.artifacts import checksum, read_arrays, read_json, write_arrays, 
 from ddt_accel.errors import ArtifactError, ConfigError
 from ddt_accel.spec import SamplingSpec, is_whole
 
-FORMAT, VERSION = "ddt-accel schedule", 3
+FORMAT, VERSION = "ddt-accel schedule", 4
 MEANS_FORMAT, MEANS_VERSION = "ddt-accel mean modulations", 1
 MAX_SOURCES = 4
 SHIPPED = Path(__file__).parent / "schedules"
 
 # A forecast s_k = Σ weight · s_r: pairs (refresh r ≤ k, weight). Holding the last state is ((r, 1.0),).
 Forecast = tuple[tuple[int, float], ...]
+# An integrator's row x_{k+1} = x_k + Σ weight · v_j: pairs (evaluation j ≤ k, weight).
+Row = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +36,15 @@ class Schedule:
     weighted sum. `mean_modulations` are the modulations of the states that forecasts are relative to: [E, M] for the
     mean trajectory, [1, M] for a state of zeros. They are not needed where weights add up to one.
 
+    `times` [E] and `integrator`, a row for each evaluation, are numbers of the schedule's own instead of those that the
+    spec's recipe gives; guidance stays at the evaluations where the recipe has it.
+
     The unconditional branch of guidance does as the conditional one, or has `unconditional_steps` and
     `unconditional_forecasts` of its own. With the Heun solver steps are counted in evaluations, two per step of the
     grid.
+
+    `predicted_cost` is the value of the objective that it was solved for, `predicted_error` the root-mean-square error
+    of the final latents against the unshared trajectory that the calibration foretells, where it had sensitivities.
     """
 
     spec: SamplingSpec
@@ -43,10 +52,13 @@ class Schedule:
     forecasts: Mapping[int, Forecast] = field(default_factory=dict)
     unconditional_steps: tuple[int, ...] | None = None
     unconditional_forecasts: Mapping[int, Forecast] = field(default_factory=dict)
+    times: tuple[float, ...] | None = None
+    integrator: tuple[Row, ...] | None = None
     mean_modulations: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
     objective: str = "by hand"
     forecast: str = "hold"
     predicted_cost: float | None = None
+    predicted_error: float | None = None
     checkpoint_sha256: str | None = None
     calibration_sha256: str | None = None
 
@@ -65,6 +77,7 @@ class Schedule:
             object.__setattr__(self, "unconditional_steps", steps)
         elif self.unconditional_forecasts:
             raise ConfigError("unconditional_forecasts are given without unconditional_steps.")
+        _check_numbers(self.times, self.integrator, self.spec)
         means = self.mean_modulations
         if means is not None and (
             means.ndim != 2
@@ -129,9 +142,12 @@ class Schedule:
             "forecasts": _written(self.forecasts),
             "unconditional_steps": self.unconditional_steps and list(self.unconditional_steps),
             "unconditional_forecasts": _written(self.unconditional_forecasts),
+            "times": self.times and list(self.times),
+            "integrator": self.integrator and [[list(pair) for pair in row] for row in self.integrator],
             "means": means,
             "objective": self.objective,
             "predicted_cost": self.predicted_cost,
+            "predicted_error": self.predicted_error,
             "checkpoint_sha256": self.checkpoint_sha256,
             "calibration_sha256": self.calibration_sha256,
         }
@@ -159,17 +175,22 @@ class Schedule:
             means = _read_means(path.parent, content.pop("means"))
             if not isinstance(content["refresh_steps"], list):
                 raise ConfigError("refresh_steps must be a list")
-            if not isinstance(content["unconditional_steps"], list | None):
-                raise ConfigError("unconditional_steps must be a list or null")
-            if not isinstance(content["predicted_cost"], int | float | None):
-                raise ConfigError("predicted_cost must be a number or null")
+            for key in ("unconditional_steps", "times", "integrator"):
+                if not isinstance(content[key], list | None):
+                    raise ConfigError(f"{key} must be a list or null")
+            for key in ("predicted_cost", "predicted_error"):
+                if not isinstance(content[key], int | float | None):
+                    raise ConfigError(f"{key} must be a number or null")
             for key in ("objective", "forecast", "checkpoint_sha256", "calibration_sha256"):
                 if not isinstance(content[key], str | None):
                     raise ConfigError(f"{key} must be a string")
             content["spec"] = SamplingSpec.from_dict(content["spec"])
             content["refresh_steps"] = tuple(content["refresh_steps"])
-            if content["unconditional_steps"] is not None:
-                content["unconditional_steps"] = tuple(content["unconditional_steps"])
+            for key in ("unconditional_steps", "times"):
+                if content[key] is not None:
+                    content[key] = tuple(content[key])
+            if content["integrator"] is not None:
+                content["integrator"] = tuple(map(_read_row, content["integrator"]))
             for key in ("forecasts", "unconditional_forecasts"):
                 content[key] = _read_forecasts(content[key])
             return cls(**content, mean_modulations=means)
@@ -208,8 +229,33 @@ def _checked(
     return tuple(map(int, steps))
 
 
+def _check_numbers(times: tuple[float, ...] | None, integrator: tuple[Row, ...] | None, spec: SamplingSpec) -> None:
+    """Raises ConfigError unless a schedule's own times and integrator can be run."""
+    count = spec.num_evaluations
+    if (times is not None or integrator is not None) and spec.solver == "sde":
+        raise ConfigError(
+            "A stochastic sampler cannot have times or an integrator of its own; its noise depends on it."
+        )
+    if times is not None and (len(times) != count or not all(0 <= a <= b < 1 for a, b in pairwise((0.0, *times)))):
+        raise ConfigError(f"times is {_shortened(times)}; give {count} increasing numbers from 0 to below 1.")
+    if integrator is None:
+        return
+    if len(integrator) != count:
+        raise ConfigError(f"The integrator has {len(integrator)} rows; give one for each of {count} evaluations.")
+    for k, row in enumerate(integrator):
+        read = [j for j, _ in row]
+        if len(set(read)) < len(row) or not all(0 <= j <= k for j in read):
+            raise ConfigError(f"Row {k} of the integrator reads the velocities {_shortened(tuple(read))}.")
+        if not all(math.isfinite(weight) for _, weight in row):
+            raise ConfigError(f"Row {k} of the integrator has weights that are not finite.")
+
+
 def _read_forecasts(rows: Mapping[str, Any]) -> dict[int, Forecast]:
-    return {int(step): tuple((int(source), float(weight)) for source, weight in row) for step, row in rows.items()}
+    return {int(step): _read_row(row) for step, row in rows.items()}
+
+
+def _read_row(row: Sequence[tuple[int, float]]) -> Row:
+    return tuple((int(source), float(weight)) for source, weight in row)
 
 
 def _written(forecasts: Mapping[int, Forecast]) -> dict[str, list[list[float]]]:

@@ -56,6 +56,7 @@ SCHEDULE = Schedule(
     forecast="calibrated",
     objective="power",
     predicted_cost=0.25,
+    predicted_error=0.125,
     checkpoint_sha256="ab",
 )
 MEANS = np.linspace(-1, 1, 15, dtype=np.float32).reshape(5, 3)
@@ -169,7 +170,7 @@ def test_foreign_files_are_refused(tmp_path: Path, name: str, content: Any, bina
 def test_another_version_and_another_kind_are_named(tmp_path: Path) -> None:
     path = tmp_path / "schedule.json"
     SCHEDULE.save(path)
-    path.write_text(path.read_text().replace('"version": 3', '"version": 7'))
+    path.write_text(path.read_text().replace('"version": 4', '"version": 7'))
     with pytest.raises(ArtifactError, match="version 7"):
         Schedule.load(path)
     write_json(path, "ddt-accel workspace", 1, {})

@@ -11,7 +11,7 @@ from ddt_accel import Calibration, SamplingSpec, Schedule, calibrate, load_model
 from ddt_accel.errors import ConfigError
 from ddt_accel.evaluation.budgets import Target, choose, predicted_psnr
 from ddt_accel.evaluation.costs import Costs, counted_costs
-from ddt_accel.solver.solve import Method, solve_curve
+from ddt_accel.solver.solve import PUBLISHED, solve_curve
 
 SPEC = SamplingSpec(num_steps=12, guidance=1.5)
 SECONDS = Costs(unit="seconds", encoder=0.010, decoder=0.002, forecast=0.0001, evaluation=0.0005, conditions="made up")
@@ -38,12 +38,12 @@ def test_a_time_buys_as_many_runs_as_it_can(curve) -> None:
 
 
 def test_an_error_costs_as_few_runs_as_it_can(curve) -> None:
-    for bound in (curve[3][0].predicted_cost, curve[6][0].predicted_cost * 1.01):
+    for bound in (curve[3][0].predicted_error, curve[6][0].predicted_error * 1.01):
         chosen, _ = choose(curve, Target(error=bound), SECONDS)
-        assert chosen.predicted_cost <= bound
-        assert all(s.predicted_cost > bound for s, _ in curve if s.budget < chosen.budget)
+        assert chosen.predicted_error <= bound
+        assert all(s.predicted_error > bound for s, _ in curve if s.budget < chosen.budget)
         assert choose(curve, Target(psnr=-20 * math.log10(bound / 2)), SECONDS)[0] == chosen
-    assert predicted_psnr(curve[3][0]) == pytest.approx(-20 * math.log10(curve[3][0].predicted_cost / 2))
+    assert predicted_psnr(curve[3][0]) == pytest.approx(-20 * math.log10(curve[3][0].predicted_error / 2))
     assert predicted_psnr(Schedule.full(SPEC)) is None
 
 
@@ -54,8 +54,8 @@ def test_what_cannot_be_reached_names_the_best(curve, calibration, tiny_model_pa
         choose(curve, Target(speedup=3, psnr=300), SECONDS)
     with pytest.raises(ConfigError, match="run `ddt-accel bench` first"):
         choose(curve, Target(milliseconds=5), counted_costs(load_model(tiny_model_path).config, (3, 8, 8)))
-    with pytest.raises(ConfigError, match="Only the objectives"):
-        choose(solve_curve(calibration, 12, Method(objective="minimax")), Target(psnr=30), SECONDS)
+    with pytest.raises(ConfigError, match="'similarity' does not predict"):
+        choose(solve_curve(calibration, 12, PUBLISHED), Target(psnr=30), SECONDS)
     for nonsense in ({"speedup": 0.0}, {"milliseconds": -1.0}, {"error": math.nan}):
         with pytest.raises(ConfigError, match="makes no sense"):
             Target(**nonsense)

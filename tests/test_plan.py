@@ -169,7 +169,7 @@ def test_the_most_promising_grids_are_run() -> None:
         full = Schedule.full(spec)
         fidelity = np.full(2, -20 * np.log10(own / 2))
         unshared[spec] = Plan(name=str(steps), schedule=full, cost=1.0, fidelity=fidelity, copying=None)
-        shared = dataclasses.replace(Schedule.uniform(spec, 3), predicted_cost=forecast)
+        shared = dataclasses.replace(Schedule.uniform(spec, 3), predicted_error=forecast)
         families.append([[shared], []])
     order = sorted(errors, key=lambda steps: sum(error**2 for error in errors[steps]))
     assert [schedule.spec.num_steps for schedule in _promising(families, unshared)] == order[:TRIED]

@@ -92,18 +92,21 @@ def test_the_same_steps_are_the_common_schedule(model) -> None:
     assert network_rows(compile_program(split_up))[0] == 5
 
 
+@pytest.mark.parametrize("objective", ["sum", "power"])
 @pytest.mark.parametrize("total", [4, 6, 8])
-def test_the_best_split_is_the_best_of_all(calibration, total: int) -> None:
+def test_the_best_split_is_the_best_of_all(calibration, total: int, objective: str) -> None:
     """Brute force over every pair of refresh sets, priced one forecast at a time."""
-    common = next(s for s, _ in solve_curve(calibration, 8, METHOD) if encoder_runs(s) >= total)
+    method = dataclasses.replace(METHOD, objective=objective)
+    gamma = {"sum": 1, "power": 2}[objective]
+    common = next(s for s, _ in solve_curve(calibration, 8, method) if encoder_runs(s) >= total)
     total = encoder_runs(common)
-    found = split(calibration, common, METHOD)
+    found = split(calibration, common, method)
     weights = SPEC.guidance_weights
     first = int(np.flatnonzero(weights != 1)[0])
 
-    def price(branch: int, steps: tuple[int, ...]) -> float:
+    def price(branch: int, steps: tuple[int, ...], gamma: int = gamma) -> float:
         gram, factor = calibration.branch_grams[branch], np.abs((weights, 1 - weights)[branch])
-        squares = 0.0
+        powers = 0.0
         for start, end in zip(steps, (*steps[1:], 8), strict=True):
             drawn = [step for step in steps if step <= start][-2:]
             errors = [
@@ -112,8 +115,8 @@ def test_the_best_split_is_the_best_of_all(calibration, total: int) -> None:
                 * forecast_error(gram, drawn, forecast_weights("calibrated", gram, SPEC.times, drawn, k), k)
                 for k in range(start + 1, end)
             ]
-            squares += sum(errors) ** 2
-        return squares
+            powers += sum(errors) ** gamma
+        return powers
 
     best = min(
         price(0, (0, *a)) + price(1, (first, *b))
@@ -121,7 +124,9 @@ def test_the_best_split_is_the_best_of_all(calibration, total: int) -> None:
         for a in itertools.combinations(range(1, 8), runs - 1)
         for b in itertools.combinations(range(first + 1, 8), total - runs - 1)
     )
-    assert found.predicted_cost == pytest.approx(np.sqrt(best), rel=1e-6)
+    assert found.predicted_cost == pytest.approx(best ** (1 / gamma), rel=1e-6)
+    squares = price(0, found.refresh_steps, 2) + price(1, found.unconditional_steps, 2)
+    assert found.predicted_error == pytest.approx(np.sqrt(squares), rel=1e-6)
     assert encoder_runs(found) == total
     assert network_rows(compile_program(found))[0] == total
 

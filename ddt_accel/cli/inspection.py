@@ -147,6 +147,7 @@ def _schedule(path: Path) -> dict[str, Any]:
         "forecast": f"{schedule.forecast}, from up to {drawn} states{centred}",
         "objective": schedule.objective,
         "predicted cost": schedule.predicted_cost,
+        "predicted error": schedule.predicted_error,
         "checkpoint": schedule.checkpoint_sha256,
         "calibration": schedule.calibration_sha256,
         **{key.replace("_", " "): value for key, value in asdict(schedule.spec).items()},

@@ -40,7 +40,7 @@ def solve(
     forecast: Annotated[
         str, typer.Option(help="The state between refreshes: calibrated, linear or hold.")
     ] = "calibrated",
-    objective: Annotated[str, typer.Option(help="power, sum, minimax, or similarity (published; holds).")] = "power",
+    objective: Annotated[str, typer.Option(help="sum, power, minimax, or similarity (published; holds).")] = "sum",
     sources: Annotated[int, typer.Option(help="From how many refreshed states a calibrated forecast is made.")] = 2,
     centred: Annotated[
         bool, typer.Option("--centred/--uncentred", help="Forecast the deviation from the mean trajectory.")
@@ -169,6 +169,7 @@ def _split_facts(schedule: Schedule) -> dict[str, Any]:
         "refresh_steps": list(schedule.refresh_steps),
         "unconditional_steps": list(schedule.unconditional_steps or ()),
         "predicted_cost": schedule.predicted_cost,
+        "predicted_error": schedule.predicted_error,
     }
 
 
@@ -182,8 +183,8 @@ def _split_told(common: Schedule, schedule: Schedule) -> str:
         drawn = "".join("●" if k in steps else "·" for k in range(schedule.spec.num_evaluations))
         lines.append(f"{drawn}  {branch}, {len(steps)} runs: {', '.join(map(str, steps))}")
     return "\n".join(lines) + (
-        f"\n{_MEANING[schedule.objective]}: {schedule.predicted_cost:.4g}, with the encoder running "
-        f"{encoder_runs(schedule)} times for an image, as often as at {common.budget} steps common to both branches."
+        f"\n{_predicted(schedule)}, with the encoder running {encoder_runs(schedule)} times for an image, as often as "
+        f"at {common.budget} steps common to both branches."
     )
 
 
@@ -233,7 +234,7 @@ def _write_curve(curve: list[tuple[Schedule, Certificate]], folder: Path, costs:
             str(schedule.budget),
             f"{unit / cost:.2f}×",
             *([f"{cost * 1000:.1f}"] if costs.unit == SECONDS else []),
-            f"{schedule.predicted_cost:.4g}",
+            f"{schedule.predicted_error or schedule.predicted_cost:.4g}",
             f"{psnr:.1f}" if psnr else "–",
         )
     if not as_json:
@@ -252,6 +253,7 @@ def facts(schedule: Schedule, certificate: Certificate) -> dict[str, Any]:
         "forecast": schedule.forecast,
         "objective": schedule.objective,
         "predicted_cost": schedule.predicted_cost,
+        "predicted_error": schedule.predicted_error,
         "certificate": dataclasses.asdict(certificate),
     }
 
@@ -266,16 +268,20 @@ def describe(schedule: Schedule, certificate: Certificate) -> str:
         f"{drawn}\n"
         f"The encoder runs at {schedule.budget} of {schedule.spec.num_evaluations} steps: "
         f"{', '.join(map(str, schedule.refresh_steps))}\n"
-        f"{_MEANING[schedule.objective]}: {schedule.predicted_cost:.4g}\n"
-        f"At {certificate.cost:.4g} it is {found} of {Decimal(certificate.considered):.4g} schedules{tied}; evenly "
-        f"spread steps come to {certificate.uniform_cost:.4g}, the published program's to "
-        f"{certificate.published_cost:.4g}."
+        f"{_MEANING[schedule.objective]}: {certificate.cost:.4g}, {found} of {Decimal(certificate.considered):.4g} "
+        f"schedules{tied}; evenly spread steps come to {certificate.uniform_cost:.4g}, the published program's to "
+        f"{certificate.published_cost:.4g}." + (f"\n{_predicted(schedule)}." if schedule.predicted_error else "")
     )
 
 
+def _predicted(schedule: Schedule) -> str:
+    return f"Predicted root-mean-square error of the final latents: {schedule.predicted_error:.4g}"
+
+
+# What a schedule is the least of.
 _MEANING = {
     "similarity": "Sum of 1 − cosine over the reuse steps",
-    "sum": "Predicted error of the final latents, if all errors add up",
-    "power": "Predicted root-mean-square error of the final latents",
-    "minimax": "Predicted error of the final latents from the worst segment",
+    "sum": "Error of the final latents, if all errors added up",
+    "power": "Error of the final latents, if errors of segments were independent",
+    "minimax": "Error of the final latents from the worst segment",
 }

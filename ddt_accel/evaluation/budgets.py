@@ -32,9 +32,7 @@ class Target:
 
 def predicted_psnr(schedule: Schedule) -> float | None:
     """PSNR in dB that a schedule's predicted error means for pixels in [−1, 1]; None where nothing predicts it."""
-    if schedule.objective not in ("sum", "power") or not schedule.predicted_cost:
-        return None
-    return -20 * math.log10(schedule.predicted_cost / 2)
+    return -20 * math.log10(schedule.predicted_error / 2) if schedule.predicted_error else None
 
 
 def choose(curve: list[tuple[Schedule, Certificate]], target: Target, costs: Costs) -> tuple[Schedule, Certificate]:
@@ -60,16 +58,16 @@ def choose(curve: list[tuple[Schedule, Certificate]], target: Target, costs: Cos
                 f"{unit / best:.2f} times as fast{shown}. Take fewer steps."
             )
     if target.error is not None or target.psnr is not None:
-        errors = [schedule.predicted_cost for schedule, _ in kept]
-        if kept[0][0].objective not in ("sum", "power"):
-            raise ConfigError("Only the objectives 'sum' and 'power' predict the error of the latents.")
+        errors = [schedule.predicted_error for schedule, _ in kept if schedule.predicted_error is not None]
+        if len(errors) < len(kept):
+            raise ConfigError("The objective 'similarity' does not predict the error of the latents; take another.")
         bound = min(
             math.inf if target.error is None else target.error,
             math.inf if target.psnr is None else 2 * 10 ** (-target.psnr / 20),
         )
-        meeting = [entry for entry in kept if (entry[0].predicted_cost or 0.0) <= bound]
+        meeting = [entry for entry, error in zip(kept, errors, strict=True) if error <= bound]
         if not meeting:
-            least = min(error or 0.0 for error in errors)
+            least = min(errors)
             raise ConfigError(
                 f"No schedule{' of that speed' if target.limits_time else ''} comes that close: the least predicted "
                 f"error is {least:.3g}, {-20 * math.log10(max(least, 1e-12) / 2):.1f} dB."

@@ -270,6 +270,6 @@ def _promising(families: list[list[list[Schedule]]], unshared: dict[SamplingSpec
         best = [variant[-1] for variant in variants if variant]
         if best:
             own = float(np.mean(4 * 10 ** (-unshared[best[0].spec].fidelity / 10)))
-            found.append((own + min(schedule.predicted_cost or 0.0 for schedule in best) ** 2, best))
+            found.append((own + min(schedule.predicted_error or 0.0 for schedule in best) ** 2, best))
     found.sort(key=lambda entry: entry[0])
     return [schedule for _, best in found[:TRIED] for schedule in best]

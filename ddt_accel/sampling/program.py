@@ -78,6 +78,9 @@ def compile_program(schedule: Schedule, *, encode_unconditional: str = "read") -
     )
     read = {r for k, branch in enumerate(unconditional) if guidance[k] != 1.0 for r, _ in branch.forecast}
     always = encode_unconditional == "always"
+    rows = updates(spec)
+    if schedule.integrator is not None:
+        rows = tuple(Update(velocities=row) for row in schedule.integrator)
     return Program(
         evaluations=tuple(
             Evaluation(
@@ -88,7 +91,7 @@ def compile_program(schedule: Schedule, *, encode_unconditional: str = "read") -
                 update=update,
             )
             for k, (time, branch, update) in enumerate(
-                zip(spec.times.tolist(), unconditional, updates(spec), strict=True)
+                zip(schedule.times or spec.times.tolist(), unconditional, rows, strict=True)
             )
         )
     )

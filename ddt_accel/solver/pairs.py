@@ -79,7 +79,12 @@ def pair_cost(step_price: Array, refresh_steps: tuple[int, ...], *, gamma: float
     before = (refresh_steps[0], *refresh_steps[:-1])
     ends = (*refresh_steps[1:], len(step_price))
     prices = np.array([step_price[a, b, b + 1 : c].sum() for a, b, c in zip(before, refresh_steps, ends, strict=True)])
-    return float(prices.max() if math.isinf(gamma) else (prices**gamma).sum() ** (1 / gamma))
+    return combined(prices, gamma)
+
+
+def combined(segments: Array, gamma: float) -> float:
+    """The cost of segments of these prices."""
+    return float(segments.max() if math.isinf(gamma) else (segments**gamma).sum() ** (1 / gamma))
 
 
 def _solution(cost: Array, count: Array, choices: list[NDArray[np.int32]], gamma: float) -> Solution:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ddt_accel.errors import ConfigError, NumericsError
 from ddt_accel.schedule import MAX_SOURCES, Forecast, Schedule, check_budget
 from ddt_accel.solver.forecast import FORECASTS, checked_gram, forecast_error, forecast_weights, pair_errors
-from ddt_accel.solver.pairs import pair_cost, solve_pairs
+from ddt_accel.solver.pairs import combined, pair_cost, solve_pairs
 from ddt_accel.solver.refresh import Solution, solve_all_budgets, total_cost
 from ddt_accel.spec import SamplingSpec
 
@@ -61,7 +61,7 @@ class Method:
     """
 
     forecast: str = "calibrated"
-    objective: str = "power"
+    objective: str = "sum"
     sources: int = 2
     centred: bool = True
 
@@ -124,7 +124,7 @@ def solve(
     budget: int,
     *,
     forecast: str = "calibrated",
-    objective: str = "power",
+    objective: str = "sum",
     sources: int = 2,
     centred: bool = True,
 ) -> Schedule:
@@ -178,12 +178,18 @@ def schedule_with(
         cost = total_cost(similarity_cost(calibration.similarity), refresh_steps)
         return dataclasses.replace(bare, predicted_cost=cost)
     pricing = pricing or _Pricing(calibration, method)
-    forecasts, cost = pricing.forecasts(refresh_steps)
+    forecasts, segments = pricing.forecasts(refresh_steps)
     means = None
     if method.forecast == "calibrated" and forecasts:
         # Without a mean trajectory forecasts are relative to a state of zeros, whose modulations are the bias.
         means = calibration.mean_modulations if method.centred else calibration.modulation_bias[None]
-    return dataclasses.replace(bare, forecasts=forecasts, predicted_cost=cost, mean_modulations=means)
+    return dataclasses.replace(
+        bare,
+        forecasts=forecasts,
+        mean_modulations=means,
+        predicted_cost=combined(segments, method.gamma),
+        predicted_error=combined(segments, GAMMA["power"]),
+    )
 
 
 class _Pricing:
@@ -213,8 +219,8 @@ class _Pricing:
     def pair_cost(self, refresh_steps: tuple[int, ...]) -> float:
         return pair_cost(self.prices, refresh_steps, gamma=self.method.gamma)
 
-    def forecasts(self, steps: tuple[int, ...]) -> tuple[dict[int, Forecast], float]:
-        """The weights at every reuse step, none where the last state is held, and the cost with them."""
+    def forecasts(self, steps: tuple[int, ...]) -> tuple[dict[int, Forecast], Array]:
+        """The weights at every reuse step, none where the last state is held, and the prices of the segments."""
         rows: dict[int, Forecast] = {}
         errors = np.zeros(len(self.gram))
         for step in sorted(set(range(len(self.gram))) - set(steps)):
@@ -223,5 +229,4 @@ class _Pricing:
             errors[step] = forecast_error(self.gram, drawn, weights, step)
             if self.method.forecast != "hold":
                 rows[step] = tuple(zip(drawn, weights.tolist(), strict=True))
-        segments, gamma = np.add.reduceat(self.sensitivity * errors, steps), self.method.gamma
-        return rows, float(segments.max() if math.isinf(gamma) else (segments**gamma).sum() ** (1 / gamma))
+        return rows, np.add.reduceat(self.sensitivity * errors, steps)

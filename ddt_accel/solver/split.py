@@ -13,6 +13,7 @@ the min-plus convolution of the two curves.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,7 @@ from numpy.typing import NDArray
 from ddt_accel.errors import ConfigError
 from ddt_accel.schedule import Forecast, Schedule
 from ddt_accel.solver.forecast import checked_gram, forecast_weights, pair_errors
-from ddt_accel.solver.pairs import solve_pairs
-from ddt_accel.solver.refresh import Solution
+from ddt_accel.solver.pairs import combined, pair_cost, solve_pairs
 from ddt_accel.solver.solve import Method, Statistics, schedule_with
 
 Array = NDArray[np.float64]
@@ -57,36 +57,41 @@ def splits(calibration: Statistics, schedule: Schedule, method: Method) -> list[
     total, weight = encoder_runs(schedule), spec.guidance_weights
     sensitivity = calibration.sensitivity * np.abs([weight, 1 - weight])
     every, first = np.arange(spec.num_evaluations), int(guided[0])
-    curves = [
-        _curve(calibration, branch, steps, sensitivity[branch], min(total - 1, len(steps)), method)
+    prices = [
+        _prices(calibration, branch, steps, sensitivity[branch], method)
         for branch, steps in enumerate((every, every[first:]))
     ]
+    curves = [solve_pairs(price, min(total - 1, len(price)), gamma=method.gamma) for price in prices]
     found = []
     for runs, conditional in enumerate(curves[0], 1):
         if 1 <= total - runs <= len(curves[1]):
             unconditional = curves[1][total - runs - 1]
             steps = tuple(first + step for step in unconditional.refresh_steps)
-            cost = (conditional.cost**method.gamma + unconditional.cost**method.gamma) ** (1 / method.gamma)
+            error = math.hypot(
+                *(
+                    pair_cost(price, solution.refresh_steps, gamma=2)
+                    for price, solution in zip(prices, (conditional, unconditional), strict=True)
+                )
+            )
             found.append(
                 dataclasses.replace(
                     schedule_with(calibration, conditional.refresh_steps, method),
                     forecasts=_forecasts(calibration, 0, conditional.refresh_steps, method),
                     unconditional_steps=steps,
                     unconditional_forecasts=_forecasts(calibration, 1, steps, method),
-                    predicted_cost=cost,
+                    predicted_cost=combined(np.array([conditional.cost, unconditional.cost]), method.gamma),
+                    predicted_error=error,
                 )
             )
     return found
 
 
-def _curve(
-    calibration: Statistics, branch: int, steps: NDArray[np.intp], sensitivity: Array, budget: int, method: Method
-) -> list[Solution]:
-    """The optima of a branch over some of the evaluations, for the budgets 1 … `budget`."""
+def _prices(calibration: Statistics, branch: int, steps: NDArray[np.intp], sensitivity: Array, method: Method) -> Array:
+    """The step prices [n, n, n] of a branch over some of the evaluations."""
     part = np.ix_(steps, steps)
     gram = checked_gram(calibration.branch_grams[branch][part])
     errors = pair_errors(method.forecast, gram, calibration.spec.times[steps], sources=method.sources)
-    return solve_pairs(sensitivity[steps] * errors, budget, gamma=method.gamma)
+    return sensitivity[steps] * errors
 
 
 def _forecasts(calibration: Statistics, branch: int, refreshes: tuple[int, ...], method: Method) -> dict[int, Forecast]:
