@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ddt_accel.calibration.calibrate import calibrate
     from ddt_accel.calibration.statistics import Calibration
     from ddt_accel.exporting.onnx import export
+    from ddt_accel.fitting.fit import fit
     from ddt_accel.networks.checkpoints import load_model
     from ddt_accel.sampling.noise import draw_labels, draw_noise, draw_step_noise
     from ddt_accel.schedule import Schedule
@@ -32,6 +33,7 @@ _HOMES = {
     "draw_noise": "sampling.noise",
     "draw_step_noise": "sampling.noise",
     "export": "exporting.onnx",
+    "fit": "fitting.fit",
     "load_model": "networks.checkpoints",
     "open_backend": "backends.open",
     "sample": "backends.sample",
@@ -49,6 +51,7 @@ __all__ = [
     "draw_noise",
     "draw_step_noise",
     "export",
+    "fit",
     "load_model",
     "open_backend",
     "sample",

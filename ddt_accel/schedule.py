@@ -123,19 +123,13 @@ class Schedule:
         steps = tuple(k * spec.num_evaluations // budget for k in range(budget))
         return cls(spec=spec, refresh_steps=steps, objective="uniform")
 
-    def save(self, path: str | Path) -> None:
-        """Writes the schedule as JSON, atomically, and before it the mean modulations, where it has any.
-
-        They lie beside it under a name that is made of their checksum, so that the schedules of one calibration share
-        them and no schedule ever points to the means of another.
-        """
-        path, means = Path(path), None
+    def document(self) -> dict[str, Any]:
+        """What its file says."""
+        means = None
         if self.mean_modulations is not None:
             digest = checksum({}, {"mean_modulations": self.mean_modulations})
             means = {"file": f"means-{digest[:12]}.safetensors", "sha256": digest}
-            arrays = {"mean_modulations": self.mean_modulations}
-            write_arrays(path.parent / means["file"], MEANS_FORMAT, MEANS_VERSION, {}, arrays)
-        content: dict[str, Any] = {
+        return {
             "spec": asdict(self.spec),
             "refresh_steps": list(self.refresh_steps),
             "forecast": self.forecast,
@@ -151,7 +145,18 @@ class Schedule:
             "checkpoint_sha256": self.checkpoint_sha256,
             "calibration_sha256": self.calibration_sha256,
         }
-        write_json(path, FORMAT, VERSION, content)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the schedule as JSON, atomically, and before it the mean modulations, where it has any.
+
+        They lie beside it under a name that is made of their checksum, so that the schedules of one calibration share
+        them and no schedule ever points to the means of another.
+        """
+        path, document = Path(path), self.document()
+        if self.mean_modulations is not None:
+            arrays = {"mean_modulations": self.mean_modulations}
+            write_arrays(path.parent / document["means"]["file"], MEANS_FORMAT, MEANS_VERSION, {}, arrays)
+        write_json(path, FORMAT, VERSION, document)
 
     @classmethod
     def load(cls, path: str | Path) -> Schedule:

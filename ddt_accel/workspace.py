@@ -61,6 +61,7 @@ class Workspace:
         self.costs_path = folder / "costs.json"
         self.export_path = folder / "export"
         self.samples_path = folder / "samples"
+        self.fit_path = folder / "fit"
         self._settings_path = folder / SETTINGS_NAME
 
     def load_model(self, said: Mapping[str, Any]) -> DDT:

@@ -32,9 +32,9 @@ from ddt_accel.artifacts import (
     write_json,
 )
 from ddt_accel.backends.manifest import Manifest
-from ddt_accel.calibration.statistics import ImageRange
 from ddt_accel.errors import ArtifactError
 from ddt_accel.networks.config import DDTConfig
+from ddt_accel.sampling.noise import ImageRange
 
 many = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 values = st.recursive(

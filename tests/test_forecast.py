@@ -22,8 +22,8 @@ from ddt_accel import (
     solve,
     solve_refresh_steps,
 )
-from ddt_accel.calibration.statistics import ImageRange
 from ddt_accel.errors import ConfigError, NumericsError
+from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.solver.forecast import forecast_error, forecast_weights, pair_errors
 from ddt_accel.solver.pairs import pair_cost, solve_pairs
 from ddt_accel.solver.solve import Method, solve_curve

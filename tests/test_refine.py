@@ -9,9 +9,9 @@ import pytest
 
 from ddt_accel import SamplingSpec, Schedule, calibrate, draw_labels, draw_noise, load_model, sample
 from ddt_accel.backends.pytorch import TorchBackend
-from ddt_accel.calibration.statistics import ImageRange
 from ddt_accel.errors import ConfigError
 from ddt_accel.evaluation.refine import moved, refine
+from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.solver.solve import Method, schedule_with
 
 SPEC = SamplingSpec(num_steps=8, guidance=1.5)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.errors import MismatchError
 from ddt_accel.networks.ddt import DDT
 from ddt_accel.sampling.backend import Backend
+from ddt_accel.sampling.noise import ImageRange, draw_labels, draw_noise, draw_step_noise
 from ddt_accel.sampling.program import compile_program
 from ddt_accel.sampling.trajectory import run
 from ddt_accel.schedule import Schedule
@@ -31,6 +33,20 @@ def sample(
     backend = TorchBackend(model_or_backend) if isinstance(model_or_backend, DDT) else model_or_backend
     check_checkpoint(schedule, backend.checkpoint_sha256)
     return run(backend, compile_program(schedule), noise, labels, step_noise=step_noise)
+
+
+def sample_images(
+    backend: Backend, schedule: Schedule, images: ImageRange, latent_shape: tuple[int, int, int], batch_size: int
+) -> Tensor:
+    """The final latents of some images of a seed, float32 [B, C, H, W] on the CPU, `batch_size` at a time."""
+    parts = []
+    for start in range(images.first, images.stop, batch_size):
+        indices = range(start, min(images.stop, start + batch_size))
+        noise = draw_noise(latent_shape, seed=images.seed, indices=indices)
+        labels = draw_labels(backend.config.num_classes, seed=images.seed, indices=indices)
+        step_noise = draw_step_noise(latent_shape, seed=images.seed, indices=indices)
+        parts.append(sample(backend, schedule, noise, labels, step_noise=step_noise).cpu())
+    return torch.cat(parts)
 
 
 def check_checkpoint(schedule: Schedule, checkpoint_sha256: str | None) -> None:

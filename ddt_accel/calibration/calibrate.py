@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.calibration.sensitivity import sensitivity_sum
-from ddt_accel.calibration.statistics import Calibration, ImageRange
+from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ConfigError, MismatchError, NumericsError
 from ddt_accel.networks.ddt import DDT
-from ddt_accel.sampling.noise import draw_labels, draw_noise, draw_step_noise
+from ddt_accel.sampling.noise import ImageRange, draw_labels, draw_noise, draw_step_noise
 from ddt_accel.sampling.program import compile_program
 from ddt_accel.sampling.trajectory import Trajectory
 from ddt_accel.schedule import Schedule

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddt_accel.backends.pytorch import TorchBackend
-from ddt_accel.calibration.statistics import ImageRange
 from ddt_accel.networks.ddt import DDT
-from ddt_accel.sampling.noise import draw_labels, draw_noise, draw_step_noise
+from ddt_accel.sampling.noise import ImageRange, draw_labels, draw_noise, draw_step_noise
 from ddt_accel.sampling.program import compile_program
 from ddt_accel.sampling.trajectory import Trajectory
 from ddt_accel.schedule import Schedule

@@ -11,24 +11,13 @@ from numpy.typing import NDArray
 
 from ddt_accel.artifacts import checksum, read_arrays, write_arrays
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError
+from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.spec import SamplingSpec
 
 FORMAT, VERSION = "ddt-accel calibration", 3
 ARRAYS = ("similarity_sum", "gram_sum", "mean_sum", "modulation_sum", "bias_sum", "sensitivity_sum")
 
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageRange:
-    """The images first … stop − 1 of a seed."""
-
-    seed: int
-    first: int
-    stop: int
-
-    def overlaps(self, other: ImageRange) -> bool:
-        return self.seed == other.seed and self.first < other.stop and other.first < self.stop
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -9,7 +9,7 @@ import sys
 import typer
 from rich.text import Text
 
-from ddt_accel.cli import benchmark, calibration, inspection, planning, runs, solving, training
+from ddt_accel.cli import benchmark, calibration, fitting, inspection, planning, runs, solving, training
 from ddt_accel.cli.console import err
 from ddt_accel.errors import DDTAccelError
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 app.command()(calibration.calibrate)
 app.command()(solving.solve)
 app.command()(planning.plan)
+app.command()(fitting.fit)
 app.command()(runs.export)
 app.command()(runs.sample)
 app.command()(benchmark.bench)

@@ -142,10 +142,10 @@ def _statistics(calibration: Calibration, steps: int | None) -> Statistics:
 
 def _refine(place: Workspace, statistics: Statistics, schedule: Schedule, method: Method, images: int) -> Refined:
     from ddt_accel.backends.pytorch import TorchBackend
-    from ddt_accel.calibration.statistics import ImageRange
     from ddt_accel.errors import ConfigError
     from ddt_accel.evaluation.refine import ROUNDS, TRIED
     from ddt_accel.evaluation.refine import refine as run
+    from ddt_accel.sampling.noise import ImageRange
 
     network = place.load_model({})
     if network.source is None or network.source.latent_shape is None:

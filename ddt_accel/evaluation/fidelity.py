@@ -31,6 +31,14 @@ def psnr(images: Tensor, reference: Tensor) -> NDArray[np.float64]:
     return decibels
 
 
+def latent_decibels(latents: Tensor, reference: Tensor) -> NDArray[np.float64]:
+    """−20 log₁₀ of the root-mean-square error of each latent [B, C, H, W] over a range of 2: the PSNR of pixels in
+    [−1, 1] before clipping. Capped at 200, where only rounding is left."""
+    error = (latents.double() - reference.double()).square().flatten(1).mean(1).clamp_min(4e-20)
+    decibels: NDArray[np.float64] = (-10 * torch.log10(error / 4)).cpu().numpy()
+    return decibels
+
+
 def relative_l2(latents: Tensor, reference: Tensor) -> NDArray[np.float64]:
     """‖x − x_ref‖ / ‖x_ref‖ of each latent [B, C, H, W]."""
     difference = (latents.double() - reference.double()).flatten(1).norm(dim=1)

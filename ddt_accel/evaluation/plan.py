@@ -17,20 +17,21 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddt_accel.backends.sample import sample
+from ddt_accel.backends.sample import sample_images
 from ddt_accel.calibration.resample import POINTS, resample
-from ddt_accel.calibration.statistics import Calibration, ImageRange
+from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ConfigError, MismatchError
+from ddt_accel.evaluation.converged import converged
 from ddt_accel.evaluation.costs import Costs
-from ddt_accel.evaluation.fidelity import Interval, interval
+from ddt_accel.evaluation.fidelity import Interval, interval, latent_decibels
 from ddt_accel.sampling.backend import Backend
-from ddt_accel.sampling.noise import draw_labels, draw_noise
+from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.schedule import Schedule
-from ddt_accel.solver.solve import PUBLISHED, Method, solve_curve
+from ddt_accel.solver.solve import PUBLISHED, Method, schedule_with, solve_curve
+from ddt_accel.solver.split import split
 from ddt_accel.spec import SamplingSpec
 
 T = TypeVar("T")
@@ -40,7 +41,7 @@ Progress = Callable[[str, int], Callable[[], None]]
 INTEGRATORS = ("euler", "heun", "ab2", "ab3")
 STEPS = (4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 30, 36, 42, 50, 60, 80, 100, 125, 160, 200, 250)
 # Time shifts that are tried, relative to the calibrated one, on the grid that is best at a cost.
-SHIFTS = (0.6, 0.8, 1.25, 1.7)
+SHIFTS = (0.6, 0.8, 1.25, 1.7, 2.4)
 # The reference takes this many times the calibrated steps.
 CONVERGED = 4
 # On how many grids shared plans are run for every cost.
@@ -100,8 +101,7 @@ class _Judge:
         self._shape, self._images, self._batch_size = shape, images, batch_size
         self.unit = costs.of(Schedule.full(calibration.spec))
         steps = CONVERGED * calibration.spec.num_steps
-        limit = dataclasses.replace(calibration.spec, num_steps=steps, solver="ab2", last_step=None)
-        self._converged = self._end(Schedule.full(limit))
+        self._converged = self._end(Schedule.full(converged(calibration.spec, steps)))
 
     def measure(self, schedule: Schedule, *, copying: bool = False) -> Plan:
         """Runs a schedule, and with `copying` the unshared trajectory of its grid, too."""
@@ -111,21 +111,15 @@ class _Judge:
             name=_name(schedule),
             schedule=schedule,
             cost=self.cost(schedule),
-            fidelity=_decibels(end, self._converged),
-            copying=_decibels(end, self._end(Schedule.full(schedule.spec))) if copying else None,
+            fidelity=latent_decibels(end, self._converged),
+            copying=latent_decibels(end, self._end(Schedule.full(schedule.spec))) if copying else None,
         )
 
     def cost(self, schedule: Schedule) -> float:
         return self._costs.of(schedule) / self.unit
 
     def _end(self, schedule: Schedule) -> Tensor:
-        images, parts = self._images, []
-        for start in range(images.first, images.stop, self._batch_size):
-            indices = range(start, min(images.stop, start + self._batch_size))
-            noise = draw_noise(self._shape, seed=images.seed, indices=indices)
-            labels = draw_labels(self._backend.config.num_classes, seed=images.seed, indices=indices)
-            parts.append(sample(self._backend, schedule, noise, labels).double().cpu().flatten(1))
-        return torch.cat(parts)
+        return sample_images(self._backend, schedule, self._images, self._shape, self._batch_size)
 
 
 def make_plans(
@@ -175,15 +169,20 @@ def make_plans(
         return [(judge.cost(schedule), schedule) for schedule in schedules]
 
     twins = [twin for twin in unshared.values() if twin.schedule.spec.num_steps >= POINTS]
-    families = [[priced(variant) for variant in _family(calibration, twin)] for twin in twins]
+    curves = [[priced(curve) for curve in _curves(calibration, twin)] for twin in twins]
     published = priced(_published(calibration))
     rows = []
     for target in targets:
 
-        def affordable(variant: list[tuple[float, Schedule]], target: float = target) -> list[Schedule]:
-            return [schedule for cost, schedule in variant if cost <= target]
+        def affordable(curve: list[tuple[float, Schedule]], target: float = target) -> list[Schedule]:
+            return [schedule for cost, schedule in curve if cost <= target]
 
-        promising = _promising([[affordable(variant) for variant in family] for family in families], unshared)
+        promising = [
+            variant
+            for schedule in _promising([[affordable(curve) for curve in grid] for grid in curves], unshared)
+            for variant in _variants(calibration, schedule)
+            if judge.cost(variant) <= target
+        ]
         label = f"measuring shared plans at cost {target:g}"
         shared = _closest([judge.measure(schedule) for schedule in _counted(label, promising, progress)])
         fewer = _closest([plan for plan in unshared.values() if plan.cost <= target])
@@ -218,7 +217,18 @@ def _unshared(spec: SamplingSpec, judge: _Judge, targets: list[float], progress:
     }
     ordered = sorted(shifted, key=lambda grid: (grid.num_steps, grid.solver, grid.timeshift))
     others = _counted("measuring other time shifts", ordered, progress)
-    return plans | {grid: judge.measure(Schedule.full(grid)) for grid in others}
+    plans |= {grid: judge.measure(Schedule.full(grid)) for grid in others}
+    # What suits the best grids suits finer ones, too, which only sharing makes affordable.
+    best = [_closest([plan for plan in plans.values() if plan.cost <= target]) for target in targets]
+    suited = {(plan.schedule.spec.solver, plan.schedule.spec.timeshift) for plan in best if plan is not None}
+    finer = [
+        spec
+        for solver, shift in sorted(suited)
+        for grid in grids
+        if (spec := dataclasses.replace(grid, timeshift=shift)) not in plans and grid.solver == solver
+    ]
+    more = _counted("measuring them on finer grids", finer, progress)
+    return plans | {grid: judge.measure(Schedule.full(grid)) for grid in more}
 
 
 def _counted(label: str, items: list[T], progress: Progress) -> Iterator[T]:
@@ -240,20 +250,13 @@ def _name(schedule: Schedule) -> str:
     return f"{spec.solver} {spec.num_steps}{shift}{shared}"
 
 
-def _decibels(end: Tensor, reference: Tensor) -> NDArray[np.float64]:
-    """Of each image, [images]; capped at 200, where only rounding is left."""
-    error = (end - reference).square().mean(1).clamp_min(4e-20)
-    values: NDArray[np.float64] = (-10 * torch.log10(error / 4)).numpy()
-    return values
-
-
 def _published(calibration: Calibration) -> list[Schedule]:
     """The published method on the calibrated grid, budget by budget."""
     evaluations = calibration.spec.num_evaluations
     return [schedule for schedule, _ in solve_curve(calibration, evaluations, PUBLISHED)]
 
 
-def _family(calibration: Calibration, twin: Plan) -> list[list[Schedule]]:
+def _curves(calibration: Calibration, twin: Plan) -> list[list[Schedule]]:
     """All budgets that share something, on the grid of an unshared plan, with and without centred forecasts."""
     statistics = resample(calibration, twin.schedule.spec)
     budgets = twin.schedule.spec.num_evaluations - 1
@@ -261,6 +264,18 @@ def _family(calibration: Calibration, twin: Plan) -> list[list[Schedule]]:
         [schedule for schedule, _ in solve_curve(statistics, budgets, Method(centred=centred))]
         for centred in (True, False)
     ]
+
+
+def _variants(calibration: Calibration, schedule: Schedule) -> list[Schedule]:
+    """A schedule, and where its forecasts are not centred, others of as many encoder runs that may end closer."""
+    if schedule.centred:
+        return [schedule]
+    statistics = resample(calibration, schedule.spec)
+    methods = [Method(centred=False, sources=sources) for sources in (2, 3, 4)]
+    found = [schedule] + [schedule_with(statistics, schedule.refresh_steps, method) for method in methods[1:]]
+    if (schedule.spec.guidance_weights != 1.0).any():
+        found += [split(statistics, schedule, method) for method in methods[:2]]
+    return found
 
 
 def _promising(families: list[list[list[Schedule]]], unshared: dict[SamplingSpec, Plan]) -> list[Schedule]:

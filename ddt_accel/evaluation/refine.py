@@ -12,16 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddt_accel.backends.sample import sample
-from ddt_accel.calibration.statistics import ImageRange
+from ddt_accel.backends.sample import sample_images
 from ddt_accel.errors import ConfigError
-from ddt_accel.evaluation.fidelity import Interval, interval
+from ddt_accel.evaluation.fidelity import Interval, interval, latent_decibels
 from ddt_accel.sampling.backend import Backend
-from ddt_accel.sampling.noise import draw_labels, draw_noise, draw_step_noise
+from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.schedule import Schedule
 from ddt_accel.solver.solve import Method, Statistics, schedule_with
 
@@ -59,25 +57,17 @@ def refine(
 
     A schedule whose gain on `held_out` is not significant is given up for the one it started from.
     """
-    if len(range(images.first, images.stop)) < 4 or len(range(held_out.first, held_out.stop)) < 4:
+    if min(images.count, held_out.count) < 4:
         raise ConfigError("Refinement compares schedules over images; give at least 4 of them.")
     unshared = Schedule.full(schedule.spec)
 
     def end(candidate: Schedule, over: ImageRange) -> Tensor:
-        parts = []
-        for start in range(over.first, over.stop, batch_size):
-            indices = range(start, min(over.stop, start + batch_size))
-            noise = draw_noise(latent_shape, seed=over.seed, indices=indices)
-            labels = draw_labels(backend.config.num_classes, seed=over.seed, indices=indices)
-            step_noise = draw_step_noise(latent_shape, seed=over.seed, indices=indices)
-            parts.append(sample(backend, candidate, noise, labels, step_noise=step_noise).double().cpu().flatten(1))
+        ends = sample_images(backend, candidate, over, latent_shape, batch_size)
         on_run()
-        return torch.cat(parts)
+        return ends
 
     def decibels(candidate: Schedule, over: ImageRange, reference: Tensor) -> NDArray[np.float64]:
-        error = (end(candidate, over) - reference).square().mean(1).clamp_min(1e-20)
-        values: NDArray[np.float64] = (-10 * torch.log10(error / 4)).numpy()
-        return values
+        return latent_decibels(end(candidate, over), reference)
 
     reference = end(unshared, images)
     start = current = decibels(schedule, images, reference)

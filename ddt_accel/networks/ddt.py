@@ -94,9 +94,11 @@ class DDT(nn.Module):
         rows, columns = x.shape[-2] // self.config.patch_size, x.shape[-1] // self.config.patch_size
         key = (rows, columns, str(x.device))
         if key not in self._rotary:
-            cos, sin = rotary_table(self.config.hidden_size // self.config.num_groups, rows, columns)
-            # [L, 1, d / 2]: broadcasts over heads.
-            self._rotary[key] = (cos[:, None].to(x.device), sin[:, None].to(x.device))
+            # Whoever asks first may be in inference mode, whoever asks next may want gradients.
+            with torch.inference_mode(False):
+                cos, sin = rotary_table(self.config.hidden_size // self.config.num_groups, rows, columns)
+                # [L, 1, d / 2]: broadcasts over heads.
+                self._rotary[key] = (cos[:, None].to(x.device), sin[:, None].to(x.device))
         return self._rotary[key]
 
     def _initialize(self) -> None:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from ddt_accel.calibration.resample import resample
-from ddt_accel.calibration.statistics import Calibration, ImageRange
+from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ConfigError, MismatchError
 from ddt_accel.evaluation.benchmark import Measurement, measure
 from ddt_accel.sampling.backend import Backend
+from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.schedule import Schedule
 from ddt_accel.solver.solve import OBJECTIVES, Method, Statistics, solve_curve
 from ddt_accel.solver.solve import PUBLISHED as PUBLISHED_METHOD

@@ -7,6 +7,7 @@ changes which picture a seed gives.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,6 +16,22 @@ from torch import Tensor
 from ddt_accel.errors import ConfigError
 
 _LABELS = 2**32 - 1  # the stream that labels are drawn from; noise streams count up from 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRange:
+    """The images first … stop − 1 of a seed."""
+
+    seed: int
+    first: int
+    stop: int
+
+    @property
+    def count(self) -> int:
+        return self.stop - self.first
+
+    def overlaps(self, other: ImageRange) -> bool:
+        return self.seed == other.seed and self.first < other.stop and other.first < self.stop
 
 
 def draw_noise(shape: tuple[int, int, int], *, seed: int, indices: Sequence[int], stream: int = 0) -> Tensor:

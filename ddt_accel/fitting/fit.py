@@ -1,0 +1,284 @@
+"""Fitting a schedule's scalars, by gradient descent through the trajectory, to where the converged one ends.
+
+With the network frozen, what is left of a trajectory is some hundred numbers, fitted to a few dozen noises. The loss is
+the mean over images of the log of the mean squared error to the converged end: every image counts alike, however hard
+it is. The iterate that does best on images held out from the fit is kept; on yet others it has to beat its start.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddt_accel.artifacts import checksum, read_arrays, write_arrays
+from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel.backends.sample import check_checkpoint, sample_images
+from ddt_accel.errors import ArtifactError, ConfigError, MismatchError, NumericsError
+from ddt_accel.evaluation.converged import converged_ends
+from ddt_accel.evaluation.fidelity import Interval, interval, latent_decibels
+from ddt_accel.fitting.scalars import KINDS, Scalars
+from ddt_accel.fitting.trajectory import fitted_end
+from ddt_accel.networks.ddt import DDT
+from ddt_accel.sampling.noise import ImageRange, draw_labels, draw_noise
+from ddt_accel.schedule import MAX_SOURCES, Schedule
+
+FORMAT, VERSION = "ddt-accel fit", 1
+# Iterations between looks at the images that the best iterate is chosen on; states are saved there.
+LOOK_EVERY = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSpec:
+    """How a schedule is fitted: on the images 0 … images − 1 of `seed`, chosen on `held_out` more, reported on as many
+    more. `batch_size` images make a gradient, `micro_batch` at a time; with `autocast` in bfloat16."""
+
+    iterations: int = 120
+    images: int = 64
+    held_out: int = 32
+    batch_size: int = 12
+    micro_batch: int = 12
+    learning_rate: float = 1e-2
+    reference_steps: int = 120
+    seed: int = 3
+    free: tuple[str, ...] = KINDS
+    sources: int = 2
+    autocast: bool = False
+
+    def __post_init__(self) -> None:
+        counts = (self.iterations, self.images, self.batch_size, self.micro_batch, self.reference_steps)
+        if min(counts) < 1 or self.held_out < 2 or self.batch_size > self.images or not 0 <= self.seed < 2**32:
+            raise ConfigError(
+                f"{self.iterations} iterations with batches of {self.batch_size} out of {self.images} images, "
+                f"{self.held_out} held-out ones, {self.reference_steps} reference steps, seed {self.seed}: give "
+                "positive numbers, at least 2 held-out images, and batches no larger than the images."
+            )
+        if not 0 < self.learning_rate < 1:
+            raise ConfigError(f"learning_rate is {self.learning_rate}; give a number between 0 and 1.")
+        if not set(self.free) <= set(KINDS) or not self.free or not 1 <= self.sources <= MAX_SOURCES:
+            raise ConfigError(
+                f"Nothing to fit: {', '.join(self.free)} from {self.sources} states; choose from {', '.join(KINDS)}, "
+                f"and 1 to {MAX_SOURCES} states."
+            )
+
+    @property
+    def ranges(self) -> tuple[ImageRange, ImageRange, ImageRange]:
+        """The images to fit on, to choose the iterate on, and to report on."""
+        ends = [0, self.images, self.images + self.held_out, self.images + 2 * self.held_out]
+        fitting, choosing, reporting = (
+            ImageRange(seed=self.seed, first=first, stop=stop) for first, stop in pairwise(ends)
+        )
+        return fitting, choosing, reporting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """A fit's result; dB to the converged trajectory of images that it has not seen, and the gain in pairs.
+
+    `schedule` is the warm start where the gain is not significant.
+    """
+
+    schedule: Schedule
+    before: Interval
+    after: Interval
+    gain: Interval
+    iteration: int
+
+    @property
+    def improved(self) -> bool:
+        return self.gain.low > 0
+
+
+def fit(model: DDT, schedule: Schedule, spec: FitSpec | None = None) -> Schedule:
+    """The schedule with its times, integrator and forecasts fitted to the converged trajectory; see `Fitter`."""
+    return Fitter(model, schedule, spec or FitSpec()).run().schedule
+
+
+class Fitter:
+    """One fit; `run` starts it, or continues what it left in `state_path`.
+
+    `cache` is a folder for converged ends, `on_stage` is called with what comes next and how many steps it takes, and
+    returns what to call after each.
+    """
+
+    def __init__(
+        self,
+        model: DDT,
+        schedule: Schedule,
+        spec: FitSpec,
+        *,
+        latent_shape: tuple[int, int, int] | None = None,
+        state_path: Path | None = None,
+        cache: Path | None = None,
+        on_stage: Callable[[str, int], Callable[[], None]] = lambda label, total: lambda: None,
+    ) -> None:
+        latent_shape = latent_shape or (model.source.latent_shape if model.source else None)
+        if latent_shape is None:
+            raise ConfigError("The model does not say which latents it is for; give latent_shape=(C, H, W).")
+        self.model, self.warm, self.spec, self.latent_shape = model, schedule, spec, latent_shape
+        self.state_path, self.cache, self.on_stage = state_path, cache, on_stage
+        self.backend = TorchBackend(model)
+        check_checkpoint(schedule, self.backend.checkpoint_sha256)
+        width, like = model.config.hidden_size, model.final_layer.linear.weight
+        with torch.no_grad():
+            bias = model.modulations(torch.zeros(1, 1, width).to(like))[0, 0].float().cpu().numpy()
+        self.scalars = Scalars(schedule, bias, free=spec.free, sources=spec.sources).to(like.device)
+        self.trained = {name: value for name, value in self.scalars.named_parameters() if value.requires_grad}
+        self.optimizer = torch.optim.Adam(self.trained.values(), lr=spec.learning_rate, betas=(0.9, 0.95))
+        self.iteration, self.best_iteration, self.best_score = 0, 0, -math.inf
+        self.best = {name: value.detach().clone() for name, value in self.trained.items()}
+
+    def run(self) -> Fitted:
+        """Fits to the end, and compares with the warm start on images that were not used."""
+        ranges = self.spec.ranges
+        done = self.on_stage("converged trajectories", len(ranges))
+        targets = []
+        for images in ranges:
+            targets.append(self._converged(images))
+            done()
+        fitting, choosing, reporting = targets
+        done = self.on_stage("fitting", self.spec.iterations)
+        if self.state_path is not None and self.state_path.exists():
+            self._load(self.state_path)
+            for _ in range(self.iteration):
+                done()
+        requiring = [value for value in self.model.parameters() if value.requires_grad]
+        self.model.requires_grad_(False)
+        try:
+            while True:
+                if self.iteration % LOOK_EVERY == 0 or self.iteration == self.spec.iterations:
+                    self._look(choosing)
+                if self.iteration == self.spec.iterations:
+                    break
+                self._step(fitting)
+                done()
+        finally:
+            for value in requiring:
+                value.requires_grad_(True)
+        before = self._decibels(self.warm, ranges[2], reporting)
+        after = self._decibels(self._best_schedule(), ranges[2], reporting)
+        gain = _interval(after - before)
+        kept = self._best_schedule() if gain.low > 0 else self.warm
+        return Fitted(
+            schedule=kept, before=_interval(before), after=_interval(after), gain=gain, iteration=self.best_iteration
+        )
+
+    def _converged(self, images: ImageRange) -> Tensor:
+        spec, shape, size = self.spec, self.latent_shape, self.spec.batch_size
+        return converged_ends(self.backend, self.warm.spec, spec.reference_steps, images, shape, size, cache=self.cache)
+
+    def _step(self, targets: Tensor) -> None:
+        spec, device = self.spec, self.backend.device
+        generator = np.random.default_rng([spec.seed, self.iteration])
+        chosen = generator.choice(spec.images, spec.batch_size, replace=False)
+        self.optimizer.zero_grad()
+        for start in range(0, spec.batch_size, spec.micro_batch):
+            indices = chosen[start : start + spec.micro_batch].tolist()
+            noise = draw_noise(self.latent_shape, seed=spec.seed, indices=indices).to(device)
+            labels = draw_labels(self.model.config.num_classes, seed=spec.seed, indices=indices).to(device)
+            end = fitted_end(self.model, self.scalars, noise, labels, autocast=spec.autocast)
+            error = (end - targets[indices].to(device)).square().flatten(1).mean(1)
+            (error.log().sum() / spec.batch_size).backward()
+        gradients = [value.grad for value in self.trained.values() if value.grad is not None]
+        if not all(torch.isfinite(gradient).all() for gradient in gradients):
+            raise NumericsError(
+                f"The gradient is not finite at iteration {self.iteration}; lower the learning rate, or fit in float32."
+            )
+        decay = 0.5 * (1 + math.cos(math.pi * self.iteration / spec.iterations))
+        for group in self.optimizer.param_groups:
+            group["lr"] = spec.learning_rate * decay
+        self.optimizer.step()
+        self.iteration += 1
+
+    def _look(self, targets: Tensor) -> None:
+        """How the present numbers do on images that are not fitted, by the loop that will run them."""
+        score = float(self._decibels(self.scalars.schedule(), self.spec.ranges[1], targets).mean())
+        if score > self.best_score:
+            self.best_score, self.best_iteration = score, self.iteration
+            self.best = {name: value.detach().clone() for name, value in self.trained.items()}
+        if self.state_path is not None:
+            self._save(self.state_path)
+
+    def _decibels(self, schedule: Schedule, images: ImageRange, targets: Tensor) -> NDArray[np.float64]:
+        try:
+            ends = sample_images(self.backend, schedule, images, self.latent_shape, self.spec.batch_size)
+        except NumericsError:
+            return np.full(images.count, -math.inf)
+        return latent_decibels(ends, targets)
+
+    def _best_schedule(self) -> Schedule:
+        now = {name: value.detach().clone() for name, value in self.trained.items()}
+        self._set(self.best)
+        schedule = self.scalars.schedule()
+        self._set(now)
+        return schedule
+
+    def _set(self, values: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, value in self.trained.items():
+                value.copy_(values[name])
+
+    @property
+    def _identity(self) -> str:
+        """Which fit this is, so that another one's state is not continued."""
+        settings = json.loads(json.dumps(asdict(self.spec)))
+        known = {"checkpoint": self.backend.checkpoint_sha256, "shape": list(self.latent_shape), "fit": settings}
+        return checksum({**known, "schedule": self.warm.document()})
+
+    def _save(self, path: Path) -> None:
+        arrays = {f"best.{name}": value for name, value in self.best.items()}
+        for name, value in self.trained.items():
+            arrays[f"value.{name}"] = value.detach()
+            for moment, kept in self.optimizer.state[value].items():
+                arrays[f"{moment}.{name}"] = kept
+        content = {
+            "identity": self._identity,
+            "iteration": self.iteration,
+            "best_iteration": self.best_iteration,
+            "best_score": self.best_score,
+        }
+        write_arrays(path, FORMAT, VERSION, content, {name: value.cpu().numpy() for name, value in arrays.items()})
+
+    def continues(self) -> bool:
+        """Whether `state_path` holds the state of this fit."""
+        if self.state_path is None or not self.state_path.exists():
+            return False
+        try:
+            return read_arrays(self.state_path, FORMAT, VERSION)[0].get("identity") == self._identity
+        except ArtifactError:
+            return False
+
+    def _load(self, path: Path) -> None:
+        content, arrays = read_arrays(path, FORMAT, VERSION)
+        if content.get("identity") != self._identity:
+            raise MismatchError(
+                f"{path} is the state of another fit; remove it to start anew, or repeat that fit's settings to "
+                "continue it."
+            )
+        tensors = {name: torch.from_numpy(value).to(self.backend.device) for name, value in arrays.items()}
+        try:
+            self._set({name: tensors[f"value.{name}"] for name in self.trained})
+            self.best = {name: tensors[f"best.{name}"] for name in self.trained}
+            for name, value in self.trained.items():
+                if content["iteration"]:
+                    moments = ("step", "exp_avg", "exp_avg_sq")
+                    self.optimizer.state[value] = {moment: tensors[f"{moment}.{name}"] for moment in moments}
+            self.iteration, self.best_iteration = int(content["iteration"]), int(content["best_iteration"])
+            self.best_score = float(content["best_score"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{path} cannot be read as a fit's state ({error}); remove it.") from None
+
+
+def _interval(values: NDArray[np.float64]) -> Interval:
+    found = interval(values)
+    if found is None:
+        raise NumericsError("The schedule to start from ends in NaN or infinity; start from another one.")
+    return found

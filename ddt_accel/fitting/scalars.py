@@ -1,0 +1,131 @@
+"""The scalars of a trajectory as parameters: its times, its integrator's weights, its forecasts' weights.
+
+Times are `t_k = Σ_{j ≤ k} softmax(γ)_j` over E + 1 gaps, the last of them up to t = 1: they increase and stay in
+[0, 1) whatever γ is, and a gap of 0 stays 0. The integrator is a full lower triangle, every velocity so far in every
+row (a non-stationary solver, arXiv 2403.01329). A forecast draws on the last few refreshed states.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ddt_accel.errors import ConfigError
+from ddt_accel.sampling.program import compile_program
+from ddt_accel.schedule import MAX_SOURCES, Forecast, Row, Schedule
+
+TIMES, INTEGRATOR, FORECASTS = KINDS = ("times", "integrator", "forecasts")
+
+
+class Scalars(nn.Module):
+    """The numbers of a schedule, float64; those of the kinds in `free` can be trained.
+
+    `modulation_bias` [M] are the modulations of a state of zeros, which forecasts are relative to where the schedule
+    has no mean trajectory. With `sources` of 2 or more, forecasts may draw on more states than the schedule's do, at
+    first with weight 0.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        modulation_bias: NDArray[np.float32],
+        *,
+        free: Collection[str] = KINDS,
+        sources: int = 2,
+    ) -> None:
+        super().__init__()
+        if not set(free) <= set(KINDS) or not free:
+            raise ConfigError(f"{', '.join(free) or 'Nothing'} cannot be fitted; choose from {', '.join(KINDS)}.")
+        if schedule.spec.solver == "sde":
+            raise ConfigError("A stochastic sampler has no trajectory to fit to; take a deterministic solver.")
+        self.free = frozenset(free)
+        self.warm = widened(schedule, modulation_bias, sources) if FORECASTS in free else schedule
+        self.program = compile_program(self.warm)
+        evaluations = self.program.evaluations
+        self.count = count = len(evaluations)
+        times = np.array([evaluation.time for evaluation in evaluations])
+        with np.errstate(divide="ignore"):
+            gaps = np.log(np.diff(times, prepend=0.0, append=1.0))
+        self.gaps = self._parameter(TIMES, gaps)
+        # In units of an even step, so that one learning rate fits all kinds.
+        integrator = np.zeros((count, count))
+        for k, evaluation in enumerate(evaluations):
+            for j, weight in evaluation.update.velocities:
+                integrator[k, j] = weight * count
+        self.integrator = self._parameter(INTEGRATOR, integrator)
+        branches = (False,) if schedule.unconditional_steps is None else (False, True)
+        rows = [[self.warm.forecast_at(k, unconditional=side) for k in range(count)] for side in branches]
+        forecasts = np.zeros((len(branches), count, count))
+        for side, branch in enumerate(rows):
+            for k, row in enumerate(branch):
+                for r, weight in row:
+                    forecasts[side, k, r] = weight
+        self.forecasts = self._parameter(FORECASTS, forecasts)
+        means = self.warm.mean_modulations
+        wide = None if means is None else torch.from_numpy(np.broadcast_to(means, (count, means.shape[1])).copy())
+        self.means: Tensor | None
+        self.register_buffer("means", wide)
+
+    def _parameter(self, kind: str, values: NDArray[np.float64]) -> nn.Parameter:
+        return nn.Parameter(torch.from_numpy(values), requires_grad=kind in self.free)
+
+    @property
+    def times(self) -> Tensor:
+        """The time of every evaluation, [E]."""
+        return self.gaps.softmax(0).cumsum(0)[:-1]
+
+    @property
+    def weights(self) -> Tensor:
+        """B, lower triangular [E, E]: `x_{k+1} = x_k + Σ_j B[k, j] v_j`."""
+        return self.integrator.tril() / self.count
+
+    def schedule(self) -> Schedule:
+        """The schedule of the present numbers."""
+        changes: dict[str, object] = {}
+        if TIMES in self.free:
+            changes["times"] = tuple(self.times.tolist())
+        if INTEGRATOR in self.free:
+            changes["integrator"] = tuple(
+                tuple((j, weight) for j, weight in enumerate(row[: k + 1]) if weight)
+                for k, row in enumerate(self.weights.tolist())
+            )
+        if FORECASTS in self.free:
+            changes["forecasts"] = self._rows(self.warm.forecasts, 0)
+            if self.warm.unconditional_steps is not None:
+                changes["unconditional_forecasts"] = self._rows(self.warm.unconditional_forecasts, 1)
+        return dataclasses.replace(self.warm, **changes, objective="fitted", predicted_cost=None, predicted_error=None)  # type: ignore[arg-type]
+
+    def _rows(self, pattern: Collection[int], side: int) -> dict[int, Forecast]:
+        rows = (self.warm.forecasts, self.warm.unconditional_forecasts)[side]
+        values = self.forecasts[side].tolist()
+        return {k: tuple((r, values[k][r]) for r, _ in rows[k]) for k in sorted(pattern)}
+
+
+def widened(schedule: Schedule, modulation_bias: NDArray[np.float32], sources: int) -> Schedule:
+    """The same schedule with a row for every reuse step, of at least the last `sources` refreshes."""
+    if not 1 <= sources <= MAX_SOURCES:
+        raise ConfigError(f"A forecast from {sources} states; give 1 to {MAX_SOURCES}.")
+
+    def rows(steps: tuple[int, ...], unconditional: bool) -> dict[int, Forecast]:
+        wide: dict[int, Row] = {}
+        for k in range(steps[0], schedule.spec.num_evaluations):
+            if k not in steps:
+                given = dict(schedule.forecast_at(k, unconditional=unconditional))
+                last = [refresh for refresh in steps if refresh < k][-sources:]
+                wide[k] = tuple((r, given.get(r, 0.0)) for r in sorted({*given, *last}))
+        return wide
+
+    own = schedule.unconditional_steps
+    forecasts = rows(schedule.refresh_steps, False)
+    means = schedule.mean_modulations
+    return dataclasses.replace(
+        schedule,
+        forecasts=forecasts,
+        unconditional_forecasts=rows(own, True) if own is not None else {},
+        mean_modulations=modulation_bias[None] if means is None and forecasts else means,
+    )
