@@ -1,0 +1,246 @@
+"""Fits: the trajectory against the runtime's, its gradients against differences, and what a fit brings."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddt_accel import SamplingSpec, Schedule, calibrate, draw_labels, draw_noise, load_model, sample
+from ddt_accel.errors import ArtifactError, ConfigError, MismatchError
+from ddt_accel.fitting.fit import LOOK_EVERY, FitSpec, Fitter
+from ddt_accel.fitting.scalars import KINDS, Scalars
+from ddt_accel.fitting.trajectory import fitted_end
+from ddt_accel.sampling.program import compile_program
+from ddt_accel.solver.solve import Method, solve_curve
+from ddt_accel.solver.split import split
+
+SPEC = SamplingSpec(num_steps=6, solver="ab2", guidance=1.5)
+QUICK = FitSpec(iterations=2 * LOOK_EVERY, images=6, held_out=4, batch_size=3, micro_batch=2, reference_steps=48)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_path):
+    return load_model(tiny_model_path)
+
+
+@pytest.fixture(scope="module")
+def bias(model):
+    with torch.no_grad():
+        return model.modulations(torch.zeros(1, 1, model.config.hidden_size))[0, 0].numpy()
+
+
+@pytest.fixture(scope="module")
+def schedules(model) -> dict[str, Schedule]:
+    calibration = calibrate(model, SPEC, num_samples=4)
+    uncentred = solve_curve(calibration, 3, Method(centred=False))[-1][0]
+    found = {
+        "unshared": Schedule.full(SPEC),
+        "held": Schedule.uniform(SPEC, 3),
+        "heun": Schedule.uniform(dataclasses.replace(SPEC, num_steps=4, solver="heun"), 4),
+        "forecast": solve_curve(calibration, 3)[-1][0],
+        "uncentred": uncentred,
+        "from three": solve_curve(calibration, 4, Method(sources=3))[-1][0],
+        "branches of their own": split(calibration, uncentred, Method(centred=False)),
+        "unguided": Schedule.uniform(dataclasses.replace(SPEC, guidance=1.0), 2),
+    }
+    assert all(
+        schedule.spec.num_evaluations > schedule.budget for name, schedule in found.items() if name != "unshared"
+    )
+    return found
+
+
+def inputs(count: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    images = range(count)
+    return draw_noise((3, 8, 8), seed=9, indices=images), draw_labels(4, seed=9, indices=images)
+
+
+NAMES = ["unshared", "held", "heun", "forecast", "uncentred", "from three", "branches of their own", "unguided"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_the_trajectory_that_the_runtime_runs(model, bias, schedules, name: str) -> None:
+    """At the start, and with every number moved: the loop that gradients flow through, and the loop that runs."""
+    noise, labels = inputs()
+    scalars = Scalars(schedules[name], bias)
+    generator = torch.Generator().manual_seed(1)
+    np.testing.assert_allclose(
+        fitted_end(model, scalars, noise, labels).detach(), sample(model, schedules[name], noise, labels), atol=2e-5
+    )
+    with torch.no_grad():
+        for value in scalars.parameters():
+            value += 0.1 * torch.randn(value.shape, generator=generator, dtype=value.dtype)
+    moved = scalars.schedule()
+    np.testing.assert_allclose(
+        fitted_end(model, scalars, noise, labels).detach(), sample(model, moved, noise, labels), atol=2e-5
+    )
+    assert not torch.allclose(sample(model, moved, noise, labels), sample(model, schedules[name], noise, labels))
+    assert moved.spec == schedules[name].spec
+    guidance = [e.guidance for e in compile_program(schedules[name]).evaluations]
+    assert [e.guidance for e in compile_program(moved).evaluations] == guidance
+    assert moved.refresh_steps == schedules[name].refresh_steps
+    assert moved.unconditional_steps == schedules[name].unconditional_steps
+
+
+@pytest.mark.parametrize("name", ["forecast", "branches of their own", "heun"])
+def test_gradients_are_those_of_differences(model, bias, schedules, name: str) -> None:
+    noise, labels = inputs(2)
+    scalars = Scalars(schedules[name], bias)
+    target = torch.randn(noise.shape, generator=torch.Generator().manual_seed(2))
+
+    def loss() -> torch.Tensor:
+        return (fitted_end(model, scalars, noise, labels) - target).square().mean()
+
+    loss().backward()
+    checked = 0
+    for value in scalars.parameters():
+        assert value.grad is not None
+        for at in torch.nonzero(value.grad)[::5]:
+            index, step = tuple(at.tolist()), 1e-2
+            with torch.no_grad():
+                value[index] += step
+                above = loss().item()
+                value[index] -= 2 * step
+                below = loss().item()
+                value[index] += step
+            scale = float(value.grad.abs().max())
+            assert (above - below) / (2 * step) == pytest.approx(value.grad[index].item(), rel=0.03, abs=0.01 * scale)
+            checked += 1
+    assert checked > 5
+
+
+@given(st.lists(st.floats(-20, 20), min_size=7, max_size=7))
+@settings(max_examples=50, deadline=None)
+def test_times_increase_whatever_the_parameters_are(gaps: list[float]) -> None:
+    scalars = Scalars(Schedule.full(SPEC), np.zeros(4, dtype=np.float32))
+    with torch.no_grad():
+        scalars.gaps += torch.tensor(gaps, dtype=torch.float64)
+    times = np.array(scalars.schedule().times)
+    assert times[0] == 0
+    assert (np.diff(times) >= 0).all()
+    assert times[-1] < 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_free_stays(bias, schedules, kind: str) -> None:
+    start = schedules["forecast"]
+    scalars = Scalars(start, bias, free=(kind,))
+    assert [name for name, value in scalars.named_parameters() if value.requires_grad] == [
+        {"times": "gaps"}.get(kind, kind)
+    ]
+    with torch.no_grad():
+        for value in scalars.parameters():
+            value += 0.1
+    moved = scalars.schedule()
+    assert (moved.times is not None) == (kind == "times")
+    assert (moved.integrator is not None) == (kind == "integrator")
+    assert (moved.forecasts != start.forecasts) == (kind == "forecasts")
+
+
+def test_a_fit_ends_closer_on_images_it_has_not_seen(model, schedules, tmp_path) -> None:
+    spec = dataclasses.replace(QUICK, iterations=60, images=16, held_out=16, batch_size=8, micro_batch=8)
+    model.requires_grad_(False).final_layer.linear.bias.requires_grad_(True)
+    fitted = Fitter(model, schedules["forecast"], spec, cache=tmp_path).run()
+    assert fitted.improved
+    assert fitted.gain.mean > 1
+    assert fitted.gain.mean == pytest.approx(fitted.after.mean - fitted.before.mean)
+    assert fitted.schedule.objective == "fitted"
+    assert fitted.schedule.predicted_cost is None
+    fitted.schedule.save(tmp_path / "fitted.json")
+    loaded = Schedule.load(tmp_path / "fitted.json")
+    assert loaded == fitted.schedule
+    assert torch.equal(sample(model, loaded, *inputs()), sample(model, fitted.schedule, *inputs()))
+    # The network is frozen while it lasts, and then as it was.
+    assert [name for name, value in model.named_parameters() if value.requires_grad] == ["final_layer.linear.bias"]
+    assert model.final_layer.linear.bias.grad is None
+    model.requires_grad_(False)
+
+
+def test_a_fit_that_gains_nothing_returns_its_start(model) -> None:
+    """Started at the very trajectory that it is fitted to."""
+    start = Schedule.full(dataclasses.replace(SPEC, num_steps=12))
+    fitted = Fitter(model, start, dataclasses.replace(QUICK, reference_steps=12)).run()
+    assert not fitted.improved
+    assert fitted.schedule == start
+    assert fitted.before.mean > 120
+
+
+def test_a_killed_fit_continues_to_the_same_numbers(model, schedules, tmp_path) -> None:
+    start, spec = schedules["forecast"], dataclasses.replace(QUICK, iterations=3 * LOOK_EVERY)
+    whole = Fitter(model, start, spec).run()
+    state = tmp_path / "state.safetensors"
+
+    def on_stage(label: str, total: int):
+        done = 0
+
+        def advance() -> None:
+            nonlocal done
+            done += 1
+            if label == "fitting" and done == LOOK_EVERY + 3:
+                raise KeyboardInterrupt
+
+        return advance
+
+    with pytest.raises(KeyboardInterrupt):
+        Fitter(model, start, spec, state_path=state, on_stage=on_stage).run()
+    again = Fitter(model, start, spec, state_path=state)
+    assert again.continues()
+    assert again.run() == whole
+    other = Fitter(model, schedules["held"], spec, state_path=state)
+    assert not other.continues()
+    with pytest.raises(MismatchError, match="state of another fit"):
+        other.run()
+    state.write_bytes(state.read_bytes()[:-5])
+    assert not again.continues()
+    with pytest.raises(ArtifactError):
+        Fitter(model, start, spec, state_path=state).run()
+
+
+def test_converged_ends_are_kept_and_checked(model, schedules, tmp_path) -> None:
+    first = Fitter(model, schedules["held"], QUICK, cache=tmp_path).run()
+    kept = sorted(tmp_path.iterdir())
+    assert len(kept) == 3
+    kept[0].write_bytes(kept[0].read_bytes()[:-3])  # damaged: made anew
+    assert Fitter(model, schedules["held"], QUICK, cache=tmp_path).run() == first
+    assert sorted(tmp_path.iterdir()) == kept
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"iterations": 0}, {"held_out": 1}, {"batch_size": 99}, {"learning_rate": 0.0}, {"free": ()}, {"free": ("x",)},
+     {"sources": 9}, {"seed": -1}],
+)  # fmt: skip
+def test_impossible_settings_are_refused(changes: dict) -> None:
+    with pytest.raises(ConfigError):
+        dataclasses.replace(QUICK, **changes)
+
+
+def test_a_stochastic_sampler_cannot_be_fitted(model) -> None:
+    with pytest.raises(ConfigError, match="stochastic"):
+        Fitter(model, Schedule.full(SamplingSpec(num_steps=4, solver="sde")), QUICK)
+
+
+def test_from_the_command_line(cli, workspace) -> None:
+    few = ["-w", workspace, "-n", 6, "--held-out", 4, "--batch-size", 3, "--reference-steps", 24, "--iterations", 10]
+    ran = cli("fit", *few, "--json")
+    assert ran.code == 0, ran.err
+    result = json.loads(ran.out)
+    fitted = Schedule.load(workspace / "schedule.json")
+    assert (fitted.objective == "fitted") == result["improved"]
+    assert not (workspace / "fit" / "state.safetensors").exists()
+    ran = cli("fit", *few, "--steps", 5, "--budget", 2, "--fixed", "times,integrator", "--out", workspace / "f.json")
+    assert ran.code == 0, ran.err
+    made = Schedule.load(workspace / "f.json")
+    assert (made.spec.num_steps, made.spec.solver, made.budget) == (5, "ab2", 2)
+    assert made.times is None
+    assert cli("sample", "-w", workspace, "--schedule", workspace / "f.json", "-n", 2).code == 0
+    for wrong in (["--seed", 0, "-n", 1], ["--fixed", "x"], ["--steps", 5, "--schedule", "x.json"], ["--precision", "int8"],
+                  ["--fixed", "times,integrator,forecasts"]):  # fmt: skip
+        ran = cli("fit", *few, *wrong)
+        assert ran.code == 2, wrong
+        assert "Traceback" not in ran.err
