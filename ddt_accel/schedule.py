@@ -96,6 +96,11 @@ class Schedule:
         return self.mean_modulations is not None and len(self.mean_modulations) > 1
 
     @property
+    def follows_spec(self) -> bool:
+        """Whether times and integrator are those of the recipe."""
+        return self.times is None and self.integrator is None
+
+    @property
     def budget(self) -> int:
         """How often the encoder runs."""
         return len(self.refresh_steps)

@@ -239,8 +239,13 @@ def test_from_the_command_line(cli, workspace) -> None:
     assert (made.spec.num_steps, made.spec.solver, made.budget) == (5, "ab2", 2)
     assert made.times is None
     assert cli("sample", "-w", workspace, "--schedule", workspace / "f.json", "-n", 2).code == 0
-    for wrong in (["--seed", 0, "-n", 1], ["--fixed", "x"], ["--steps", 5, "--schedule", "x.json"], ["--precision", "int8"],
-                  ["--fixed", "times,integrator,forecasts"]):  # fmt: skip
+    for wrong in (
+        ["--seed", 0, "-n", 1],
+        ["--fixed", "x"],
+        ["--fixed", "times,integrator,forecasts"],
+        ["--steps", 5, "--schedule", "x.json"],
+        ["--precision", "int8"],
+    ):
         ran = cli("fit", *few, *wrong)
         assert ran.code == 2, wrong
         assert "Traceback" not in ran.err

@@ -95,13 +95,13 @@ def test_measured_costs_add_up_to_what_was_measured(model, calibration, tmp_path
         TorchBackend(model), runs, latent_shape=SHAPE, num_images=8, seed=1, batch_size=4
     )  # fmt: skip
     counted = counted_costs(model.config, SHAPE)
-    costs = measured_costs(unshared, solved, schedule, "here", counted)
+    costs = measured_costs(unshared, FINE, solved, schedule, "here", counted)
     assert costs.of(runs["unshared"]) == pytest.approx(unshared.seconds, rel=1e-6)
     assert costs.of(schedule) < costs.of(runs["unshared"])
     reads = sum(len(row) for row in schedule.forecasts.values())
     guided = sum(len(row) for k, row in schedule.forecasts.items() if FINE.guidance_weights[k] != 1)
     assert costs.forecast * (reads + guided) == pytest.approx(solved.forecast_seconds)
-    held = measured_costs(unshared, unshared, runs["unshared"], "here", counted)
+    held = measured_costs(unshared, FINE, unshared, runs["unshared"], "here", counted)
     assert held.forecast == pytest.approx(held.encoder * counted.forecast / counted.encoder)
     costs.save(tmp_path / "costs.json")
     assert Costs.load(tmp_path / "costs.json") == costs

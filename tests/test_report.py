@@ -15,7 +15,7 @@ from ddt_accel import SamplingSpec, Schedule, calibrate, load_model, sample, sol
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.errors import ConfigError, MismatchError
 from ddt_accel.evaluation.benchmark import measure, network_rows
-from ddt_accel.evaluation.fidelity import interval, psnr, relative_l2, to_uint8
+from ddt_accel.evaluation.fidelity import interval, psnr, relative_l2, to_images, to_uint8
 from ddt_accel.networks.config import DDTConfig
 from ddt_accel.networks.ddt import DDT
 from ddt_accel.report.pictures import SampleWriter
@@ -51,6 +51,25 @@ def test_a_schedule_of_ones_own_is_not_called_solved(tiny_model_path, tmp_path) 
     assert "worked out" not in page.read_text()
     assert "These steps were not solved for" in page.read_text()
     assert "| given | 3 |" in text.read_text()
+
+
+def test_a_fitted_schedule_stands_beside_the_calibrated_sampler(tiny_model_path, tmp_path) -> None:
+    """Of another number of steps, with numbers of its own: errors are to the limit, and that is measured."""
+    model = load_model(tiny_model_path)
+    spec = SamplingSpec(num_steps=3, solver="ab2", guidance=1.5)
+    fitted = Schedule(spec=spec, refresh_steps=(0, 1), times=(0.0, 0.3, 0.7), objective="fitted")
+    study = study_of(model, (3, 8, 8), schedule=fitted)
+    page, text, numbers = write_report(study, tmp_path)
+    data = json.loads(numbers.read_text())
+    by_name = {m["name"]: m for m in data["measurements"]}
+    assert (by_name["unshared"]["num_steps"], by_name["fitted"]["num_steps"]) == (6, 3)
+    noise = draw_noise((3, 8, 8), seed=1, indices=range(3))
+    labels = draw_labels(4, seed=1, indices=range(3))
+    limit = Schedule.full(SamplingSpec(num_steps=24, solver="ab2", guidance=1.5))
+    ends = [to_images(sample(model, s, noise, labels)) for s in (fitted, limit)]
+    np.testing.assert_allclose(data["limits_db"]["fitted"], psnr(*ends), rtol=1e-3)
+    assert "fitted to where many more steps would lead" in page.read_text()
+    assert "dB to the limit" in text.read_text()
 
 
 def test_the_report_holds_the_measurements(tiny_model_path, tmp_path) -> None:

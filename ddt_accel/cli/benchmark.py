@@ -157,7 +157,8 @@ def _costs(study: Study, networks: Opened) -> Costs:
     by_name = {m.name: m for m in study.measurements}
     told = ", ".join(study.conditions[key] for key in ("backend", "device", "machine", "batch"))
     counted = counted_costs(networks.backend.config, networks.latent_shape)
-    costs = measured_costs(by_name[UNSHARED], by_name[study.chosen], study.schedule, told, counted)
+    unshared, chosen = by_name[UNSHARED], by_name[study.chosen]
+    costs = measured_costs(unshared, study.calibrated, chosen, study.schedule, told, counted)
     return dataclasses.replace(costs, checkpoint_sha256=networks.backend.checkpoint_sha256)
 
 
@@ -169,7 +170,8 @@ def _report(study: Study, folder: Path, as_json: bool) -> None:
 
     page, *_ = write_report(study, folder)
     if not as_json:
-        table = Table("schedule", "encoder runs", "ms per image", "speed-up", "ideal", "PSNR, dB", "relative L2")
+        columns = ["schedule", "encoder runs", "ms per image", "speed-up", "ideal", "PSNR, dB", "relative L2"]
+        table = Table(*columns, *(["to the limit, dB"] if study.limits else []))
         for m in study.measurements:
             table.add_row(
                 m.name,
@@ -179,6 +181,7 @@ def _report(study: Study, folder: Path, as_json: bool) -> None:
                 f"{m.ideal_speedup:.2f}×",
                 _mean(m.psnr, 1) if m.psnr_values else "no pixels",
                 _mean(m.relative_l2, 3),
+                *([_mean(study.limit[m.name], 1)] if study.limits else []),
             )
         out.print(table)
     emit({**numbers(study), "report": str(page)}, as_json=as_json, text=f"Report: {page}")

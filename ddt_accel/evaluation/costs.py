@@ -12,6 +12,7 @@ from ddt_accel.evaluation.benchmark import Measurement, network_rows
 from ddt_accel.networks.config import DDTConfig
 from ddt_accel.sampling.program import Program, compile_program
 from ddt_accel.schedule import Schedule
+from ddt_accel.spec import SamplingSpec
 
 FORMAT, VERSION = "ddt-accel costs", 1
 SECONDS, MULTIPLY_ADDS = "seconds", "multiply-adds"
@@ -81,13 +82,18 @@ def kept_costs(path: Path, checkpoint_sha256: str, say: Callable[[str], None]) -
 
 
 def measured_costs(
-    unshared: Measurement, solved: Measurement, schedule: Schedule, conditions: str, counted: Costs
+    unshared: Measurement,
+    spec: SamplingSpec,
+    solved: Measurement,
+    schedule: Schedule,
+    conditions: str,
+    counted: Costs,
 ) -> Costs:
-    """Seconds, from the measurements of the unshared trajectory and of `schedule` in one run.
+    """Seconds, from the measurements of the unshared trajectory of `spec` and of `schedule` in one run.
 
     Where that one forecasts nothing, a forecast is taken to cost as much of an encoder run as by counting.
     """
-    encoded, decoded = network_rows(compile_program(Schedule.full(schedule.spec)))
+    encoded, decoded = network_rows(compile_program(Schedule.full(spec)))
     reads = forecast_reads(compile_program(schedule))
     parts = unshared.encoder_seconds + unshared.decoder_seconds + unshared.forecast_seconds
     return Costs(

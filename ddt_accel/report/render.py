@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ import numpy as np
 
 from ddt_accel.artifacts import write_atomic, write_json
 from ddt_accel.evaluation.benchmark import Measurement
-from ddt_accel.evaluation.fidelity import Interval, to_uint8
+from ddt_accel.evaluation.fidelity import Interval, interval, to_uint8
 from ddt_accel.report.figures import BLUE, GREEN, GREY, ORANGE, Curve, similarity_heatmap, speed_fidelity
 from ddt_accel.report.pictures import contact_sheet, png
-from ddt_accel.report.study import GIVEN, PUBLISHED, SOLVED, UNIFORM, UNSHARED, Study
+from ddt_accel.report.study import CONVERGED, FITTED, GIVEN, PUBLISHED, SOLVED, UNIFORM, UNSHARED, Study
 from ddt_accel.schedule import Schedule
 from ddt_accel.solver.solve import GAMMA
 
@@ -53,6 +54,7 @@ def as_json(study: Study) -> dict[str, Any]:
         "seed": study.seed,
         "refresh_steps": list(study.schedule.refresh_steps),
         "measurements": [asdict(m) for m in study.measurements],
+        "limits_db": study.limits,
         "curves": {way: [asdict(m) for m in points] for way, points in study.curves.items()},
     }
 
@@ -68,15 +70,21 @@ def _context(study: Study) -> dict[str, Any]:
             UNIFORM: "Evenly spread, held",
             PUBLISHED: "Published method, held",
             SOLVED: "Solved" if study.schedule.forecast == "hold" else "Solved, forecast",
+            FITTED: f"Fitted, {study.schedule.spec.num_steps} steps",
             GIVEN: "As given",
         }
         for name, latents in study.latents.items():
             sheet = png(contact_sheet(to_uint8(latents), columns=4), scale=max(1, 64 // latents.shape[-1]))
             caption = captions.get(name, f"Only {name}, nothing shared")
             grids.append({"caption": caption, "measurement": by_name[name], "png": base64.b64encode(sheet).decode()})
+    fitted = study.chosen == FITTED
+    values = study.limits if fitted else {m.name: m.psnr_values for m in study.measurements}
     return {
         "study": study,
-        "spec": study.schedule.spec,
+        "spec": study.calibrated,
+        "is_fitted": fitted,
+        "limit": study.limit,
+        "limit_steps": CONVERGED * study.calibrated.num_steps,
         "budget": study.schedule.budget,
         "evaluations": study.schedule.spec.num_evaluations,
         "unit": "evaluations" if study.schedule.spec.solver == "heun" else "steps",
@@ -86,7 +94,9 @@ def _context(study: Study) -> dict[str, Any]:
         "chosen": by_name[study.chosen],
         "is_solved": study.chosen == SOLVED,
         "fewer": fewer,
-        "verdict": verdict(by_name[study.chosen], by_name[PUBLISHED], fewer) if pixels else "",
+        "verdict": verdict(study.chosen, fewer, values, "where many steps lead" if fitted else "the original images")
+        if pixels
+        else "",
         "held": study.schedule.forecast == "hold",
         "origin": _origin(study.schedule),
         "pixels": pixels,
@@ -98,12 +108,13 @@ def _context(study: Study) -> dict[str, Any]:
     }
 
 
-def verdict(chosen: Measurement, published: Measurement, fewer: Measurement | None) -> str:
-    """Whether sharing, and how it is done here, paid; paired over images."""
-    gain = _paired(chosen, published)
-    text = f"With the same number of encoder runs this schedule {_says(gain, 'than the published method')}."
+def verdict(chosen: str, fewer: Measurement | None, values: Mapping[str, Sequence[float | None]], goal: str) -> str:
+    """Whether sharing, and how it is done here, paid: dB of each image to the `goal`, in pairs."""
+    gain = _paired(values[chosen], values[PUBLISHED])
+    text = f"With the same number of encoder runs this schedule {_says(gain, goal, 'than the published method')}."
     if fewer is not None:
-        text += f" Against simply taking {fewer.name} in about the same time it {_says(_paired(chosen, fewer), '')}."
+        gain = _paired(values[chosen], values[fewer.name])
+        text += f" Against simply taking {fewer.name} in about the same time it {_says(gain, goal, '')}."
     return text
 
 
@@ -119,26 +130,26 @@ def _origin(schedule: Schedule) -> str:
             f"The solver picked the steps from which the others can be forecast best ({schedule.forecast}), every "
             "error weighted by what it was measured to do to the picture."
         )
+    if not schedule.follows_spec:
+        return "Its times, its integrator and its forecasts were fitted to where many steps lead."
     return "These steps were not solved for."
 
 
-def _paired(a: Measurement, b: Measurement) -> Interval | None:
-    """The mean PSNR difference a − b over the images, with its 95 % interval."""
-    from ddt_accel.evaluation.fidelity import interval
-
-    pairs = [(x, y) for x, y in zip(a.psnr_values, b.psnr_values, strict=True) if x is not None and y is not None]
+def _paired(a: Sequence[float | None], b: Sequence[float | None]) -> Interval | None:
+    """The mean difference a − b over the images, with its 95 % interval."""
+    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
     return interval(np.array([x - y for x, y in pairs])) if pairs else None
 
 
-def _says(gain: Interval | None, suffix: str) -> str:
+def _says(gain: Interval | None, goal: str, suffix: str) -> str:
     if gain is None:
         return "cannot be told apart: the images are identical"
     text = f"{abs(gain.mean):.1f} dB (95 % interval {gain.low:+.1f} to {gain.high:+.1f})"
     tail = f" {suffix}" if suffix else ""
     if gain.low > 0:
-        return f"comes closer to the original images by {text}{tail}"
+        return f"comes closer to {goal} by {text}{tail}"
     if gain.high < 0:
-        return f"ends further from the original images by {text}{tail}"
+        return f"ends further from {goal} by {text}{tail}"
     return f"makes no significant difference: {text}{tail}"
 
 

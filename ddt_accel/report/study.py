@@ -9,20 +9,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ddt_accel.calibration.resample import resample
 from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ConfigError, MismatchError
-from ddt_accel.evaluation.benchmark import Measurement, measure
+from ddt_accel.evaluation.benchmark import Measurement, is_pixel_space, measure
+from ddt_accel.evaluation.converged import converged_ends
+from ddt_accel.evaluation.fidelity import Interval, interval, latent_decibels, psnr, to_images
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.schedule import Schedule
 from ddt_accel.solver.solve import OBJECTIVES, Method, Statistics, solve_curve
 from ddt_accel.solver.solve import PUBLISHED as PUBLISHED_METHOD
+from ddt_accel.spec import SamplingSpec
 
-UNSHARED, UNIFORM, PUBLISHED, SOLVED, GIVEN = "unshared", "uniform", "published", "solved", "given"
+UNSHARED, UNIFORM, PUBLISHED, SOLVED = "unshared", "uniform", "published", "solved"
+FITTED, GIVEN = "fitted", "given"
+# The limit that trajectories are compared with has this many times their steps.
+CONVERGED = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +40,7 @@ class Study:
     schedule: Schedule
     measurements: list[Measurement]  # unshared, uniform, published, the schedule, fewer steps
     latents: dict[str, Tensor]  # the first of them, a few images each
+    limits: dict[str, list[float | None]]  # dB to the converged trajectory, of the first `curve_images`
     curves: dict[str, list[Measurement]]  # by way of being faster
     num_images: int
     curve_images: int
@@ -44,8 +52,20 @@ class Study:
         """What the schedule goes by; one that was written by hand or taken from elsewhere is not called solved."""
         return chosen_name(self.schedule)
 
+    @property
+    def calibrated(self) -> SamplingSpec:
+        """The sampling that everything stands beside."""
+        return self.statistics.spec
+
+    @property
+    def limit(self) -> dict[str, Interval | None]:
+        """The mean of `limits`, None where images are identical; empty where there is no converged trajectory."""
+        return {name: interval([np.inf if v is None else v for v in found]) for name, found in self.limits.items()}
+
 
 def chosen_name(schedule: Schedule) -> str:
+    if not schedule.follows_spec:
+        return FITTED
     return SOLVED if schedule.objective in OBJECTIVES else GIVEN
 
 
@@ -86,8 +106,10 @@ def conduct(
     held_out = ImageRange(seed=seed, first=0, stop=max(num_images, curve_images))
     if calibration.contains(held_out):
         raise MismatchError(f"Seed {seed} was calibrated on; measure with another --seed.")
-    statistics = calibration if calibration.spec == schedule.spec else resample(calibration, schedule.spec)
-    spec, sha256 = schedule.spec, schedule.checkpoint_sha256
+    # A fitted schedule leads where many steps would: beside it stands the calibrated sampler, not its own grid.
+    spec = schedule.spec if schedule.follows_spec else calibration.spec
+    statistics = calibration if calibration.spec == spec else resample(calibration, spec)
+    sha256 = schedule.checkpoint_sha256
     full = dataclasses.replace(Schedule.full(spec), checkpoint_sha256=sha256)
 
     def go(
@@ -105,7 +127,8 @@ def conduct(
         )
 
     curves = _curves(statistics, schedule, full)
-    probe = {UNSHARED: full} | {name: s for group in curves.values() for name, s in group.items()}
+    probe = {UNSHARED: full, chosen_name(schedule): schedule}
+    probe |= {name: s for group in curves.values() for name, s in group.items()}
     # Smaller batches, so that every point is an average over moments of the machine, too.
     points, _ = go(probe, curve_images, max(1, batch_size // 2), "measuring the budgets")
     by_name = {point.name: point for point in points}
@@ -113,8 +136,7 @@ def conduct(
 
     # What a user would do instead: take fewer steps, as many as fit into the schedule's time.
     step_seconds = by_name[UNSHARED].seconds / spec.num_steps
-    solved_seconds = _seconds_at(measured.get(SOLVED, measured[UNIFORM]), schedule.budget)
-    fewer = max(1, min(spec.num_steps - 1, round(solved_seconds / step_seconds)))
+    fewer = max(1, min(spec.num_steps - 1, round(by_name[chosen_name(schedule)].seconds / step_seconds)))
     main = {
         UNSHARED: full,
         UNIFORM: Schedule.uniform(spec, schedule.budget),
@@ -124,11 +146,23 @@ def conduct(
     if spec.num_steps > 1:
         main[f"{fewer} steps"] = Schedule.full(dataclasses.replace(spec, num_steps=fewer))
     measurements, latents = go(main, num_images, batch_size, "measuring the schedules")
+    first = ImageRange(seed=seed, first=0, stop=min(num_images, curve_images))
+    limits: dict[str, list[float | None]] = {}
+    if spec.solver != "sde":
+        done = progress("measuring the converged trajectory", 1)
+        ends = converged_ends(backend, spec, CONVERGED * spec.num_steps, first, latent_shape, batch_size)
+        pixels = is_pixel_space(backend.config)
+        for name, found in latents.items():
+            kept = found[: first.count]
+            values = psnr(to_images(kept), to_images(ends)) if pixels else latent_decibels(kept, ends)
+            limits[name] = [value if np.isfinite(value) else None for value in values.tolist()]
+        done()
     return Study(
         statistics=statistics,
         schedule=schedule,
         measurements=measurements,
         latents={name: images[:16] for name, images in latents.items()},
+        limits=limits,
         curves=measured,
         num_images=num_images,
         curve_images=curve_images,
@@ -168,16 +202,11 @@ def method_of(schedule: Schedule) -> Method:
     )
 
 
-def _seconds_at(points: list[Measurement], budget: int) -> float:
-    """Seconds per image of the measured budget nearest to `budget`."""
-    return min(points, key=lambda point: abs(len(point.refresh_steps) - budget)).seconds
-
-
 def _conditions(
     backend: Backend, model_name: str, calibration: Calibration, schedule: Schedule, batch_size: int
 ) -> dict[str, str]:
     """The machine, the versions and the settings under which everything was measured."""
-    spec = schedule.spec
+    spec = schedule.spec if schedule.follows_spec else calibration.spec
     packages = ["ddt-accel", "torch", "numpy", "onnxruntime"]
     low, high = spec.guidance_interval
     accelerator = f", {torch.cuda.get_device_name()}" if backend.device.type == "cuda" else ""
@@ -188,7 +217,8 @@ def _conditions(
         "sampling": f"{spec.solver}, {spec.num_steps} steps, guidance {spec.guidance:g} for {low:g} < t < {high:g}, "
         f"time shift {spec.timeshift:g}",
         "calibration": f"{calibration.num_samples} trajectories of {calibration.spec.num_steps} steps",
-        "schedule": f"{schedule.forecast} forecast, objective {schedule.objective}{_own_steps(schedule)}",
+        "schedule": f"{schedule.spec.num_steps} steps, {schedule.forecast} forecast, objective {schedule.objective}"
+        f"{_own_steps(schedule)}",
         "backend": backend.name,
         "device": backend.device.type + accelerator,
         "machine": f"{processor()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, {platform.system()}",
