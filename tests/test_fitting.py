@@ -239,6 +239,11 @@ def test_from_the_command_line(cli, workspace) -> None:
     assert (made.spec.num_steps, made.spec.solver, made.budget) == (5, "ab2", 2)
     assert made.times is None
     assert cli("sample", "-w", workspace, "--schedule", workspace / "f.json", "-n", 2).code == 0
+    kept = [*(workspace / "fit").iterdir(), *workspace.glob("means-*")]
+    for path in (workspace / "schedule.json", workspace / "f.json", *kept):
+        explained = cli("inspect", path)
+        assert explained.code == 0, explained.err
+    assert "mean modulations" in explained.out
     for wrong in (
         ["--seed", 0, "-n", 1],
         ["--fixed", "x"],

@@ -30,6 +30,7 @@ def inspect(
 
 def _facts(path: Path) -> dict[str, Any]:
     from ddt_accel.backends import manifest
+    from ddt_accel.calibration import statistics
     from ddt_accel.errors import ArtifactError
     from ddt_accel.networks.locate import embedded_models
     from ddt_accel.schedule import shipped_schedules
@@ -56,8 +57,10 @@ def _facts(path: Path) -> dict[str, Any]:
         return _workspace(path.parent)
     if path.suffix == ".json":
         return _document(path)
-    if path.suffix == ".safetensors" and _is_calibration(path):
-        return _calibration(path)
+    if path.suffix == ".safetensors":
+        kind = _kind(path)
+        if kind is not None:
+            return _calibration(path) if kind == statistics.FORMAT else _arrays(path, kind)
     return _checkpoint(path)
 
 
@@ -145,6 +148,8 @@ def _schedule(path: Path) -> dict[str, Any]:
         "refresh steps": list(schedule.refresh_steps),
         **({"unconditional": list(schedule.unconditional_steps)} if schedule.unconditional_steps is not None else {}),
         "forecast": f"{schedule.forecast}, from up to {drawn} states{centred}",
+        **({"times": [round(time, 4) for time in schedule.times]} if schedule.times is not None else {}),
+        **({"integrator": "weights of its own"} if schedule.integrator is not None else {}),
         "objective": schedule.objective,
         "predicted cost": schedule.predicted_cost,
         "predicted error": schedule.predicted_error,
@@ -154,17 +159,41 @@ def _schedule(path: Path) -> dict[str, Any]:
     }
 
 
-def _is_calibration(path: Path) -> bool:
+def _kind(path: Path) -> str | None:
+    """The format that a safetensors file of ours says it has; None for anybody else's."""
+    import json
+
     import safetensors
 
-    from ddt_accel.calibration.statistics import FORMAT
     from ddt_accel.errors import ArtifactError
 
     try:
         with safetensors.safe_open(path, framework="np") as file:
-            return f'"{FORMAT}"' in (file.metadata() or {}).get("document", "")
-    except (safetensors.SafetensorError, OSError) as error:
+            document = (file.metadata() or {}).get("document")
+        kind = json.loads(document).get("format") if document else None
+        return kind if isinstance(kind, str) else None
+    except (safetensors.SafetensorError, OSError, ValueError, AttributeError) as error:
         raise ArtifactError(f"{path} is damaged or not a safetensors file ({error}).") from None
+
+
+def _arrays(path: Path, kind: str) -> dict[str, Any]:
+    """Mean modulations, converged ends, a fit that was interrupted."""
+    from ddt_accel.artifacts import read_arrays
+    from ddt_accel.errors import ArtifactError
+    from ddt_accel.evaluation import converged
+    from ddt_accel.fitting import fit
+    from ddt_accel.schedule import MEANS_FORMAT, MEANS_VERSION
+
+    versions = {
+        MEANS_FORMAT: MEANS_VERSION,
+        converged.FORMAT: converged.VERSION,
+        fit.FORMAT: fit.VERSION,
+    }
+    if kind not in versions:
+        raise ArtifactError(f"{path} says it is a {kind[:80]}, which this ddt-accel does not know.")
+    content, arrays = read_arrays(path, kind, versions[kind])
+    shapes = {name: f"{array.dtype} {list(array.shape)}" for name, array in sorted(arrays.items())}
+    return {"kind": kind.removeprefix("ddt-accel "), **content, **shapes}
 
 
 def _calibration(path: Path) -> dict[str, Any]:
