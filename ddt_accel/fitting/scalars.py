@@ -2,7 +2,8 @@
 
 Times are `t_k = Σ_{j ≤ k} softmax(γ)_j` over E + 1 gaps, the last of them up to t = 1: they increase and stay in
 [0, 1) whatever γ is, and a gap of 0 stays 0. The integrator is a full lower triangle, every velocity so far in every
-row (a non-stationary solver, arXiv 2403.01329). A forecast draws on the last few refreshed states.
+row (a non-stationary solver, arXiv 2403.01329), in units of the row's step, so that it follows when times move. A
+forecast draws on the last few refreshed states.
 """
 
 from __future__ import annotations
@@ -52,11 +53,10 @@ class Scalars(nn.Module):
         with np.errstate(divide="ignore"):
             gaps = np.log(np.diff(times, prepend=0.0, append=1.0))
         self.gaps = self._parameter(TIMES, gaps)
-        # In units of an even step, so that one learning rate fits all kinds.
-        integrator = np.zeros((count, count))
+        integrator, steps = np.zeros((count, count)), self._steps.detach().numpy()
         for k, evaluation in enumerate(evaluations):
             for j, weight in evaluation.update.velocities:
-                integrator[k, j] = weight * count
+                integrator[k, j] = weight / steps[k]
         self.integrator = self._parameter(INTEGRATOR, integrator)
         branches = (False,) if schedule.unconditional_steps is None else (False, True)
         rows = [[self.warm.forecast_at(k, unconditional=side) for k in range(count)] for side in branches]
@@ -82,7 +82,13 @@ class Scalars(nn.Module):
     @property
     def weights(self) -> Tensor:
         """B, lower triangular [E, E]: `x_{k+1} = x_k + Σ_j B[k, j] v_j`."""
-        return self.integrator.tril() / self.count
+        return self.integrator.tril() * self._steps[:, None]
+
+    @property
+    def _steps(self) -> Tensor:
+        """The time from every evaluation to the next, [E]; of Heun's corrector, which stands still, its own step."""
+        gaps = self.gaps.softmax(0)
+        return torch.where(gaps[1:] > 0, gaps[1:], gaps[:-1])
 
     def schedule(self) -> Schedule:
         """The schedule of the present numbers."""
