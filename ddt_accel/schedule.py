@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,13 @@ from numpy.typing import NDArray
 
 from ddt_accel.artifacts import checksum, read_arrays, read_json, write_arrays, write_json
 from ddt_accel.errors import ArtifactError, ConfigError
-from ddt_accel.spec import SamplingSpec, is_whole
+from ddt_accel.spec import SamplingSpec, is_number, is_whole
 
 FORMAT, VERSION = "ddt-accel schedule", 4
 MEANS_FORMAT, MEANS_VERSION = "ddt-accel mean modulations", 1
 MAX_SOURCES = 4
+LARGEST = float(np.finfo(np.float32).max)  # of the weights
+FITTED = "fitted"
 SHIPPED = Path(__file__).parent / "schedules"
 
 # A forecast s_k = Σ weight · s_r: pairs (refresh r ≤ k, weight). Holding the last state is ((r, 1.0),).
@@ -37,7 +38,8 @@ class Schedule:
     mean trajectory, [1, M] for a state of zeros. They are not needed where weights add up to one.
 
     `times` [E] and `integrator`, a row for each evaluation, are numbers of the schedule's own instead of those that the
-    spec's recipe gives; guidance stays at the evaluations where the recipe has it.
+    spec's recipe gives; guidance stays at the evaluations where the recipe has it. `fitted_on` names the images that a
+    fit has used: those first … stop − 1 of a seed.
 
     The unconditional branch of guidance does as the conditional one, or has `unconditional_steps` and
     `unconditional_forecasts` of its own. With the Heun solver steps are counted in evaluations, two per step of the
@@ -59,6 +61,7 @@ class Schedule:
     forecast: str = "hold"
     predicted_cost: float | None = None
     predicted_error: float | None = None
+    fitted_on: tuple[int, int, int] | None = None  # seed, first, stop
     checkpoint_sha256: str | None = None
     calibration_sha256: str | None = None
 
@@ -78,6 +81,10 @@ class Schedule:
         elif self.unconditional_forecasts:
             raise ConfigError("unconditional_forecasts are given without unconditional_steps.")
         _check_numbers(self.times, self.integrator, self.spec)
+        if self.times is not None:
+            object.__setattr__(self, "times", tuple(map(float, self.times)))
+        if self.fitted_on is not None and (len(self.fitted_on) != 3 or not all(map(is_whole, self.fitted_on))):
+            raise ConfigError(f"fitted_on is {self.fitted_on!r}; give a seed and the first and last image but one.")
         means = self.mean_modulations
         if means is not None and (
             means.ndim != 2
@@ -96,9 +103,18 @@ class Schedule:
         return self.mean_modulations is not None and len(self.mean_modulations) > 1
 
     @property
-    def follows_spec(self) -> bool:
-        """Whether times and integrator are those of the recipe."""
-        return self.times is None and self.integrator is None
+    def is_fitted(self) -> bool:
+        """Whether it leads elsewhere than its recipe does: its numbers are its own."""
+        return self.objective == FITTED or self.times is not None or self.integrator is not None
+
+    def unshared(self) -> Schedule:
+        """The same trajectory with the encoder run at every evaluation."""
+        return replace(
+            Schedule.full(self.spec),
+            times=self.times,
+            integrator=self.integrator,
+            checkpoint_sha256=self.checkpoint_sha256,
+        )
 
     @property
     def budget(self) -> int:
@@ -147,6 +163,7 @@ class Schedule:
             "objective": self.objective,
             "predicted_cost": self.predicted_cost,
             "predicted_error": self.predicted_error,
+            "fitted_on": self.fitted_on and list(self.fitted_on),
             "checkpoint_sha256": self.checkpoint_sha256,
             "calibration_sha256": self.calibration_sha256,
         }
@@ -185,7 +202,7 @@ class Schedule:
             means = _read_means(path.parent, content.pop("means"))
             if not isinstance(content["refresh_steps"], list):
                 raise ConfigError("refresh_steps must be a list")
-            for key in ("unconditional_steps", "times", "integrator"):
+            for key in ("unconditional_steps", "times", "integrator", "fitted_on"):
                 if not isinstance(content[key], list | None):
                     raise ConfigError(f"{key} must be a list or null")
             for key in ("predicted_cost", "predicted_error"):
@@ -196,7 +213,7 @@ class Schedule:
                     raise ConfigError(f"{key} must be a string")
             content["spec"] = SamplingSpec.from_dict(content["spec"])
             content["refresh_steps"] = tuple(content["refresh_steps"])
-            for key in ("unconditional_steps", "times"):
+            for key in ("unconditional_steps", "times", "fitted_on"):
                 if content[key] is not None:
                     content[key] = tuple(content[key])
             if content["integrator"] is not None:
@@ -234,7 +251,7 @@ def _checked(
                 f"The forecast of step {step} draws on {_shortened(tuple(sources))}; give 1 to {MAX_SOURCES} different "
                 "refresh steps."
             )
-        if max(sources) > step or not all(math.isfinite(weight) for _, weight in row):
+        if max(sources) > step or not all(abs(weight) <= LARGEST for _, weight in row):
             raise ConfigError(f"The forecast of step {step} draws on a later step or has no finite weights.")
     return tuple(map(int, steps))
 
@@ -246,7 +263,12 @@ def _check_numbers(times: tuple[float, ...] | None, integrator: tuple[Row, ...] 
         raise ConfigError(
             "A stochastic sampler cannot have times or an integrator of its own; its noise depends on it."
         )
-    if times is not None and (len(times) != count or not all(0 <= a <= b < 1 for a, b in pairwise((0.0, *times)))):
+    # What the network is given is float32.
+    if times is not None and (
+        len(times) != count
+        or not all(map(is_number, times))
+        or not all(0 <= a <= b and np.float32(b) < 1 for a, b in pairwise((0.0, *times)))
+    ):
         raise ConfigError(f"times is {_shortened(times)}; give {count} increasing numbers from 0 to below 1.")
     if integrator is None:
         return
@@ -256,7 +278,7 @@ def _check_numbers(times: tuple[float, ...] | None, integrator: tuple[Row, ...] 
         read = [j for j, _ in row]
         if len(set(read)) < len(row) or not all(0 <= j <= k for j in read):
             raise ConfigError(f"Row {k} of the integrator reads the velocities {_shortened(tuple(read))}.")
-        if not all(math.isfinite(weight) for _, weight in row):
+        if not all(abs(weight) <= LARGEST for _, weight in row):
             raise ConfigError(f"Row {k} of the integrator has weights that are not finite.")
 
 
@@ -264,7 +286,9 @@ def _read_forecasts(rows: Mapping[str, Any]) -> dict[int, Forecast]:
     return {int(step): _read_row(row) for step, row in rows.items()}
 
 
-def _read_row(row: Sequence[tuple[int, float]]) -> Row:
+def _read_row(row: Sequence[Any]) -> Row:
+    if not all(isinstance(pair, list) and len(pair) == 2 and is_whole(pair[0]) and is_number(pair[1]) for pair in row):
+        raise ConfigError(f"it has {_shortened(tuple(row))} where [step, weight] pairs belong")
     return tuple((int(source), float(weight)) for source, weight in row)
 
 

@@ -37,18 +37,18 @@ class SamplingSpec:
         object.__setattr__(self, "num_steps", int(self.num_steps))
         if self.solver not in SOLVERS:
             raise ConfigError(f"solver is {self.solver!r}; choose one of {', '.join(SOLVERS)}.")
-        if not _is_number(self.guidance) or abs(self.guidance) > MAX_GUIDANCE:
+        if not is_number(self.guidance) or abs(self.guidance) > MAX_GUIDANCE:
             raise ConfigError(
                 f"guidance is {self.guidance!r}; give a number within ±{MAX_GUIDANCE}, 1 for none (2 to 4 are usual)."
             )
         given: object = self.guidance_interval
         interval = tuple(given) if isinstance(given, list | tuple) else ()
-        if len(interval) != 2 or not all(map(_is_number, interval)) or interval[0] > interval[1]:
+        if len(interval) != 2 or not all(map(is_number, interval)) or interval[0] > interval[1]:
             raise ConfigError(f"guidance_interval is {self.guidance_interval!r}; give two times, low ≤ high.")
         object.__setattr__(self, "guidance_interval", (float(interval[0]), float(interval[1])))
-        if not _is_number(self.timeshift) or not 1e-3 <= self.timeshift <= 1e3:
+        if not is_number(self.timeshift) or not 1e-3 <= self.timeshift <= 1e3:
             raise ConfigError(f"timeshift is {self.timeshift!r}; give a number from 0.001 to 1000, 1 for none.")
-        if self.last_step is not None and (not _is_number(self.last_step) or not 0 < self.last_step <= 1):
+        if self.last_step is not None and (not is_number(self.last_step) or not 0 < self.last_step <= 1):
             raise ConfigError(f"last_step is {self.last_step!r}; give a length in (0, 1], or leave it out.")
         for name in ("guidance", "timeshift", "last_step"):
             if (value := getattr(self, name)) is not None:
@@ -123,5 +123,6 @@ def is_whole(value: object) -> bool:
     return not isinstance(value, bool) and isinstance(value, Integral)
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether a setting is a finite number; NumPy's count."""
     return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)

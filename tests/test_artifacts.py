@@ -169,6 +169,36 @@ def test_foreign_files_are_refused(tmp_path: Path, name: str, content: Any, bina
             KINDS[name][1](tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("times", [0.0, 0.1, 0.2, 0.3]),
+        ("times", [0.0, 0.1, 0.3, 0.2, 0.9]),
+        ("times", [0.0, 0.1, 0.3, 0.5, 1 - 1e-12]),
+        ("times", ["0", 0.1, 0.3, 0.5, 0.9]),
+        ("times", [-0.1, 0.1, 0.3, 0.5, 0.9]),
+        ("integrator", [[[0, 1.0]]]),
+        ("integrator", [[[0.7, 1]], [], [], [], []]),
+        ("integrator", [[["0", 1]], [], [], [], []]),
+        ("integrator", [[[0, True]], [], [], [], []]),
+        ("integrator", [["01"], [], [], [], []]),
+        ("integrator", [[[0, 1e308]], [], [], [], []]),
+        ("integrator", [[[1, 1.0]], [], [], [], []]),
+        ("integrator", [[[0, 1.0], [0, 1.0]], [], [], [], []]),
+        ("fitted_on", [1, 2]),
+    ],
+)
+def test_hand_edited_numbers_that_make_no_sense_are_refused(tmp_path: Path, field: str, value: Any) -> None:
+    SCHEDULE.save(tmp_path / "schedule.json")
+    document = json.loads((tmp_path / "schedule.json").read_text())
+    del document["checksum"]
+    (tmp_path / "schedule.json").write_text(json.dumps(document))
+    assert Schedule.load(tmp_path / "schedule.json") == SCHEDULE
+    (tmp_path / "schedule.json").write_text(json.dumps(document | {field: value}))
+    with pytest.raises(ArtifactError, match="not a usable schedule"):
+        Schedule.load(tmp_path / "schedule.json")
+
+
 def test_another_version_and_another_kind_are_named(tmp_path: Path) -> None:
     path = tmp_path / "schedule.json"
     SCHEDULE.save(path)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ddt_accel import SamplingSpec, Schedule, calibrate, draw_labels, draw_noise, load_model, sample
-from ddt_accel.errors import ArtifactError, ConfigError, MismatchError
+from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel.errors import ArtifactError, ConfigError, MismatchError, NumericsError
+from ddt_accel.evaluation.benchmark import network_rows
+from ddt_accel.evaluation.converged import converged_ends
 from ddt_accel.fitting.fit import LOOK_EVERY, FitSpec, Fitter
-from ddt_accel.fitting.scalars import KINDS, Scalars
+from ddt_accel.fitting.scalars import KINDS, Scalars, widened
 from ddt_accel.fitting.trajectory import fitted_end
+from ddt_accel.sampling.integrators import updates
+from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.sampling.program import compile_program
 from ddt_accel.solver.solve import Method, solve_curve
 from ddt_accel.solver.split import split
@@ -63,17 +69,22 @@ def inputs(count: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
 NAMES = ["unshared", "held", "heun", "forecast", "uncentred", "from three", "branches of their own", "unguided"]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_it_is_the_trajectory_that_the_runtime_runs(model, bias, schedules, name: str) -> None:
+SUBSETS = [kinds for count in (1, 2, 3) for kinds in itertools.combinations(KINDS, count)]
+
+
+@pytest.mark.parametrize(("name", "free"), [
+    *((name, KINDS) for name in NAMES), *((name, free) for name in ("held", "heun") for free in SUBSETS[:-1])
+])  # fmt: skip
+def test_it_is_the_trajectory_that_the_runtime_runs(model, bias, schedules, name: str, free: tuple[str, ...]) -> None:
     """At the start, and with every number moved: the loop that gradients flow through, and the loop that runs."""
     noise, labels = inputs()
-    scalars = Scalars(schedules[name], bias)
+    scalars = Scalars(schedules[name], bias, free=free)
     generator = torch.Generator().manual_seed(1)
     np.testing.assert_allclose(
         fitted_end(model, scalars, noise, labels).detach(), sample(model, schedules[name], noise, labels), atol=2e-5
     )
     with torch.no_grad():
-        for value in scalars.parameters():
+        for value in filter(lambda value: value.requires_grad, scalars.parameters()):
             value += 0.1 * torch.randn(value.shape, generator=generator, dtype=value.dtype)
     moved = scalars.schedule()
     np.testing.assert_allclose(
@@ -85,6 +96,7 @@ def test_it_is_the_trajectory_that_the_runtime_runs(model, bias, schedules, name
     assert [e.guidance for e in compile_program(moved).evaluations] == guidance
     assert moved.refresh_steps == schedules[name].refresh_steps
     assert moved.unconditional_steps == schedules[name].unconditional_steps
+    assert network_rows(compile_program(moved)) == network_rows(compile_program(schedules[name]))
 
 
 @pytest.mark.parametrize("name", ["forecast", "branches of their own", "heun"])
@@ -114,7 +126,8 @@ def test_gradients_are_those_of_differences(model, bias, schedules, name: str) -
     assert checked > 5
 
 
-@given(st.lists(st.floats(-20, 20), min_size=7, max_size=7))
+@given(st.lists(st.floats(-40, 40), min_size=7, max_size=7))
+@example([0.0, 20, 20, 20, 20, 20, -20])
 @settings(max_examples=50, deadline=None)
 def test_times_increase_whatever_the_parameters_are(gaps: list[float]) -> None:
     scalars = Scalars(Schedule.full(SPEC), np.zeros(4, dtype=np.float32))
@@ -134,11 +147,19 @@ def test_what_is_not_free_stays(bias, schedules, kind: str) -> None:
         {"times": "gaps"}.get(kind, kind)
     ]
     with torch.no_grad():
-        for value in scalars.parameters():
-            value += 0.1
+        for value in filter(lambda value: value.requires_grad, scalars.parameters()):
+            value += 0.1 * torch.linspace(0, 1, value.numel(), dtype=value.dtype).reshape(value.shape)
     moved = scalars.schedule()
     assert (moved.times is not None) == (kind == "times")
-    assert (moved.integrator is not None) == (kind == "integrator")
+    # In units of the step: fixed, they follow the times.
+    assert (moved.integrator is not None) == (kind != "forecasts")
+    if kind == "times":
+        steps = np.diff([*moved.times, 1.0])
+        for k, row in enumerate(moved.integrator):
+            named = dict(updates(SPEC)[k].velocities)
+            assert {j: weight / steps[k] for j, weight in row} == pytest.approx(
+                {j: weight / np.diff(SPEC.grid)[k] for j, weight in named.items()}, rel=1e-5
+            )
     assert (moved.forecasts != start.forecasts) == (kind == "forecasts")
 
 
@@ -161,17 +182,56 @@ def test_a_fit_ends_closer_on_images_it_has_not_seen(model, schedules, tmp_path)
     model.requires_grad_(False)
 
 
-def test_a_fit_that_gains_nothing_returns_its_start(model) -> None:
-    """Started at the very trajectory that it is fitted to."""
-    start = Schedule.full(dataclasses.replace(SPEC, num_steps=12))
-    fitted = Fitter(model, start, dataclasses.replace(QUICK, reference_steps=12)).run()
+def test_a_fit_that_gains_nothing_returns_its_start(model, schedules) -> None:
+    """With steps so small that no number really moves."""
+    fitted = Fitter(model, schedules["held"], dataclasses.replace(QUICK, learning_rate=1e-12)).run()
     assert not fitted.improved
-    assert fitted.schedule == start
-    assert fitted.before.mean > 120
+    assert fitted.schedule == schedules["held"]
+    assert fitted.after.mean == pytest.approx(fitted.before.mean, abs=0.01)
 
 
-def test_a_killed_fit_continues_to_the_same_numbers(model, schedules, tmp_path) -> None:
-    start, spec = schedules["forecast"], dataclasses.replace(QUICK, iterations=3 * LOOK_EVERY)
+def test_images_of_an_earlier_fit_are_not_reported_on(model, schedules) -> None:
+    first = Fitter(model, schedules["held"], dataclasses.replace(QUICK, learning_rate=0.05)).run()
+    assert first.schedule.fitted_on == (QUICK.seed, 0, QUICK.images + QUICK.held_out)
+    assert Fitter(model, first.schedule, QUICK).run().before.mean == pytest.approx(first.after.mean)
+    with pytest.raises(MismatchError, match="another --seed"):
+        Fitter(model, first.schedule, dataclasses.replace(QUICK, images=3, held_out=3))
+
+
+@pytest.mark.parametrize("times", [(0, 0, 0.2, 0.4, 0.6, 0.8), (0, 0.3, 0.3, 0.3, 0.6, 0.8), (0.5,) * 6])
+def test_times_that_stand_still_can_be_fitted(model, bias, times: tuple[float, ...]) -> None:
+    start = dataclasses.replace(Schedule.uniform(SPEC, 3), times=times)
+    end = fitted_end(model, Scalars(start, bias), *inputs())
+    np.testing.assert_allclose(end.detach(), sample(model, start, *inputs()), atol=2e-5)
+
+
+def test_weights_that_do_not_add_up_start_as_they_are(model, bias) -> None:
+    """Without means there is no constant, and widening must not bring one in; nor forget the other branch's."""
+    for start in (
+        Schedule(spec=SPEC, refresh_steps=(0, 2), forecasts={3: ((0, 0.2), (2, 0.5))}),
+        Schedule(spec=SPEC, refresh_steps=tuple(range(6)), unconditional_steps=(0, 3)),
+    ):
+        end = fitted_end(model, Scalars(start, bias), *inputs())
+        np.testing.assert_allclose(end.detach(), sample(model, start, *inputs()), atol=2e-5)
+        wide = widened(start, bias, 2)
+        assert (wide.mean_modulations is None) == bool(start.forecasts)
+
+
+def test_nothing_to_fit_is_said(model, bias) -> None:
+    with pytest.raises(ConfigError, match="no forecasts that could be fitted"):
+        Scalars(Schedule.full(SPEC), bias, free=("forecasts",))
+    with pytest.raises(ConfigError, match="no times"):
+        Scalars(Schedule.full(SamplingSpec(num_steps=1)), bias, free=("times",))
+    diverging = dataclasses.replace(Schedule.full(SPEC), integrator=tuple(((k, 1e30),) for k in range(6)))
+    with pytest.raises(NumericsError, match="schedule to start from ends in NaN"):
+        Fitter(model, diverging, QUICK).run()
+    with pytest.raises(ConfigError, match="at least 12"):
+        Fitter(model, Schedule.full(SPEC), dataclasses.replace(QUICK, reference_steps=11))
+
+
+@pytest.mark.parametrize("name", ["forecast", "unshared"])
+def test_a_killed_fit_continues_to_the_same_numbers(model, schedules, tmp_path, name: str) -> None:
+    start, spec = schedules[name], dataclasses.replace(QUICK, iterations=3 * LOOK_EVERY)
     whole = Fitter(model, start, spec).run()
     state = tmp_path / "state.safetensors"
 
@@ -201,13 +261,33 @@ def test_a_killed_fit_continues_to_the_same_numbers(model, schedules, tmp_path) 
         Fitter(model, start, spec, state_path=state).run()
 
 
-def test_converged_ends_are_kept_and_checked(model, schedules, tmp_path) -> None:
-    first = Fitter(model, schedules["held"], QUICK, cache=tmp_path).run()
-    kept = sorted(tmp_path.iterdir())
-    assert len(kept) == 3
-    kept[0].write_bytes(kept[0].read_bytes()[:-3])  # damaged: made anew
-    assert Fitter(model, schedules["held"], QUICK, cache=tmp_path).run() == first
-    assert sorted(tmp_path.iterdir()) == kept
+def test_converged_ends_are_kept_and_checked(model, tmp_path) -> None:
+    runs = 0
+
+    class Counted(TorchBackend):
+        def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int):
+            nonlocal runs
+            runs += 1
+            return super().open(batch, latent_shape, slots)
+
+    def ends(steps: int = 24) -> torch.Tensor:
+        images = ImageRange(seed=1, first=2, stop=5)
+        return converged_ends(Counted(model), SPEC, steps, images, (3, 8, 8), 8, cache=tmp_path)
+
+    first = ends()
+    noise = draw_noise((3, 8, 8), seed=1, indices=range(2, 5))
+    labels = draw_labels(4, seed=1, indices=range(2, 5))
+    limit = Schedule.full(SamplingSpec(num_steps=24, solver="ab2", guidance=1.5))
+    assert torch.equal(first, sample(model, limit, noise, labels))
+    assert torch.equal(ends(), first)
+    assert runs == 1
+    (kept,) = tmp_path.iterdir()
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-3])  # damaged: made anew
+    assert torch.equal(ends(), first)
+    assert runs == 2
+    assert kept.read_bytes() == whole
+    assert not torch.equal(ends(48), first)
 
 
 @pytest.mark.parametrize(
@@ -250,6 +330,10 @@ def test_from_the_command_line(cli, workspace) -> None:
         ["--fixed", "times,integrator,forecasts"],
         ["--steps", 5, "--schedule", "x.json"],
         ["--precision", "int8"],
+        ["--solver", "heun"],
+        ["--steps", 7, "--budget", 2],
+        ["--micro-batch", 0],
+        ["--steps", 1, "--fixed", "integrator"],
     ):
         ran = cli("fit", *few, *wrong)
         assert ran.code == 2, wrong

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 
@@ -70,6 +71,13 @@ def test_a_fitted_schedule_stands_beside_the_calibrated_sampler(tiny_model_path,
     np.testing.assert_allclose(data["limits_db"]["fitted"], psnr(*ends), rtol=1e-3)
     assert "fitted to where many more steps would lead" in page.read_text()
     assert "dB to the limit" in text.read_text()
+    for wrong in (
+        dataclasses.replace(fitted, spec=dataclasses.replace(spec, guidance=1.2)),
+        dataclasses.replace(fitted, fitted_on=(1, 2, 9)),
+        Schedule(spec=dataclasses.replace(spec, num_steps=9), refresh_steps=tuple(range(9)), objective="fitted"),
+    ):
+        with pytest.raises(MismatchError):
+            study_of(model, (3, 8, 8), schedule=wrong)
 
 
 def test_the_report_holds_the_measurements(tiny_model_path, tmp_path) -> None:

@@ -23,11 +23,12 @@ from ddt_accel.cli.options import (
     check_device,
     model_options,
 )
+from ddt_accel.cli.solving import on_grid
 
 if TYPE_CHECKING:
+    from ddt_accel.calibration.statistics import Calibration
     from ddt_accel.evaluation.fidelity import Interval
     from ddt_accel.schedule import Schedule
-    from ddt_accel.workspace import Workspace
 
 
 def fit(
@@ -40,7 +41,7 @@ def fit(
     steps: Annotated[
         int | None, typer.Option("--steps", help="Of that schedule; without --budget, every step runs the encoder.")
     ] = None,
-    solver: Annotated[str, typer.Option(help="Of that schedule, where there are --steps.")] = "ab2",
+    solver: Annotated[str | None, typer.Option(help="Of that schedule; ab2 where there are --steps.")] = None,
     fixed: Annotated[
         str | None, typer.Option("--fixed", help="What stays as it is: times, integrator, forecasts; by commas.")
     ] = None,
@@ -51,7 +52,9 @@ def fit(
     batch_size: Annotated[int, typer.Option(help="Images a gradient step.")] = 12,
     micro_batch: Annotated[int, typer.Option(help="Of them, how many at a time.")] = 12,
     learning_rate: Annotated[float, typer.Option(help="Of Adam; it decays to 0.")] = 1e-2,
-    reference_steps: Annotated[int, typer.Option(help="Of the converged trajectories that are fitted to.")] = 120,
+    reference_steps: Annotated[
+        int | None, typer.Option(help="Of the converged trajectories that are fitted to; at least 120 by default.")
+    ] = None,
     precision: Annotated[
         str | None, typer.Option(help="bf16 or fp32; by default bf16 on a GPU that has it, fp32 on a CPU.")
     ] = None,
@@ -88,11 +91,13 @@ def fit(
     check_writable(path)
     network = place.load_model(model_options(model, config, weights, latent_shape)).to(check_device(device))
     if budget is None and steps is None:
+        if solver is not None:
+            raise ConfigError("--solver is of a schedule that is made for --steps or --budget; give one of them.")
         start = place.schedule(schedule)
     elif schedule is not None:
         raise ConfigError("Give a --schedule to start from, or --steps and --budget, not both.")
     else:
-        start = _solved(place, calibration, steps, budget, solver)
+        start = _solved(place.calibration(calibration), steps, budget, solver)
     on = torch.device(device)
     spec = FitSpec(
         iterations=iterations,
@@ -107,7 +112,9 @@ def fit(
         sources=sources,
         autocast=precision == "bf16" or (precision is None and on.type == "cuda" and supports_bf16(on)),
     )
-    if place.calibration_path.exists() and any(map(place.calibration(calibration).contains, spec.ranges[1:])):
+    if (calibration or place.calibration_path.exists()) and any(
+        map(place.calibration(calibration).contains, spec.ranges[1:])
+    ):
         raise MismatchError(f"Seed {seed} was calibrated on; fit with another --seed.")
     with ExitStack() as bars:
 
@@ -120,7 +127,7 @@ def fit(
             on_stage=on_stage,
         )  # fmt: skip
         if fitter.state_path is not None and fitter.state_path.exists() and not fitter.continues():
-            say(f"{fitter.state_path} is of an interrupted fit with other settings; it is replaced.")
+            say(f"{fitter.state_path} is of an interrupted fit with other settings, or damaged; it is replaced.")
             fitter.state_path.unlink()
         fitted = fitter.run()
     fitted.schedule.save(path)
@@ -134,7 +141,7 @@ def fit(
             **{name: dataclasses.asdict(getattr(fitted, name)) for name in ("before", "after", "gain")},
         },
         as_json=json,
-        text=f"On {held_out} images that were not fitted, against {reference_steps} steps of AB2, "
+        text=f"On {held_out} images that were not fitted, against {fitter.reference_steps} steps of AB2, "
         f"95 % intervals: {_told(fitted.before)} before, {_told(fitted.after)} after iteration {fitted.iteration}, "
         f"gain {_told(fitted.gain)}.\n"
         + ("" if fitted.improved else "That is no significant gain: the schedule it started from is kept.\n")
@@ -142,21 +149,21 @@ def fit(
     )
 
 
-def _solved(place: Workspace, path: Path | None, steps: int | None, budget: int | None, solver: str) -> Schedule:
-    """What `solve` makes of the workspace's calibration, on the grid that is asked for."""
+def _solved(calibration: Calibration, steps: int | None, budget: int | None, solver: str | None) -> Schedule:
+    """What `solve` makes of a calibration, on the grid that is asked for."""
     import dataclasses
 
-    from ddt_accel.calibration.resample import resample
     from ddt_accel.schedule import Schedule
     from ddt_accel.solver.solve import solve_curve
 
-    statistics = place.calibration(path)
-    spec = statistics.spec
+    spec = calibration.spec
     if steps is not None:
-        spec = dataclasses.replace(spec, num_steps=steps, solver=solver, last_step=None)
+        spec = dataclasses.replace(spec, num_steps=steps, solver=solver or "ab2", last_step=None)
+    elif solver is not None:
+        spec = dataclasses.replace(spec, solver=solver)
     if budget is None:
-        return dataclasses.replace(Schedule.full(spec), checkpoint_sha256=statistics.checkpoint_sha256)
-    return solve_curve(resample(statistics, spec), budget)[-1][0]
+        return dataclasses.replace(Schedule.full(spec), checkpoint_sha256=calibration.checkpoint_sha256)
+    return solve_curve(on_grid(calibration, spec), budget)[-1][0]
 
 
 def _told(value: Interval) -> str:

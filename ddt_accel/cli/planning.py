@@ -134,6 +134,7 @@ def _facts(row: Row) -> dict[str, Any]:
                 "copying_db": float(found.copying.mean()) if found.copying is not None else None,
                 "timeshift": found.schedule.spec.timeshift,
                 "refresh_steps": list(found.schedule.refresh_steps),
+                "unconditional_steps": found.schedule.unconditional_steps,
                 "solver": found.schedule.spec.solver,
                 "num_steps": found.schedule.spec.num_steps,
                 "centred": found.schedule.centred,

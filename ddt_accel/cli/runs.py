@@ -95,7 +95,6 @@ def sample(
     from ddt_accel.evaluation.benchmark import is_pixel_space
     from ddt_accel.report.pictures import SampleWriter
     from ddt_accel.sampling.noise import draw_noise, draw_step_noise
-    from ddt_accel.schedule import Schedule
     from ddt_accel.workspace import Workspace
 
     if images < 1 or batch_size < 1:
@@ -112,7 +111,7 @@ def sample(
             f"The schedule was solved for other sampling ({'; '.join(differences)}); calibrate and solve for it."
         )
     if full:
-        plan = dataclasses.replace(Schedule.full(plan.spec), checkpoint_sha256=plan.checkpoint_sha256)
+        plan = plan.unshared()
     said = model_options(model, config, weights, latent_shape)
     opened = open_networks(place, backend, export_folder, said, device)
     networks, shape = opened.backend, opened.latent_shape

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ddt_accel.evaluation.refine import Refined
     from ddt_accel.schedule import Schedule
     from ddt_accel.solver.solve import Certificate, Method, Statistics
+    from ddt_accel.spec import SamplingSpec
     from ddt_accel.workspace import Workspace
 
 DEFAULT_BUDGET = 10
@@ -73,7 +74,8 @@ def solve(
 
     place = Workspace(workspace)
     calibrated = place.calibration(calibration)
-    statistics = _statistics(calibrated, steps)
+    spec = calibrated.spec
+    statistics = on_grid(calibrated, spec if steps is None else dataclasses.replace(spec, num_steps=steps))
     method = Method(forecast=forecast, objective=objective, sources=sources, centred=centred and not split)
     if split and (pareto or refine):
         raise ConfigError("--split is for one budget; give it without --pareto and --refine.")
@@ -123,21 +125,24 @@ def solve(
     )
 
 
-def _statistics(calibration: Calibration, steps: int | None) -> Statistics:
+def on_grid(calibration: Calibration, spec: SamplingSpec) -> Statistics:
     """The calibration, or what it says of a coarser grid."""
     from ddt_accel.calibration.resample import resample
     from ddt_accel.errors import MismatchError
 
-    calibrated = calibration.spec
-    if steps is None or steps == calibrated.num_steps:
+    steps = calibration.spec.num_steps
+    if spec == calibration.spec:
         return calibration
-    if steps > calibrated.num_steps:
+    if spec.num_steps > steps:
         raise MismatchError(
-            f"--steps is {steps}, but the calibration has only {calibrated.num_steps}; run "
-            f"`ddt-accel calibrate --steps {steps}` first."
+            f"--steps is {spec.num_steps}, but the calibration has only {steps}; run "
+            f"`ddt-accel calibrate --steps {spec.num_steps}` first."
         )
-    say(f"Interpolating the calibration of {calibrated.num_steps} steps to {steps}.")
-    return resample(calibration, dataclasses.replace(calibrated, num_steps=steps))
+    say(
+        f"Interpolating the calibration of {steps} steps of {calibration.spec.solver} to {spec.num_steps} of "
+        f"{spec.solver}."
+    )
+    return resample(calibration, spec)
 
 
 def _refine(place: Workspace, statistics: Statistics, schedule: Schedule, method: Method, images: int) -> Refined:

@@ -247,6 +247,8 @@ def _name(schedule: Schedule) -> str:
     spec = schedule.spec
     shift = f", shift {spec.timeshift:.3g}" if spec.timeshift != 1 else ""
     shared = f", {schedule.budget} runs" if schedule.budget < spec.num_evaluations else ""
+    if schedule.unconditional_steps is not None:
+        shared = f", {schedule.budget} + {len(schedule.unconditional_steps)} runs"
     return f"{spec.solver} {spec.num_steps}{shift}{shared}"
 
 

@@ -7,6 +7,7 @@ it is. The iterate that does best on images held out from the fit is kept; on ye
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -39,7 +40,8 @@ LOOK_EVERY = 10
 @dataclass(frozen=True, kw_only=True)
 class FitSpec:
     """How a schedule is fitted: on the images 0 … images − 1 of `seed`, chosen on `held_out` more, reported on as many
-    more. `batch_size` images make a gradient, `micro_batch` at a time; with `autocast` in bfloat16."""
+    more. `batch_size` images make a gradient, `micro_batch` at a time; with `autocast` in bfloat16. The converged
+    trajectory has `reference_steps`, by default 120, or 4 for each of the schedule's, if that is more."""
 
     iterations: int = 120
     images: int = 64
@@ -47,19 +49,19 @@ class FitSpec:
     batch_size: int = 12
     micro_batch: int = 12
     learning_rate: float = 1e-2
-    reference_steps: int = 120
+    reference_steps: int | None = None
     seed: int = 3
     free: tuple[str, ...] = KINDS
     sources: int = 2
     autocast: bool = False
 
     def __post_init__(self) -> None:
-        counts = (self.iterations, self.images, self.batch_size, self.micro_batch, self.reference_steps)
+        counts = (self.iterations, self.images, self.batch_size, self.micro_batch)
         if min(counts) < 1 or self.held_out < 2 or self.batch_size > self.images or not 0 <= self.seed < 2**32:
             raise ConfigError(
-                f"{self.iterations} iterations with batches of {self.batch_size} out of {self.images} images, "
-                f"{self.held_out} held-out ones, {self.reference_steps} reference steps, seed {self.seed}: give "
-                "positive numbers, at least 2 held-out images, and batches no larger than the images."
+                f"{self.iterations} iterations with batches of {self.batch_size}, {self.micro_batch} at a time, out of "
+                f"{self.images} images, {self.held_out} held-out ones, seed {self.seed}: give positive numbers, at "
+                "least 2 held-out images, and batches no larger than the images."
             )
         if not 0 < self.learning_rate < 1:
             raise ConfigError(f"learning_rate is {self.learning_rate}; give a number between 0 and 1.")
@@ -125,6 +127,19 @@ class Fitter:
             raise ConfigError("The model does not say which latents it is for; give latent_shape=(C, H, W).")
         self.model, self.warm, self.spec, self.latent_shape = model, schedule, spec, latent_shape
         self.state_path, self.cache, self.on_stage = state_path, cache, on_stage
+        self.reference_steps = spec.reference_steps or max(120, 4 * schedule.spec.num_evaluations)
+        if self.reference_steps < 2 * schedule.spec.num_evaluations:
+            raise ConfigError(
+                f"{self.reference_steps} reference steps lead hardly further than the schedule's "
+                f"{schedule.spec.num_evaluations}; give at least {2 * schedule.spec.num_evaluations}."
+            )
+        if schedule.fitted_on is not None and spec.ranges[2].overlaps(
+            ImageRange(seed=schedule.fitted_on[0], first=schedule.fitted_on[1], stop=schedule.fitted_on[2])
+        ):
+            raise MismatchError(
+                f"The schedule to start from was fitted on images of seed {spec.seed} that this fit would be reported "
+                "on; give another --seed."
+            )
         self.backend = TorchBackend(model)
         check_checkpoint(schedule, self.backend.checkpoint_sha256)
         width, like = model.config.hidden_size, model.final_layer.linear.weight
@@ -172,8 +187,8 @@ class Fitter:
         )
 
     def _converged(self, images: ImageRange) -> Tensor:
-        spec, shape, size = self.spec, self.latent_shape, self.spec.batch_size
-        return converged_ends(self.backend, self.warm.spec, spec.reference_steps, images, shape, size, cache=self.cache)
+        shape, size = self.latent_shape, self.spec.batch_size
+        return converged_ends(self.backend, self.warm.spec, self.reference_steps, images, shape, size, cache=self.cache)
 
     def _step(self, targets: Tensor) -> None:
         spec, device = self.spec, self.backend.device
@@ -201,6 +216,8 @@ class Fitter:
     def _look(self, targets: Tensor) -> None:
         """How the present numbers do on images that are not fitted, by the loop that will run them."""
         score = float(self._decibels(self.scalars.schedule(), self.spec.ranges[1], targets).mean())
+        if math.isinf(score) and self.iteration == 0:
+            raise NumericsError("The schedule to start from ends in NaN or infinity; start from another one.")
         if score > self.best_score:
             self.best_score, self.best_iteration = score, self.iteration
             self.best = {name: value.detach().clone() for name, value in self.trained.items()}
@@ -219,7 +236,8 @@ class Fitter:
         self._set(self.best)
         schedule = self.scalars.schedule()
         self._set(now)
-        return schedule
+        images = self.spec.ranges[1]
+        return dataclasses.replace(schedule, fitted_on=(images.seed, 0, images.stop))
 
     def _set(self, values: dict[str, Tensor]) -> None:
         with torch.no_grad():
@@ -268,8 +286,8 @@ class Fitter:
             self._set({name: tensors[f"value.{name}"] for name in self.trained})
             self.best = {name: tensors[f"best.{name}"] for name in self.trained}
             for name, value in self.trained.items():
+                moments = ("step", "exp_avg", "exp_avg_sq")
                 if content["iteration"]:
-                    moments = ("step", "exp_avg", "exp_avg_sq")
                     self.optimizer.state[value] = {moment: tensors[f"{moment}.{name}"] for moment in moments}
             self.iteration, self.best_iteration = int(content["iteration"]), int(content["best_iteration"])
             self.best_score = float(content["best_score"])
@@ -280,5 +298,5 @@ class Fitter:
 def _interval(values: NDArray[np.float64]) -> Interval:
     found = interval(values)
     if found is None:
-        raise NumericsError("The schedule to start from ends in NaN or infinity; start from another one.")
+        raise NumericsError("A trajectory ends in NaN or infinity on the images to report on; start from another one.")
     return found

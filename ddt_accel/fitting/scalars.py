@@ -1,7 +1,7 @@
 """The scalars of a trajectory as parameters: its times, its integrator's weights, its forecasts' weights.
 
 Times are `t_k = Σ_{j ≤ k} softmax(γ)_j` over E + 1 gaps, the last of them up to t = 1: they increase and stay in
-[0, 1) whatever γ is, and a gap of 0 stays 0. The integrator is a full lower triangle, every velocity so far in every
+[0, 1), rounding aside, and a gap of 0 stays 0. The integrator is a full lower triangle, every velocity so far in every
 row (a non-stationary solver, arXiv 2403.01329), in units of the row's step, so that it follows when times move. A
 forecast draws on the last few refreshed states.
 """
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from ddt_accel.errors import ConfigError
 from ddt_accel.sampling.program import compile_program
-from ddt_accel.schedule import MAX_SOURCES, Forecast, Row, Schedule
+from ddt_accel.schedule import FITTED, MAX_SOURCES, Forecast, Row, Schedule
 
+LATEST = 1 - 2.0**-20  # the latest time, in float32 below 1
 TIMES, INTEGRATOR, FORECASTS = KINDS = ("times", "integrator", "forecasts")
 
 
@@ -52,7 +53,8 @@ class Scalars(nn.Module):
         times = np.array([evaluation.time for evaluation in evaluations])
         with np.errstate(divide="ignore"):
             gaps = np.log(np.diff(times, prepend=0.0, append=1.0))
-        self.gaps = self._parameter(TIMES, gaps)
+        # The gap up to a first time of 0 stays, so that a single time cannot move.
+        self.gaps = self._parameter(TIMES, gaps, can_move=np.isfinite(gaps).sum() > 1)
         integrator, steps = np.zeros((count, count)), self._steps.detach().numpy()
         for k, evaluation in enumerate(evaluations):
             for j, weight in evaluation.update.velocities:
@@ -65,19 +67,23 @@ class Scalars(nn.Module):
             for k, row in enumerate(branch):
                 for r, weight in row:
                     forecasts[side, k, r] = weight
-        self.forecasts = self._parameter(FORECASTS, forecasts)
+        shared = bool(self.warm.forecasts or self.warm.unconditional_forecasts)
+        self.forecasts = self._parameter(FORECASTS, forecasts, can_move=shared)
+        if not any(value.requires_grad for value in self.parameters()):
+            raise ConfigError(f"This schedule has no {' or '.join(sorted(self.free))} that could be fitted.")
         means = self.warm.mean_modulations
         wide = None if means is None else torch.from_numpy(np.broadcast_to(means, (count, means.shape[1])).copy())
         self.means: Tensor | None
         self.register_buffer("means", wide)
 
-    def _parameter(self, kind: str, values: NDArray[np.float64]) -> nn.Parameter:
-        return nn.Parameter(torch.from_numpy(values), requires_grad=kind in self.free)
+    def _parameter(self, kind: str, values: NDArray[np.float64], *, can_move: bool = True) -> nn.Parameter:
+        return nn.Parameter(torch.from_numpy(values), requires_grad=bool(kind in self.free and can_move))
 
     @property
     def times(self) -> Tensor:
         """The time of every evaluation, [E]."""
-        return self.gaps.softmax(0).cumsum(0)[:-1]
+        # Sums round, and in parallel not even monotonically.
+        return self.gaps.softmax(0).cumsum(0)[:-1].cummax(0).values.clamp(max=LATEST)
 
     @property
     def weights(self) -> Tensor:
@@ -86,16 +92,20 @@ class Scalars(nn.Module):
 
     @property
     def _steps(self) -> Tensor:
-        """The time from every evaluation to the next, [E]; of Heun's corrector, which stands still, its own step."""
+        """What an integrator's rows are in units of, [E]: the time to the next evaluation.
+
+        Heun's corrector, which stands still, has its own step; where time stands still otherwise it is an even step.
+        """
         gaps = self.gaps.softmax(0)
-        return torch.where(gaps[1:] > 0, gaps[1:], gaps[:-1])
+        steps = torch.where(gaps[1:] > 0, gaps[1:], gaps[:-1])
+        return torch.where(steps > 0, steps, torch.full_like(steps, 1 / self.count))
 
     def schedule(self) -> Schedule:
         """The schedule of the present numbers."""
         changes: dict[str, object] = {}
         if TIMES in self.free:
             changes["times"] = tuple(self.times.tolist())
-        if INTEGRATOR in self.free:
+        if self.free & {INTEGRATOR, TIMES}:  # where times move, the steps do
             changes["integrator"] = tuple(
                 tuple((j, weight) for j, weight in enumerate(row[: k + 1]) if weight)
                 for k, row in enumerate(self.weights.tolist())
@@ -104,7 +114,9 @@ class Scalars(nn.Module):
             changes["forecasts"] = self._rows(self.warm.forecasts, 0)
             if self.warm.unconditional_steps is not None:
                 changes["unconditional_forecasts"] = self._rows(self.warm.unconditional_forecasts, 1)
-        return dataclasses.replace(self.warm, **changes, objective="fitted", predicted_cost=None, predicted_error=None)  # type: ignore[arg-type]
+            if self.forecasts.requires_grad:
+                changes["forecast"] = FITTED
+        return dataclasses.replace(self.warm, **changes, objective=FITTED, predicted_cost=None, predicted_error=None)  # type: ignore[arg-type]
 
     def _rows(self, pattern: Collection[int], side: int) -> dict[int, Forecast]:
         rows = (self.warm.forecasts, self.warm.unconditional_forecasts)[side]
@@ -113,25 +125,36 @@ class Scalars(nn.Module):
 
 
 def widened(schedule: Schedule, modulation_bias: NDArray[np.float32], sources: int) -> Schedule:
-    """The same schedule with a row for every reuse step, of at least the last `sources` refreshes."""
+    """The same schedule with a row for every reuse step, of the last `sources` refreshes where that costs no encoder
+    run, the new ones with weight 0."""
     if not 1 <= sources <= MAX_SOURCES:
         raise ConfigError(f"A forecast from {sources} states; give 1 to {MAX_SOURCES}.")
+
+    own, guidance = schedule.unconditional_steps, schedule.spec.guidance_weights
+    read = {
+        k
+        for k, evaluation in enumerate(compile_program(schedule).evaluations)
+        if evaluation.unconditional is not None and evaluation.unconditional.encode
+    }
 
     def rows(steps: tuple[int, ...], unconditional: bool) -> dict[int, Forecast]:
         wide: dict[int, Row] = {}
         for k in range(steps[0], schedule.spec.num_evaluations):
             if k not in steps:
                 given = dict(schedule.forecast_at(k, unconditional=unconditional))
-                last = [refresh for refresh in steps if refresh < k][-sources:]
-                wide[k] = tuple((r, given.get(r, 0.0)) for r in sorted({*given, *last}))
+                # A guided step that read another refresh would have the unconditional branch encoded there, too.
+                shares_rows = own is None and guidance[k] != 1.0
+                last = [r for r in steps if r < k and (r in read or not shares_rows)][-sources:]
+                added = [r for r in last if r not in given][: MAX_SOURCES - len(given)]
+                wide[k] = tuple((r, given.get(r, 0.0)) for r in sorted([*given, *added]))
         return wide
 
-    own = schedule.unconditional_steps
     forecasts = rows(schedule.refresh_steps, False)
-    means = schedule.mean_modulations
+    unconditional = rows(own, True) if own is not None else {}
+    means, every = schedule.mean_modulations, [*forecasts.values(), *unconditional.values()]
+    # Without means there is no constant; while weights add up to 1 there would be none with them, either.
+    if means is None and every and all(abs(sum(w for _, w in row) - 1) < 1e-9 for row in every):
+        means = modulation_bias[None]
     return dataclasses.replace(
-        schedule,
-        forecasts=forecasts,
-        unconditional_forecasts=rows(own, True) if own is not None else {},
-        mean_modulations=modulation_bias[None] if means is None and forecasts else means,
+        schedule, forecasts=forecasts, unconditional_forecasts=unconditional, mean_modulations=means
     )

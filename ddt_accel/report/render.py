@@ -17,8 +17,8 @@ from ddt_accel.evaluation.benchmark import Measurement
 from ddt_accel.evaluation.fidelity import Interval, interval, to_uint8
 from ddt_accel.report.figures import BLUE, GREEN, GREY, ORANGE, Curve, similarity_heatmap, speed_fidelity
 from ddt_accel.report.pictures import contact_sheet, png
-from ddt_accel.report.study import CONVERGED, FITTED, GIVEN, PUBLISHED, SOLVED, UNIFORM, UNSHARED, Study
-from ddt_accel.schedule import Schedule
+from ddt_accel.report.study import CONVERGED, GIVEN, PUBLISHED, SOLVED, UNIFORM, UNSHARED, Study
+from ddt_accel.schedule import FITTED, Schedule
 from ddt_accel.solver.solve import GAMMA
 
 FORMAT, VERSION = "ddt-accel report", 1
@@ -130,7 +130,7 @@ def _origin(schedule: Schedule) -> str:
             f"The solver picked the steps from which the others can be forecast best ({schedule.forecast}), every "
             "error weighted by what it was measured to do to the picture."
         )
-    if not schedule.follows_spec:
+    if schedule.is_fitted:
         return "Its times, its integrator and its forecasts were fitted to where many steps lead."
     return "These steps were not solved for."
 

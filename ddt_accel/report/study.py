@@ -21,13 +21,12 @@ from ddt_accel.evaluation.converged import converged_ends
 from ddt_accel.evaluation.fidelity import Interval, interval, latent_decibels, psnr, to_images
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.noise import ImageRange
-from ddt_accel.schedule import Schedule
+from ddt_accel.schedule import FITTED, Schedule
 from ddt_accel.solver.solve import OBJECTIVES, Method, Statistics, solve_curve
 from ddt_accel.solver.solve import PUBLISHED as PUBLISHED_METHOD
 from ddt_accel.spec import SamplingSpec
 
-UNSHARED, UNIFORM, PUBLISHED, SOLVED = "unshared", "uniform", "published", "solved"
-FITTED, GIVEN = "fitted", "given"
+UNSHARED, UNIFORM, PUBLISHED, SOLVED, GIVEN = "unshared", "uniform", "published", "solved", "given"
 # The limit that trajectories are compared with has this many times their steps.
 CONVERGED = 4
 
@@ -64,7 +63,7 @@ class Study:
 
 
 def chosen_name(schedule: Schedule) -> str:
-    if not schedule.follows_spec:
+    if schedule.is_fitted:
         return FITTED
     return SOLVED if schedule.objective in OBJECTIVES else GIVEN
 
@@ -106,8 +105,12 @@ def conduct(
     held_out = ImageRange(seed=seed, first=0, stop=max(num_images, curve_images))
     if calibration.contains(held_out):
         raise MismatchError(f"Seed {seed} was calibrated on; measure with another --seed.")
+    if schedule.fitted_on is not None:
+        seen = ImageRange(seed=schedule.fitted_on[0], first=schedule.fitted_on[1], stop=schedule.fitted_on[2])
+        if seen.overlaps(held_out):
+            raise MismatchError(f"The schedule was fitted on images of seed {seed}; measure with another --seed.")
     # A fitted schedule leads where many steps would: beside it stands the calibrated sampler, not its own grid.
-    spec = schedule.spec if schedule.follows_spec else calibration.spec
+    spec = _beside(schedule, calibration)
     statistics = calibration if calibration.spec == spec else resample(calibration, spec)
     sha256 = schedule.checkpoint_sha256
     full = dataclasses.replace(Schedule.full(spec), checkpoint_sha256=sha256)
@@ -148,9 +151,10 @@ def conduct(
     measurements, latents = go(main, num_images, batch_size, "measuring the schedules")
     first = ImageRange(seed=seed, first=0, stop=min(num_images, curve_images))
     limits: dict[str, list[float | None]] = {}
-    if spec.solver != "sde":
+    limit = schedule.spec if schedule.is_fitted else spec
+    if limit.solver != "sde":
         done = progress("measuring the converged trajectory", 1)
-        ends = converged_ends(backend, spec, CONVERGED * spec.num_steps, first, latent_shape, batch_size)
+        ends = converged_ends(backend, limit, CONVERGED * spec.num_steps, first, latent_shape, batch_size)
         pixels = is_pixel_space(backend.config)
         for name, found in latents.items():
             kept = found[: first.count]
@@ -169,6 +173,27 @@ def conduct(
         seed=seed,
         conditions=_conditions(backend, model_name, calibration, schedule, batch_size),
     )
+
+
+def _beside(schedule: Schedule, calibration: Calibration) -> SamplingSpec:
+    """The sampling that a schedule is compared with unshared: its own, or where it was fitted the calibrated one.
+
+    Raises MismatchError where that one leads elsewhere or is too short.
+    """
+    if not schedule.is_fitted:
+        return schedule.spec
+    own, spec = schedule.spec, calibration.spec
+    if (own.guidance, own.guidance_interval) != (spec.guidance, spec.guidance_interval):
+        raise MismatchError(
+            f"The schedule was fitted for guidance {own.guidance:g} on {own.guidance_interval}, the calibration has "
+            f"{spec.guidance:g} on {spec.guidance_interval}; calibrate with the schedule's."
+        )
+    if schedule.budget > spec.num_evaluations:
+        raise MismatchError(
+            f"The schedule runs the encoder {schedule.budget} times, the calibrated sampler only "
+            f"{spec.num_evaluations} times; calibrate with more --steps."
+        )
+    return spec
 
 
 def _curves(statistics: Statistics, schedule: Schedule, full: Schedule) -> dict[str, dict[str, Schedule]]:
@@ -206,7 +231,7 @@ def _conditions(
     backend: Backend, model_name: str, calibration: Calibration, schedule: Schedule, batch_size: int
 ) -> dict[str, str]:
     """The machine, the versions and the settings under which everything was measured."""
-    spec = schedule.spec if schedule.follows_spec else calibration.spec
+    spec = _beside(schedule, calibration)
     packages = ["ddt-accel", "torch", "numpy", "onnxruntime"]
     low, high = spec.guidance_interval
     accelerator = f", {torch.cuda.get_device_name()}" if backend.device.type == "cuda" else ""
