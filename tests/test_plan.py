@@ -136,8 +136,10 @@ def test_plans_end_where_they_say(model, calibration) -> None:
         error = (sample(model, row.shared.schedule, noise, labels) - own).square().flatten(1).mean(1).numpy()
         np.testing.assert_allclose(row.shared.copying, -10 * np.log10(error / 4), atol=0.05)
         assert row.unshared.copying is None
-        assert row.best.mean == max(plan.mean for plan in (row.unshared, row.published, row.shared) if plan)
-        assert row.gain.mean == pytest.approx(row.shared.mean - row.unshared.mean)
+        assert row.best.mean == max(plan.mean for plan in (row.fewer, row.unshared, row.published, row.shared) if plan)
+        assert row.gain(row.unshared).mean == pytest.approx(row.shared.mean - row.unshared.mean)
+        assert row.gain(row.fewer).mean == pytest.approx(row.shared.mean - row.fewer.mean)
+        assert row.fewer.schedule.spec.timeshift == FINE.timeshift
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from ddt_accel.cli.options import (
 from ddt_accel.cli.runs import open_networks
 
 if TYPE_CHECKING:
+    from ddt_accel.evaluation.fidelity import Interval
     from ddt_accel.evaluation.plan import Plan, Row
 
 
@@ -102,14 +103,18 @@ def plan(
 def _print(rows: list[Row]) -> None:
     from rich.table import Table
 
-    table = Table("cost", "fewer steps", "published", "shared", "gain, dB")
+    table = Table("cost", "fewer steps", "and another time shift", "published", "shared", "gain over either, dB")
     for row in rows:
-        gain = row.gain
-        said = f"{gain.mean:+.1f} ({gain.low:+.1f} … {gain.high:+.1f})" if gain else "–"
-        if gain and gain.low <= 0 <= gain.high:
-            said += " not significant"
-        table.add_row(f"{row.cost:g}", *map(_cell, (row.unshared, row.published, row.shared)), said)
+        gains = "\n".join(_gain(row.gain(plan)) for plan in (row.fewer, row.unshared))
+        table.add_row(f"{row.cost:g}", *map(_cell, (row.fewer, row.unshared, row.published, row.shared)), gains)
     out.print(table)
+
+
+def _gain(gain: Interval | None) -> str:
+    if gain is None:
+        return "–"
+    said = f"{gain.mean:+.1f} ({gain.low:+.1f} … {gain.high:+.1f})"
+    return f"{said} not significant" if gain.low <= 0 <= gain.high else said
 
 
 def _cell(plan: Plan | None) -> str:
@@ -122,10 +127,11 @@ def _cell(plan: Plan | None) -> str:
 def _facts(row: Row) -> dict[str, Any]:
     from dataclasses import asdict
 
-    plans = {"unshared": row.unshared, "published": row.published, "shared": row.shared}
+    plans = {"fewer": row.fewer, "unshared": row.unshared, "published": row.published, "shared": row.shared}
+    gains = {"gain_over_fewer": row.gain(row.fewer), "gain": row.gain(row.unshared)}
     return {
         "cost": row.cost,
-        "gain": asdict(row.gain) if row.gain else None,
+        **{name: asdict(gain) if gain else None for name, gain in gains.items()},
         **{
             way: {
                 "name": found.name,

@@ -31,7 +31,7 @@ from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.schedule import Schedule
 from ddt_accel.solver.solve import PUBLISHED, Method, schedule_with, solve_curve
-from ddt_accel.solver.split import split
+from ddt_accel.solver.split import split, splits
 from ddt_accel.spec import SamplingSpec
 
 T = TypeVar("T")
@@ -45,7 +45,7 @@ SHIFTS = (0.6, 0.8, 1.25, 1.7, 2.4)
 # The reference takes this many times the calibrated steps.
 CONVERGED = 4
 # On how many grids shared plans are run for every cost.
-TRIED = 3
+TRIED = 4
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,23 +70,26 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """The best plans of at most a cost, without and with sharing, and what the published method reaches there."""
+    """The best plans of at most a cost, without and with sharing, and what the published method reaches there.
+
+    `fewer` has the calibrated time shift and any integrator and number of steps, `unshared` any time shift, too.
+    """
 
     cost: float
+    fewer: Plan | None
     unshared: Plan | None
     published: Plan | None
     shared: Plan | None
 
-    @property
-    def gain(self) -> Interval | None:
-        """How much closer the shared plan ends, in dB, paired over images."""
-        if self.unshared is None or self.shared is None:
+    def gain(self, over: Plan | None) -> Interval | None:
+        """How much closer than another the shared plan ends, in dB, paired over images."""
+        if over is None or self.shared is None:
             return None
-        return interval(self.shared.fidelity - self.unshared.fidelity)
+        return interval(self.shared.fidelity - over.fidelity)
 
     @property
     def best(self) -> Plan | None:
-        plans = [plan for plan in (self.unshared, self.published, self.shared) if plan is not None]
+        plans = [plan for plan in (self.fewer, self.unshared, self.published, self.shared) if plan is not None]
         return max(plans, key=lambda plan: plan.mean, default=None)
 
 
@@ -185,12 +188,19 @@ def make_plans(
         ]
         label = f"measuring shared plans at cost {target:g}"
         shared = _closest([judge.measure(schedule) for schedule in _counted(label, promising, progress)])
-        fewer = _closest([plan for plan in unshared.values() if plan.cost <= target])
+        if shared is not None:
+            near = [s for s in _neighbours(calibration, shared.schedule) if judge.cost(s) <= target]
+            label = f"measuring their neighbours at cost {target:g}"
+            shared = _closest([shared, *(judge.measure(schedule) for schedule in _counted(label, near, progress))])
+        reachable = [plan for plan in unshared.values() if plan.cost <= target]
+        fewer = _closest([plan for plan in reachable if plan.schedule.spec.timeshift == spec.timeshift])
+        best = _closest(reachable)
         held = affordable(published)
         rows.append(
             Row(
                 cost=target,
-                unshared=reporter.measure(fewer.schedule) if fewer else None,
+                fewer=reporter.measure(fewer.schedule) if fewer else None,
+                unshared=reporter.measure(best.schedule) if best else None,
                 published=reporter.measure(held[-1], copying=True) if held else None,
                 shared=reporter.measure(shared.schedule, copying=True) if shared else None,
             )
@@ -278,6 +288,19 @@ def _variants(calibration: Calibration, schedule: Schedule) -> list[Schedule]:
     if (schedule.spec.guidance_weights != 1.0).any():
         found += [split(statistics, schedule, method) for method in methods[:2]]
     return found
+
+
+def _neighbours(calibration: Calibration, schedule: Schedule) -> list[Schedule]:
+    """Where branches have steps of their own, up to two runs more for one and fewer for the other.
+
+    The split is predicted as if errors of the branches were independent, which they are not.
+    """
+    if schedule.unconditional_steps is None:
+        return []
+    sources = max(len(row) for row in schedule.forecasts.values()) if schedule.forecasts else 2
+    method = Method(centred=False, sources=max(2, sources))
+    found = splits(resample(calibration, schedule.spec), schedule, method)
+    return [near for near in found if 1 <= abs(near.budget - schedule.budget) <= 2]
 
 
 def _promising(families: list[list[list[Schedule]]], unshared: dict[SamplingSpec, Plan]) -> list[Schedule]:

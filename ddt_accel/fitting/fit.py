@@ -35,6 +35,8 @@ from ddt_accel.schedule import MAX_SOURCES, Schedule
 FORMAT, VERSION = "ddt-accel fit", 1
 # Iterations between looks at the images that the best iterate is chosen on; states are saved there.
 LOOK_EVERY = 10
+# Iterations until the learning rate is reached.
+WARM_UP = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ class FitSpec:
     held_out: int = 32
     batch_size: int = 12
     micro_batch: int = 12
-    learning_rate: float = 1e-2
+    learning_rate: float = 2e-2
     reference_steps: int | None = None
     seed: int = 3
     free: tuple[str, ...] = KINDS
@@ -207,9 +209,11 @@ class Fitter:
             raise NumericsError(
                 f"The gradient is not finite at iteration {self.iteration}; lower the learning rate, or fit in float32."
             )
+        # Adam's first steps are of full length in every direction, whatever the gradient is worth.
+        warmth = min(1.0, (self.iteration + 1) / WARM_UP)
         decay = 0.5 * (1 + math.cos(math.pi * self.iteration / spec.iterations))
         for group in self.optimizer.param_groups:
-            group["lr"] = spec.learning_rate * decay
+            group["lr"] = spec.learning_rate * warmth * decay
         self.optimizer.step()
         self.iteration += 1
 
