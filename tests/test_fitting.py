@@ -313,10 +313,23 @@ def test_from_the_command_line(cli, workspace) -> None:
     fitted = Schedule.load(workspace / "schedule.json")
     assert (fitted.objective == "fitted") == result["improved"]
     assert not (workspace / "fit" / "state.safetensors").exists()
-    ran = cli("fit", *few, "--steps", 5, "--budget", 2, "--fixed", "times,integrator", "--out", workspace / "f.json")
+    ran = cli(
+        "fit",
+        *few,
+        "--steps",
+        5,
+        "--budget",
+        2,
+        "--timeshift",
+        1.5,
+        "--fixed",
+        "times,integrator",
+        "--out",
+        workspace / "f.json",
+    )
     assert ran.code == 0, ran.err
     made = Schedule.load(workspace / "f.json")
-    assert (made.spec.num_steps, made.spec.solver, made.budget) == (5, "ab2", 2)
+    assert (made.spec.num_steps, made.spec.solver, made.spec.timeshift, made.budget) == (5, "ab2", 1.5, 2)
     assert made.times is None
     assert cli("sample", "-w", workspace, "--schedule", workspace / "f.json", "-n", 2).code == 0
     kept = [*(workspace / "fit").iterdir(), *workspace.glob("means-*")]
@@ -331,6 +344,7 @@ def test_from_the_command_line(cli, workspace) -> None:
         ["--steps", 5, "--schedule", "x.json"],
         ["--precision", "int8"],
         ["--solver", "heun"],
+        ["--timeshift", 2],
         ["--steps", 7, "--budget", 2],
         ["--micro-batch", 0],
         ["--steps", 1, "--fixed", "integrator"],

@@ -42,6 +42,9 @@ def fit(
         int | None, typer.Option("--steps", help="Of that schedule; without --budget, every step runs the encoder.")
     ] = None,
     solver: Annotated[str | None, typer.Option(help="Of that schedule; ab2 where there are --steps.")] = None,
+    timeshift: Annotated[
+        float | None, typer.Option(help="Of that schedule; `plan` finds one that suits. Default: the calibrated one.")
+    ] = None,
     fixed: Annotated[
         str | None, typer.Option("--fixed", help="What stays as it is: times, integrator, forecasts; by commas.")
     ] = None,
@@ -91,13 +94,13 @@ def fit(
     check_writable(path)
     network = place.load_model(model_options(model, config, weights, latent_shape)).to(check_device(device))
     if budget is None and steps is None:
-        if solver is not None:
-            raise ConfigError("--solver is of a schedule that is made for --steps or --budget; give one of them.")
+        if solver is not None or timeshift is not None:
+            raise ConfigError("--solver and --timeshift are of a schedule made for --steps or --budget; give one.")
         start = place.schedule(schedule)
     elif schedule is not None:
         raise ConfigError("Give a --schedule to start from, or --steps and --budget, not both.")
     else:
-        start = _solved(place.calibration(calibration), steps, budget, solver)
+        start = _solved(place.calibration(calibration), steps, budget, solver, timeshift)
     on = torch.device(device)
     spec = FitSpec(
         iterations=iterations,
@@ -149,7 +152,9 @@ def fit(
     )
 
 
-def _solved(calibration: Calibration, steps: int | None, budget: int | None, solver: str | None) -> Schedule:
+def _solved(
+    calibration: Calibration, steps: int | None, budget: int | None, solver: str | None, timeshift: float | None
+) -> Schedule:
     """What `solve` makes of a calibration, on the grid that is asked for."""
     import dataclasses
 
@@ -161,6 +166,8 @@ def _solved(calibration: Calibration, steps: int | None, budget: int | None, sol
         spec = dataclasses.replace(spec, num_steps=steps, solver=solver or "ab2", last_step=None)
     elif solver is not None:
         spec = dataclasses.replace(spec, solver=solver)
+    if timeshift is not None:
+        spec = dataclasses.replace(spec, timeshift=timeshift)
     if budget is None:
         return dataclasses.replace(Schedule.full(spec), checkpoint_sha256=calibration.checkpoint_sha256)
     return solve_curve(on_grid(calibration, spec), budget)[-1][0]
