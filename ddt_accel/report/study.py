@@ -139,7 +139,10 @@ def conduct(
 
     # What a user would do instead: take fewer steps, as many as fit into the schedule's time.
     step_seconds = by_name[UNSHARED].seconds / spec.num_steps
-    fewer = max(1, min(spec.num_steps - 1, round(by_name[chosen_name(schedule)].seconds / step_seconds)))
+    # The least disturbed of the runs of these refresh steps, which the curve may have, too.
+    own = (schedule.refresh_steps, schedule.spec.num_evaluations)
+    seconds = min(point.seconds for point in points if (point.refresh_steps, point.num_evaluations) == own)
+    fewer = max(1, min(spec.num_steps - 1, round(seconds / step_seconds)))
     main = {
         UNSHARED: full,
         UNIFORM: Schedule.uniform(spec, schedule.budget),
