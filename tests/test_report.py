@@ -28,7 +28,13 @@ from ddt_accel.sampling.program import compile_program
 SPEC = SamplingSpec(num_steps=6, guidance=1.5)
 
 
-def study_of(model: DDT, shape: tuple[int, int, int], seed: int = 1, schedule: Schedule | None = None) -> Study:
+def study_of(
+    model: DDT,
+    shape: tuple[int, int, int],
+    seed: int = 1,
+    schedule: Schedule | None = None,
+    others: dict[str, Schedule] | None = None,
+) -> Study:
     calibration = calibrate(model, SPEC, num_samples=2, latent_shape=shape)
     return conduct(
         TorchBackend(model),
@@ -41,6 +47,7 @@ def study_of(model: DDT, shape: tuple[int, int, int], seed: int = 1, schedule: S
         seed=seed,
         batch_size=2,
         progress=lambda label, total: lambda: None,
+        others=others,
     )
 
 
@@ -52,6 +59,19 @@ def test_a_schedule_of_ones_own_is_not_called_solved(tiny_model_path, tmp_path) 
     assert "worked out" not in page.read_text()
     assert "These steps were not solved for" in page.read_text()
     assert "| given | 3 |" in text.read_text()
+
+
+def test_others_are_measured_beside(tiny_model_path, tmp_path) -> None:
+    model = load_model(tiny_model_path)
+    other = Schedule(spec=SamplingSpec(num_steps=3, solver="ab2", guidance=1.5), refresh_steps=(0, 1))
+    study = study_of(model, (3, 8, 8), others={"another, 3 steps": other})
+    page, text, numbers = write_report(study, tmp_path)
+    found = json.loads(numbers.read_text())["measurements"][-1]
+    assert (found["name"], found["num_steps"], found["refresh_steps"]) == ("another, 3 steps", 3, [0, 1])
+    assert "<b>Another, 3 steps</b>" in page.read_text()
+    assert "| another, 3 steps | 2 | 3 |" in text.read_text()
+    with pytest.raises(MismatchError, match="fitted on"):
+        study_of(model, (3, 8, 8), others={"seen": dataclasses.replace(other, fitted_on=(1, 0, 9))})
 
 
 def test_a_fitted_schedule_stands_beside_the_calibrated_sampler(tiny_model_path, tmp_path) -> None:

@@ -31,7 +31,12 @@ if TYPE_CHECKING:
     from ddt_accel.evaluation.costs import Costs
     from ddt_accel.evaluation.fidelity import Interval
     from ddt_accel.report.study import Study
+    from ddt_accel.schedule import Schedule
     from ddt_accel.workspace import Workspace
+
+
+# A shipped schedule of fitted numbers, which the demo shows beside those that it solves.
+FITTED = "cifar10-fitted-8of12"
 
 
 def bench(
@@ -77,6 +82,7 @@ def demo(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = Fals
 
     from ddt_accel.errors import ConfigError, DependencyError
     from ddt_accel.exporting.onnx import STAGES, export
+    from ddt_accel.schedule import Schedule
     from ddt_accel.solver.solve import solve_curve
     from ddt_accel.spec import SamplingSpec
     from ddt_accel.workspace import DEFAULT_MODEL, Workspace
@@ -111,7 +117,10 @@ def demo(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = Fals
         export(network, place.export_path, on_stage=bar.advance)
     say("4/4  Measuring with ONNX Runtime on images that were not calibrated on")
     networks = open_networks(place, "onnx", None, {}, "cpu")
-    study = _study(place, networks, None, None, 64, 16, 1, 16)
+    # Fitted beforehand, which takes some minutes.
+    fitted = Schedule.load(FITTED)
+    others = {f"fitted, {fitted.spec.num_steps} steps": fitted}
+    study = _study(place, networks, None, None, 64, 16, 1, 16, others)
     _costs(study, networks).save(place.costs_path)
     _report(study, place.folder, json)
 
@@ -125,6 +134,7 @@ def _study(
     curve_images: int,
     seed: int,
     batch_size: int,
+    others: dict[str, Schedule] | None = None,
 ) -> Study:
     from ddt_accel.report.study import conduct
 
@@ -146,6 +156,7 @@ def _study(
             seed=seed,
             batch_size=batch_size,
             progress=progress,
+            others=others,
         )
 
 

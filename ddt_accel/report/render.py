@@ -61,7 +61,7 @@ def as_json(study: Study) -> dict[str, Any]:
 
 def _context(study: Study) -> dict[str, Any]:
     by_name = {m.name: m for m in study.measurements}
-    fewer = study.measurements[4] if len(study.measurements) > 4 else None
+    fewer = next((m for m in study.measurements if m.name == f"{m.num_steps} steps"), None)
     pixels = any(m.psnr is not None for m in study.measurements)
     grids = []
     if pixels:
@@ -75,7 +75,8 @@ def _context(study: Study) -> dict[str, Any]:
         }
         for name, latents in study.latents.items():
             sheet = png(contact_sheet(to_uint8(latents), columns=4), scale=max(1, 64 // latents.shape[-1]))
-            caption = captions.get(name, f"Only {name}, nothing shared")
+            plain = f"Only {name}, nothing shared" if fewer and name == fewer.name else name.capitalize()
+            caption = captions.get(name, plain)
             grids.append({"caption": caption, "measurement": by_name[name], "png": base64.b64encode(sheet).decode()})
     fitted = study.chosen == FITTED
     values = study.limits if fitted else {m.name: m.psnr_values for m in study.measurements}

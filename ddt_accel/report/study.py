@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
@@ -37,7 +37,7 @@ class Study:
 
     statistics: Statistics
     schedule: Schedule
-    measurements: list[Measurement]  # unshared, uniform, published, the schedule, fewer steps
+    measurements: list[Measurement]  # unshared, uniform, published, the schedule, fewer steps, others
     latents: dict[str, Tensor]  # the first of them, a few images each
     limits: dict[str, list[float | None]]  # dB to the converged trajectory, of the first `curve_images`
     curves: dict[str, list[Measurement]]  # by way of being faster
@@ -86,8 +86,9 @@ def conduct(
     seed: int,
     batch_size: int,
     progress: Callable[[str, int], Callable[[], None]],
+    others: Mapping[str, Schedule] | None = None,
 ) -> Study:
-    """Measures all budgets, then the schedule beside unshared, uniform, the published method and fewer steps.
+    """Measures all budgets, then the schedule beside unshared, uniform, the published method, fewer steps and others.
 
     `progress(label, total)` opens a bar and returns what advances it. Raises MismatchError where the images were
     calibrated on: what is reported must hold for images that no statistic has seen.
@@ -105,10 +106,11 @@ def conduct(
     held_out = ImageRange(seed=seed, first=0, stop=max(num_images, curve_images))
     if calibration.contains(held_out):
         raise MismatchError(f"Seed {seed} was calibrated on; measure with another --seed.")
-    if schedule.fitted_on is not None:
-        seen = ImageRange(seed=schedule.fitted_on[0], first=schedule.fitted_on[1], stop=schedule.fitted_on[2])
-        if seen.overlaps(held_out):
-            raise MismatchError(f"The schedule was fitted on images of seed {seed}; measure with another --seed.")
+    for one in (schedule, *(others or {}).values()):
+        if one.fitted_on is not None:
+            seen = ImageRange(seed=one.fitted_on[0], first=one.fitted_on[1], stop=one.fitted_on[2])
+            if seen.overlaps(held_out):
+                raise MismatchError(f"The schedule was fitted on images of seed {seed}; measure with another --seed.")
     # A fitted schedule leads where many steps would: beside it stands the calibrated sampler, not its own grid.
     spec = _beside(schedule, calibration)
     statistics = calibration if calibration.spec == spec else resample(calibration, spec)
@@ -151,6 +153,7 @@ def conduct(
     }
     if spec.num_steps > 1:
         main[f"{fewer} steps"] = Schedule.full(dataclasses.replace(spec, num_steps=fewer))
+    main |= others or {}
     measurements, latents = go(main, num_images, batch_size, "measuring the schedules")
     first = ImageRange(seed=seed, first=0, stop=min(num_images, curve_images))
     limits: dict[str, list[float | None]] = {}
