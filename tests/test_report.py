@@ -69,6 +69,9 @@ def test_others_are_measured_beside(tiny_model_path, tmp_path) -> None:
     found = json.loads(numbers.read_text())["measurements"][-1]
     assert (found["name"], found["num_steps"], found["refresh_steps"]) == ("another, 3 steps", 3, [0, 1])
     assert "<b>Another, 3 steps</b>" in page.read_text()
+    limits = json.loads(numbers.read_text())["limits_db"]
+    gain = np.subtract(limits["another, 3 steps"], limits["unshared"]).mean()
+    assert f"{abs(gain):.1f} dB (95 % interval" in page.read_text().split("Another way.")[1]
     assert "| another, 3 steps | 2 | 3 |" in text.read_text()
     with pytest.raises(MismatchError, match="fitted on"):
         study_of(model, (3, 8, 8), others={"seen": dataclasses.replace(other, fitted_on=(1, 0, 9))})

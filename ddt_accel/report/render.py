@@ -84,6 +84,7 @@ def _context(study: Study) -> dict[str, Any]:
         "study": study,
         "spec": study.calibrated,
         "is_fitted": fitted,
+        "asides": [_aside(by_name[name], study.limits) for name in study.others if name in study.limits],
         "limit": study.limit,
         "limit_steps": CONVERGED * study.calibrated.num_steps,
         "budget": study.schedule.budget,
@@ -117,6 +118,15 @@ def verdict(chosen: str, fewer: Measurement | None, values: Mapping[str, Sequenc
         gain = _paired(values[chosen], values[fewer.name])
         text += f" Against simply taking {fewer.name} in about the same time it {_says(gain, goal, '')}."
     return text
+
+
+def _aside(m: Measurement, limits: Mapping[str, Sequence[float | None]]) -> str:
+    """What another schedule would do, compared with the original itself."""
+    gain = _paired(limits[m.name], limits[UNSHARED])
+    return (
+        f"{m.name.capitalize()}: {m.speedup:.2f} times as fast, it "
+        f"{_says(gain, 'where many steps lead', 'than the original does')}."
+    )
 
 
 def _origin(schedule: Schedule) -> str:

@@ -38,6 +38,7 @@ class Study:
     statistics: Statistics
     schedule: Schedule
     measurements: list[Measurement]  # unshared, uniform, published, the schedule, fewer steps, others
+    others: tuple[str, ...]
     latents: dict[str, Tensor]  # the first of them, a few images each
     limits: dict[str, list[float | None]]  # dB to the converged trajectory, of the first `curve_images`
     curves: dict[str, list[Measurement]]  # by way of being faster
@@ -171,6 +172,7 @@ def conduct(
         statistics=statistics,
         schedule=schedule,
         measurements=measurements,
+        others=tuple(others or ()),
         latents={name: images[:16] for name, images in latents.items()},
         limits=limits,
         curves=measured,
