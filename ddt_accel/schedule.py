@@ -84,7 +84,9 @@ class Schedule:
         if self.times is not None:
             object.__setattr__(self, "times", tuple(map(float, self.times)))
         if self.fitted_on is not None and (len(self.fitted_on) != 3 or not all(map(is_whole, self.fitted_on))):
-            raise ConfigError(f"fitted_on is {self.fitted_on!r}; give a seed, its first image, and the one after its last.")
+            raise ConfigError(
+                f"fitted_on is {self.fitted_on!r}; give a seed, its first image, and the one after its last."
+            )
         means = self.mean_modulations
         if means is not None and (
             means.ndim != 2
