@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ddt_accel.cli.calibration import run_calibration
-from ddt_accel.cli.console import emit, out, say, steps
+from ddt_accel.cli.console import emit, out, say, stages, steps
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
     BatchOption,
@@ -139,12 +137,7 @@ def _study(
     from ddt_accel.report.study import conduct
 
     statistics, plan = place.calibration(calibration), place.schedule(schedule)
-    with ExitStack() as bars:
-
-        def progress(label: str, total: int) -> Callable[[], None]:
-            bars.close()
-            return bars.enter_context(steps(label, total)).advance
-
+    with stages() as progress:
         return conduct(
             networks.backend,
             statistics,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 out = Console(highlight=False, markup=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
+# Called with what comes next and how many steps it takes; returns what to call after each.
+OnStage = Callable[[str, int], Callable[[], None]]
 _LINE_EVERY = 5.0  # seconds between lines where stderr is no terminal
 
 
@@ -64,3 +66,15 @@ def steps(label: str, total: int) -> Iterator[Steps]:
     )  # fmt: skip
     with Progress(*columns, console=err) as progress:
         yield Steps(label, total, progress)
+
+
+@contextmanager
+def stages() -> Iterator[OnStage]:
+    """One bar after the other: each stage ends the one before."""
+    with ExitStack() as bars:
+
+        def on_stage(label: str, total: int) -> Callable[[], None]:
+            bars.close()
+            return bars.enter_context(steps(label, total)).advance
+
+        yield on_stage

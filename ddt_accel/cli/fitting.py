@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddt_accel.cli.console import emit, say
-from ddt_accel.cli.console import steps as steps_bar
+from ddt_accel.cli.console import OnStage, emit, say, stages
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
     ConfigOption,
@@ -23,33 +20,31 @@ from ddt_accel.cli.options import (
     check_device,
     model_options,
 )
-from ddt_accel.cli.solving import on_grid
 
 if TYPE_CHECKING:
-    from ddt_accel.calibration.statistics import Calibration
     from ddt_accel.evaluation.fidelity import Interval
+    from ddt_accel.fitting.fit import FitSpec
+    from ddt_accel.networks.ddt import DDT
     from ddt_accel.schedule import Schedule
+    from ddt_accel.workspace import Workspace
 
 
 def fit(
     schedule: Annotated[
         Path | None, typer.Option(help="The schedule to start from; the workspace's by default.")
     ] = None,
-    budget: Annotated[
-        int | None, typer.Option("--budget", "-k", help="Start from one solved for now, of this many encoder runs.")
-    ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", help="Of that schedule; without --budget, every step runs the encoder.")
+        int | None, typer.Option("--steps", help="Search a schedule to start from, of so many steps.")
     ] = None,
-    solver: Annotated[str | None, typer.Option(help="Of that schedule; ab2 where there are --steps.")] = None,
-    timeshift: Annotated[
-        float | None, typer.Option(help="Of that schedule; `plan` finds one that suits. Default: the calibrated one.")
+    budget: Annotated[int | None, typer.Option("--budget", "-k", help="Of so many encoder runs at most.")] = None,
+    cost: Annotated[
+        float | None, typer.Option(help="Of that cost at most, in terms of the calibrated trajectory; any steps.")
     ] = None,
     fixed: Annotated[
         str | None, typer.Option("--fixed", help="What stays as it is: times, integrator, forecasts; by commas.")
     ] = None,
     sources: Annotated[int, typer.Option(help="From how many refreshed states forecasts are made, at least.")] = 2,
-    iterations: Annotated[int, typer.Option(help="Gradient steps.")] = 120,
+    iterations: Annotated[int, typer.Option(help="Gradient steps.")] = 80,
     images: Annotated[int, typer.Option("--images", "-n", help="Images to fit on.")] = 64,
     held_out: Annotated[int, typer.Option(help="Images to choose the best iterate on, and as many to report on.")] = 32,
     batch_size: Annotated[int, typer.Option(help="Images a gradient step.")] = 12,
@@ -93,14 +88,9 @@ def fit(
     path = out or place.schedule_path
     check_writable(path)
     network = place.load_model(model_options(model, config, weights, latent_shape)).to(check_device(device))
-    if budget is None and steps is None:
-        if solver is not None or timeshift is not None:
-            raise ConfigError("--solver and --timeshift are of a schedule made for --steps or --budget; give one.")
-        start = place.schedule(schedule)
-    elif schedule is not None:
-        raise ConfigError("Give a --schedule to start from, or --steps and --budget, not both.")
-    else:
-        start = _solved(place.calibration(calibration), steps, budget, solver, timeshift)
+    searched = not (steps is None and budget is None and cost is None)
+    if searched and schedule is not None:
+        raise ConfigError("Give a --schedule to start from, or --steps, --budget and --cost to search one; not both.")
     on = torch.device(device)
     spec = FitSpec(
         iterations=iterations,
@@ -119,12 +109,11 @@ def fit(
         map(place.calibration(calibration).contains, spec.ranges[1:])
     ):
         raise MismatchError(f"Seed {seed} was calibrated on; fit with another --seed.")
-    with ExitStack() as bars:
-
-        def on_stage(label: str, total: int) -> Callable[[], None]:
-            bars.close()
-            return bars.enter_context(steps_bar(label, total)).advance
-
+    with stages() as on_stage:
+        if searched:
+            start, spec = _searched(place, network, calibration, spec, steps, budget, cost, on_stage)
+        else:
+            start = place.schedule(schedule)
         fitter = Fitter(
             network, start, spec, state_path=place.fit_path / "state.safetensors", cache=place.fit_path,
             on_stage=on_stage,
@@ -152,25 +141,28 @@ def fit(
     )
 
 
-def _solved(
-    calibration: Calibration, steps: int | None, budget: int | None, solver: str | None, timeshift: float | None
-) -> Schedule:
-    """What `solve` makes of a calibration, on the grid that is asked for."""
-    import dataclasses
+def _searched(
+    place: Workspace, network: DDT, calibration: Path | None, spec: FitSpec, steps: int | None, budget: int | None,
+    cost: float | None, on_stage: OnStage,
+) -> tuple[Schedule, FitSpec]:  # fmt: skip
+    """The schedule to start from, and the fit with as many reference steps as the search has used."""
+    from ddt_accel.errors import ConfigError
+    from ddt_accel.evaluation.costs import counted_costs, kept_costs
+    from ddt_accel.fitting.fit import latent_shape_of
+    from ddt_accel.fitting.joint import JointFit
 
-    from ddt_accel.schedule import Schedule
-    from ddt_accel.solver.solve import solve_curve
-
-    spec = calibration.spec
-    if steps is not None:
-        spec = dataclasses.replace(spec, num_steps=steps, solver=solver or "ab2", last_step=None)
-    elif solver is not None:
-        spec = dataclasses.replace(spec, solver=solver)
-    if timeshift is not None:
-        spec = dataclasses.replace(spec, timeshift=timeshift)
-    if budget is None:
-        return dataclasses.replace(Schedule.full(spec), checkpoint_sha256=calibration.checkpoint_sha256)
-    return solve_curve(on_grid(calibration, spec), budget)[-1][0]
+    statistics = place.calibration(calibration)
+    costs = kept_costs(place.costs_path, statistics.checkpoint_sha256, say) or counted_costs(
+        network.config, latent_shape_of(network)
+    )
+    if steps is None and cost is None:
+        steps = statistics.spec.num_steps
+    joint = JointFit(network, statistics, costs, spec, steps=steps, folder=place.fit_path, on_stage=on_stage)
+    unshared_only = budget is None and cost is None
+    found = joint.find(budget=budget, cost=cost, shared=False if unshared_only else None)
+    if found is None:
+        raise ConfigError(f"No schedule costs {cost} or less in so few steps; allow more.")
+    return found, joint.spec
 
 
 def _told(value: Interval) -> str:

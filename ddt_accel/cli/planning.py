@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddt_accel.cli.console import emit, out, say, steps
+from ddt_accel.cli.console import emit, out, say, stages
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
     BatchOption,
@@ -20,6 +18,7 @@ from ddt_accel.cli.options import (
     ModelOption,
     WeightsOption,
     WorkspaceOption,
+    check_device,
     model_options,
 )
 from ddt_accel.cli.runs import open_networks
@@ -27,6 +26,7 @@ from ddt_accel.cli.runs import open_networks
 if TYPE_CHECKING:
     from ddt_accel.evaluation.fidelity import Interval
     from ddt_accel.evaluation.plan import Plan, Row
+    from ddt_accel.schedule import Schedule
 
 
 def plan(
@@ -47,6 +47,11 @@ def plan(
     ] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the held-out images; not the calibrated one.")] = 2,
     batch_size: BatchOption = 16,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Search and fit schedules for every cost, too; minutes for each.")
+    ] = False,
+    iterations: Annotated[int, typer.Option(help="Gradient steps of a fit.")] = 80,
+    fit_seed: Annotated[int, typer.Option(help="Seed of the images that are fitted to; not the others.")] = 3,
     schedule: Annotated[Path | None, typer.Option("--out", help="Where to write the best schedule.")] = None,
     json: JsonOption = False,
 ) -> None:
@@ -56,8 +61,11 @@ def plan(
     last cost becomes the workspace's schedule.
     """
     from ddt_accel.artifacts import check_writable
+    from ddt_accel.errors import MismatchError
     from ddt_accel.evaluation.costs import counted_costs, kept_costs
     from ddt_accel.evaluation.plan import make_plans
+    from ddt_accel.fitting.fit import FitSpec
+    from ddt_accel.fitting.joint import JointFit
     from ddt_accel.workspace import Workspace
 
     place = Workspace(workspace)
@@ -68,22 +76,31 @@ def plan(
     costs = kept_costs(place.costs_path, statistics.checkpoint_sha256, say) or counted_costs(
         networks.backend.config, networks.latent_shape
     )
-    with ExitStack() as bars:
+    if fit and fit_seed == seed:
+        raise MismatchError(
+            f"--seed and --fit-seed are both {seed}; plans are compared on images that no fit has seen."
+        )
+    with stages() as progress:
+        fitted = None
+        if fit:
+            network = place.load_model(model_options(model, config, weights, latent_shape)).to(check_device(device))
+            spec = FitSpec(seed=fit_seed, iterations=iterations)
+            joint = JointFit(network, statistics, costs, spec, folder=place.fit_path, on_stage=progress)
 
-        def progress(label: str, total: int) -> Callable[[], None]:
-            bars.close()
-            return bars.enter_context(steps(label, total)).advance
+            def fitted(target: float, shared: bool) -> Schedule | None:
+                return joint.fitted(cost=target, shared=shared)
 
         rows = make_plans(
             networks.backend,
             statistics,
             costs,
-            cost or [0.16, 0.2, 0.25, 0.3, 0.4, 0.5],
+            cost or [0.12, 0.16, 0.2, 0.25, 0.3, 0.4],
             latent_shape=networks.latent_shape,
             num_images=images,
             seed=seed,
             batch_size=batch_size,
             progress=progress,
+            fitted=fitted,
         )
     best = rows[-1].best
     if best is not None:
@@ -103,11 +120,34 @@ def plan(
 def _print(rows: list[Row]) -> None:
     from rich.table import Table
 
-    table = Table("cost", "fewer steps", "and another time shift", "published", "shared", "gain over either, dB")
+    fitted = any(row.fitted_unshared or row.fitted_shared for row in rows)
+    columns = ["cost", "fewer steps", "and another time shift", "published", "shared", "fitted", "fitted and shared"]
+    columns = columns if fitted else columns[:5]
+    table = Table(*columns, "gain of sharing over all without, dB")
     for row in rows:
-        gains = "\n".join(_gain(row.gain(plan)) for plan in (row.fewer, row.unshared))
-        table.add_row(f"{row.cost:g}", *map(_cell, (row.fewer, row.unshared, row.published, row.shared)), gains)
+        plans = (row.fewer, row.unshared, row.published, row.shared, row.fitted_unshared, row.fitted_shared)
+        over = plans[:2] if not fitted else (*plans[:2], row.fitted_unshared)
+        gains = "\n".join(_gain(row.gain(plan)) for plan in over)
+        table.add_row(f"{row.cost:g}", *map(_cell, plans[: len(columns) - 1]), gains)
     out.print(table)
+    for row in rows:
+        out.print(_verdict(row))
+
+
+def _verdict(row: Row) -> str:
+    """Whether sharing pays at a cost: the best plan with it against the best without."""
+    without = max(
+        (plan for plan in (row.fewer, row.unshared, row.fitted_unshared) if plan is not None),
+        key=lambda plan: plan.mean,
+        default=None,
+    )
+    gain = row.gain(without)
+    if gain is None or without is None:
+        return f"At {row.cost:g} there is nothing to compare sharing with."
+    said = f"{_gain(gain)} dB against {without.name}"
+    if gain.low > 0:
+        return f"At {row.cost:g} sharing pays: {said}."
+    return f"At {row.cost:g} sharing {'costs' if gain.high < 0 else 'makes no clear difference'}: {said}."
 
 
 def _gain(gain: Interval | None) -> str:
@@ -121,22 +161,30 @@ def _cell(plan: Plan | None) -> str:
     if plan is None:
         return "out of reach"
     copying = f"; {plan.copying.mean():.1f} to its own unshared" if plan.copying is not None else ""
-    return f"{plan.mean:.1f} dB: {plan.name} ({plan.cost:.3f}){copying}"
+    known = plan.interval
+    return f"{known.mean:.1f} dB ({known.low:.1f} … {known.high:.1f}): {plan.name} ({plan.cost:.3f}){copying}"
 
 
 def _facts(row: Row) -> dict[str, Any]:
     from dataclasses import asdict
 
-    plans = {"fewer": row.fewer, "unshared": row.unshared, "published": row.published, "shared": row.shared}
-    gains = {"gain_over_fewer": row.gain(row.fewer), "gain": row.gain(row.unshared)}
+    ways = ("fewer", "unshared", "published", "shared", "fitted_unshared", "fitted_shared")
+    plans = {way: getattr(row, way) for way in ways}
+    gains = {
+        "gain_over_fewer": row.gain(row.fewer),
+        "gain": row.gain(row.unshared),
+        "gain_over_fitted": row.gain(row.fitted_unshared),
+    }
     return {
         "cost": row.cost,
+        "verdict": _verdict(row),
         **{name: asdict(gain) if gain else None for name, gain in gains.items()},
         **{
             way: {
                 "name": found.name,
                 "cost": found.cost,
                 "fidelity_db": found.mean,
+                "interval_db": [found.interval.low, found.interval.high],
                 "copying_db": float(found.copying.mean()) if found.copying is not None else None,
                 "timeshift": found.schedule.spec.timeshift,
                 "refresh_steps": list(found.schedule.refresh_steps),

@@ -1,28 +1,60 @@
-"""Where trajectories lead in the limit of many steps: what fits and plans are measured against."""
+"""Where trajectories lead in the limit of many steps, and by which way: what fits and plans are measured against."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ddt_accel.artifacts import checksum, read_arrays, write_arrays
 from ddt_accel.backends.sample import sample_images
+from ddt_accel.calibration.resample import interpolation
 from ddt_accel.errors import ArtifactError
 from ddt_accel.sampling.backend import Backend
-from ddt_accel.sampling.noise import ImageRange
+from ddt_accel.sampling.noise import ImageRange, draw_labels, draw_noise
+from ddt_accel.sampling.program import compile_program
+from ddt_accel.sampling.trajectory import Trajectory
 from ddt_accel.schedule import Schedule
 from ddt_accel.spec import SamplingSpec
 
-FORMAT, VERSION = "ddt-accel converged ends", 1
+FORMAT, VERSION = "ddt-accel converged trajectories", 1
+LatentShape = tuple[int, int, int]
 
 
 def converged(spec: SamplingSpec, steps: int) -> SamplingSpec:
-    """The same guidance and time shift, integrated by second-order Adams–Bashforth in many steps."""
-    return dataclasses.replace(spec, num_steps=steps, solver="ab2", last_step=None)
+    """The same guidance, integrated by second-order Adams–Bashforth in many even steps.
+
+    The limit knows of no time shift, so that grids of all of them share what is kept.
+    """
+    return dataclasses.replace(spec, num_steps=steps, solver="ab2", last_step=None, timeshift=1.0)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ConvergedPath:
+    """Where the converged trajectories of some images are at every one of their steps.
+
+    `times` [T + 1] run from 0 to 1, `latents` are [T + 1, B, C, H, W] float32 on the CPU.
+    """
+
+    images: ImageRange
+    times: NDArray[np.float64]
+    latents: Tensor
+
+    @property
+    def ends(self) -> Tensor:
+        return self.latents[-1]
+
+    def at(self, time: float) -> Tensor:
+        """The latents [B, C, H, W] at a time from 0 to 1, by the cubic through the four nearest steps."""
+        weights = interpolation(self.times, np.array([time]))[0]
+        near = np.flatnonzero(weights)
+        return torch.einsum("k,k...->...", torch.from_numpy(weights[near]).float(), self.latents[near])
 
 
 def converged_ends(
@@ -30,7 +62,7 @@ def converged_ends(
     spec: SamplingSpec,
     steps: int,
     images: ImageRange,
-    latent_shape: tuple[int, int, int],
+    latent_shape: LatentShape,
     batch_size: int,
     *,
     cache: Path | None = None,
@@ -40,22 +72,64 @@ def converged_ends(
     In the folder `cache` they are kept under a name made of all that they depend on but the backend's arithmetic.
     """
     limit = converged(spec, steps)
+    return _kept(
+        "ends", backend, limit, images, latent_shape, cache,
+        lambda: sample_images(backend, Schedule.full(limit), images, latent_shape, batch_size),
+    )  # fmt: skip
+
+
+def converged_path(
+    backend: Backend,
+    spec: SamplingSpec,
+    steps: int,
+    images: ImageRange,
+    latent_shape: LatentShape,
+    batch_size: int,
+    *,
+    cache: Path | None = None,
+) -> ConvergedPath:
+    """The converged trajectories of some images, kept in `cache` as `converged_ends` are."""
+    limit = converged(spec, steps)
+    program = compile_program(Schedule.full(limit))
+
+    def made() -> Tensor:
+        parts = []
+        for start in range(images.first, images.stop, batch_size):
+            indices = range(start, min(images.stop, start + batch_size))
+            noise = draw_noise(latent_shape, seed=images.seed, indices=indices)
+            labels = draw_labels(backend.config.num_classes, seed=images.seed, indices=indices)
+            trajectory = Trajectory(backend, program, noise, labels)
+            passed = [trajectory.latents.cpu().clone()]
+            for k in range(steps):
+                trajectory.step(k)
+                passed.append(trajectory.latents.cpu().clone())
+            parts.append(torch.stack(passed))
+        return torch.cat(parts, dim=1)
+
+    latents = _kept("paths", backend, limit, images, latent_shape, cache, made)
+    return ConvergedPath(images=images, times=limit.grid, latents=latents)
+
+
+def _kept(
+    name: str, backend: Backend, limit: SamplingSpec, images: ImageRange, latent_shape: LatentShape,
+    cache: Path | None, made: Callable[[], Tensor],
+) -> Tensor:  # fmt: skip
     if cache is None or backend.checkpoint_sha256 is None:
-        return sample_images(backend, Schedule.full(limit), images, latent_shape, batch_size)
+        return made()
     content = {
         "checkpoint_sha256": backend.checkpoint_sha256,
         "spec": asdict(limit),
         "images": asdict(images),
         "latent_shape": list(latent_shape),
     }
-    path = cache / f"converged-{checksum(content)[:16]}.safetensors"
+    path = cache / f"converged-{name}-{checksum(content)[:16]}.safetensors"
     if path.exists():
         try:
             _, arrays = read_arrays(path, FORMAT, VERSION)
-            if set(arrays) == {"ends"}:
-                return torch.from_numpy(arrays["ends"])
+            if set(arrays) == {name}:
+                return torch.from_numpy(arrays[name])
         except ArtifactError:
             pass  # damaged: it is made anew below
-    ends = sample_images(backend, Schedule.full(limit), images, latent_shape, batch_size)
-    write_arrays(path, FORMAT, VERSION, content, {"ends": ends.numpy()})
-    return ends
+    values = made()
+    write_arrays(path, FORMAT, VERSION, content, {name: values.numpy()})
+    return values

@@ -67,12 +67,18 @@ class Plan:
     def mean(self) -> float:
         return float(self.fidelity.mean())
 
+    @property
+    def interval(self) -> Interval:
+        found = interval(self.fidelity)  # finite: errors have a floor
+        return found or Interval(mean=self.mean, low=-math.inf, high=math.inf)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """The best plans of at most a cost, without and with sharing, and what the published method reaches there.
 
-    `fewer` has the calibrated time shift and any integrator and number of steps, `unshared` any time shift, too.
+    `fewer` has the calibrated time shift and any integrator and number of steps, `unshared` any time shift, too. Fitted
+    plans are there where fits were asked for.
     """
 
     cost: float
@@ -80,17 +86,27 @@ class Row:
     unshared: Plan | None
     published: Plan | None
     shared: Plan | None
+    fitted_unshared: Plan | None = None
+    fitted_shared: Plan | None = None
 
     def gain(self, over: Plan | None) -> Interval | None:
-        """How much closer than another the shared plan ends, in dB, paired over images."""
-        if over is None or self.shared is None:
+        """How much closer than another the best plan with sharing ends, in dB, paired over images; fitted with
+        fitted."""
+        mine = self.fitted_shared or self.shared
+        if over is None or mine is None:
             return None
-        return interval(self.shared.fidelity - over.fidelity)
+        return interval(mine.fidelity - over.fidelity)
+
+    @property
+    def plans(self) -> list[Plan]:
+        every = (
+            self.fewer, self.unshared, self.published, self.shared, self.fitted_unshared, self.fitted_shared
+        )  # fmt: skip
+        return [plan for plan in every if plan is not None]
 
     @property
     def best(self) -> Plan | None:
-        plans = [plan for plan in (self.fewer, self.unshared, self.published, self.shared) if plan is not None]
-        return max(plans, key=lambda plan: plan.mean, default=None)
+        return _closest(self.plans)
 
 
 class _Judge:
@@ -136,11 +152,13 @@ def make_plans(
     seed: int,
     batch_size: int,
     progress: Progress,
+    fitted: Callable[[float, bool], Schedule | None] | None = None,
 ) -> list[Row]:
     """The best plans for every target cost, in terms of the calibrated trajectory unshared.
 
     Plans are chosen on the images 0 … num_images − 1 of `seed` and reported on as many others, so that the luck of the
-    winner is not reported with it. `progress(label, total)` opens a bar and returns what advances it. Raises
+    winner is not reported with it. `progress(label, total)` opens a bar and returns what advances it. `fitted(cost,
+    shared)` gives a fitted schedule of at most that cost, with sharing or without (fitting/joint.py). Raises
     MismatchError for images that were calibrated on, ConfigError for a stochastic sampler, whose trajectories do not
     converge.
     """
@@ -196,6 +214,8 @@ def make_plans(
         fewer = _closest([plan for plan in reachable if plan.schedule.spec.timeshift == spec.timeshift])
         best = _closest(reachable)
         held = affordable(published)
+        numbers = [fitted(target, way) if fitted else None for way in (False, True)]
+        fits = [reporter.measure(schedule) if schedule else None for schedule in numbers]
         rows.append(
             Row(
                 cost=target,
@@ -203,6 +223,8 @@ def make_plans(
                 unshared=reporter.measure(best.schedule) if best else None,
                 published=reporter.measure(held[-1], copying=True) if held else None,
                 shared=reporter.measure(shared.schedule, copying=True) if shared else None,
+                fitted_unshared=fits[0],
+                fitted_shared=fits[1],
             )
         )
     return rows
@@ -259,7 +281,7 @@ def _name(schedule: Schedule) -> str:
     shared = f", {schedule.budget} runs" if schedule.budget < spec.num_evaluations else ""
     if schedule.unconditional_steps is not None:
         shared = f", {schedule.budget} + {len(schedule.unconditional_steps)} runs"
-    return f"{spec.solver} {spec.num_steps}{shift}{shared}"
+    return f"{'fitted' if schedule.is_fitted else spec.solver} {spec.num_steps}{shift}{shared}"
 
 
 def _published(calibration: Calibration) -> list[Schedule]:

@@ -2,7 +2,8 @@
 
 With the network frozen, what is left of a trajectory is some hundred numbers, fitted to a few dozen noises. The loss is
 the mean over images of the log of the mean squared error to the converged end: every image counts alike, however hard
-it is. The iterate that does best on images held out from the fit is kept; on yet others it has to beat its start.
+it is. Descent starts from the integrator in closed form, where that is better than the one given. The iterate that does
+best on images held out from the fit is kept; on yet others it has to beat the schedule that was given.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from ddt_accel.artifacts import checksum, read_arrays, write_arrays
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.backends.sample import check_checkpoint, sample_images
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError, NumericsError
-from ddt_accel.evaluation.converged import converged_ends
+from ddt_accel.evaluation.converged import ConvergedPath, LatentShape, converged_ends, converged_path
 from ddt_accel.evaluation.fidelity import Interval, interval, latent_decibels
-from ddt_accel.fitting.scalars import KINDS, Scalars
+from ddt_accel.fitting.closed_form import closed_form
+from ddt_accel.fitting.scalars import INTEGRATOR, KINDS, Scalars
 from ddt_accel.fitting.trajectory import fitted_end
 from ddt_accel.networks.ddt import DDT
 from ddt_accel.sampling.noise import ImageRange, draw_labels, draw_noise
@@ -37,6 +39,8 @@ FORMAT, VERSION = "ddt-accel fit", 1
 LOOK_EVERY = 10
 # Iterations until the learning rate is reached.
 WARM_UP = 10
+# On how many of the images at most the integrator is fitted in closed form.
+CLOSED_FORM_IMAGES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +49,7 @@ class FitSpec:
     more. `batch_size` images make a gradient, `micro_batch` at a time; with `autocast` in bfloat16. The converged
     trajectory has `reference_steps`, by default 120, or 4 for each of the schedule's, if that is more."""
 
-    iterations: int = 120
+    iterations: int = 80
     images: int = 64
     held_out: int = 32
     batch_size: int = 12
@@ -82,6 +86,11 @@ class FitSpec:
         )
         return fitting, choosing, reporting
 
+    @property
+    def closed_form_images(self) -> ImageRange:
+        """Those of the images to fit on that the integrator is fitted to in closed form."""
+        return ImageRange(seed=self.seed, first=0, stop=min(self.images, CLOSED_FORM_IMAGES))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
@@ -106,6 +115,18 @@ def fit(model: DDT, schedule: Schedule, spec: FitSpec | None = None) -> Schedule
     return Fitter(model, schedule, spec or FitSpec()).run().schedule
 
 
+def latent_shape_of(model: DDT) -> LatentShape:
+    """[C, H, W], as the model's source has them."""
+    if model.source is None or model.source.latent_shape is None:
+        raise ConfigError("The model does not say which latents it is for; give latent_shape=(C, H, W).")
+    return model.source.latent_shape
+
+
+def reference_steps(evaluations: int) -> int:
+    """In how many steps trajectories count as converged, where schedules of so many evaluations are fitted."""
+    return max(120, 4 * evaluations)
+
+
 class Fitter:
     """One fit; `run` starts it, or continues what it left in `state_path`.
 
@@ -119,17 +140,15 @@ class Fitter:
         schedule: Schedule,
         spec: FitSpec,
         *,
-        latent_shape: tuple[int, int, int] | None = None,
+        latent_shape: LatentShape | None = None,
         state_path: Path | None = None,
         cache: Path | None = None,
         on_stage: Callable[[str, int], Callable[[], None]] = lambda label, total: lambda: None,
     ) -> None:
-        latent_shape = latent_shape or (model.source.latent_shape if model.source else None)
-        if latent_shape is None:
-            raise ConfigError("The model does not say which latents it is for; give latent_shape=(C, H, W).")
-        self.model, self.warm, self.spec, self.latent_shape = model, schedule, spec, latent_shape
+        self.model, self.warm, self.spec = model, schedule, spec
+        self.latent_shape = latent_shape or latent_shape_of(model)
         self.state_path, self.cache, self.on_stage = state_path, cache, on_stage
-        self.reference_steps = spec.reference_steps or max(120, 4 * schedule.spec.num_evaluations)
+        self.reference_steps = spec.reference_steps or reference_steps(schedule.spec.num_evaluations)
         if self.reference_steps < 2 * schedule.spec.num_evaluations:
             raise ConfigError(
                 f"{self.reference_steps} reference steps lead hardly further than the schedule's "
@@ -156,17 +175,22 @@ class Fitter:
     def run(self) -> Fitted:
         """Fits to the end, and compares with the warm start on images that were not used."""
         ranges = self.spec.ranges
-        done = self.on_stage("converged trajectories", len(ranges))
+        done = self.on_stage("converged trajectories", 1 + len(ranges))
+        path = self._converged_path()
+        done()
+        rest = dataclasses.replace(ranges[0], first=path.images.stop)
         targets = []
-        for images in ranges:
+        for images in (rest, *ranges[1:]):
             targets.append(self._converged(images))
             done()
-        fitting, choosing, reporting = targets
+        fitting, choosing, reporting = torch.cat([path.ends, targets[0]]), *targets[1:]
         done = self.on_stage("fitting", self.spec.iterations)
         if self.state_path is not None and self.state_path.exists():
             self._load(self.state_path)
             for _ in range(self.iteration):
                 done()
+        else:
+            self._start(path, choosing)
         requiring = [value for value in self.model.parameters() if value.requires_grad]
         self.model.requires_grad_(False)
         try:
@@ -188,9 +212,23 @@ class Fitter:
             schedule=kept, before=_interval(before), after=_interval(after), gain=gain, iteration=self.best_iteration
         )
 
+    def _converged_path(self) -> ConvergedPath:
+        images, shape, size = self.spec.closed_form_images, self.latent_shape, self.spec.batch_size
+        return converged_path(self.backend, self.warm.spec, self.reference_steps, images, shape, size, cache=self.cache)
+
     def _converged(self, images: ImageRange) -> Tensor:
         shape, size = self.latent_shape, self.spec.batch_size
+        if images.count == 0:
+            return torch.empty(0, *shape)
         return converged_ends(self.backend, self.warm.spec, self.reference_steps, images, shape, size, cache=self.cache)
+
+    def _start(self, path: ConvergedPath, choosing: Tensor) -> None:
+        """From the schedule as it is given, or with its integrator in closed form: from what does better."""
+        self._look(choosing)
+        if INTEGRATOR in self.spec.free:
+            self.scalars.set_integrator(closed_form(self.backend, self.scalars.warm, path, self.spec.batch_size))
+            self._look(choosing)
+            self._set(self.best)
 
     def _step(self, targets: Tensor) -> None:
         spec, device = self.spec, self.backend.device

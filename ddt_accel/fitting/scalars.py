@@ -55,11 +55,8 @@ class Scalars(nn.Module):
             gaps = np.log(np.diff(times, prepend=0.0, append=1.0))
         # The gap up to a first time of 0 stays, so that a single time cannot move.
         self.gaps = self._parameter(TIMES, gaps, can_move=np.isfinite(gaps).sum() > 1)
-        integrator, steps = np.zeros((count, count)), self._steps.detach().numpy()
-        for k, evaluation in enumerate(evaluations):
-            for j, weight in evaluation.update.velocities:
-                integrator[k, j] = weight / steps[k]
-        self.integrator = self._parameter(INTEGRATOR, integrator)
+        self.integrator = self._parameter(INTEGRATOR, np.zeros((count, count)))
+        self.set_integrator(self.warm)
         branches = (False,) if schedule.unconditional_steps is None else (False, True)
         rows = [[self.warm.forecast_at(k, unconditional=side) for k in range(count)] for side in branches]
         forecasts = np.zeros((len(branches), count, count))
@@ -75,6 +72,15 @@ class Scalars(nn.Module):
         wide = None if means is None else torch.from_numpy(np.broadcast_to(means, (count, means.shape[1])).copy())
         self.means: Tensor | None
         self.register_buffer("means", wide)
+
+    def set_integrator(self, schedule: Schedule) -> None:
+        """Takes over the integrator of a schedule of the same times."""
+        steps, rows = self._steps.tolist(), torch.zeros(self.count, self.count, dtype=torch.float64)
+        for k, evaluation in enumerate(compile_program(schedule).evaluations):
+            for j, weight in evaluation.update.velocities:
+                rows[k, j] = weight / steps[k]
+        with torch.no_grad():
+            self.integrator.copy_(rows)
 
     def _parameter(self, kind: str, values: NDArray[np.float64], *, can_move: bool = True) -> nn.Parameter:
         return nn.Parameter(torch.from_numpy(values), requires_grad=bool(kind in self.free and can_move))

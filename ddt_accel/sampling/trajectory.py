@@ -15,11 +15,14 @@ from torch import Tensor
 
 from ddt_accel.errors import ConfigError, MismatchError, NumericsError
 from ddt_accel.sampling.backend import Backend
+from ddt_accel.sampling.integrators import Update
 from ddt_accel.sampling.program import Branch, Evaluation, Program
 
 
 class Trajectory:
     """One batch on its way along a program: `step(0)`, `step(1)`, …; `latents` is where it is.
+
+    A step is `evaluate`, then `advance`; who has other weights in mind calls them one by one.
 
     `step_noise(k)` gives ξ_k [B, C, H, W], for stochastic samplers only.
     """
@@ -59,6 +62,11 @@ class Trajectory:
 
     def step(self, k: int) -> None:
         """Evaluation k of the program."""
+        self.evaluate(k)
+        self.advance(k, self.program.evaluations[k].update)
+
+    def evaluate(self, k: int) -> None:
+        """The velocity of evaluation k where the latents are."""
         program, session, batch, x = self.program, self.session, self.batch, self.latents
         evaluation = program.evaluations[k]
         if len(evaluation.branches) == 2:
@@ -73,17 +81,24 @@ class Trajectory:
                 session.forecast(slot, sources, self._constants.get((k, side)), rows)
         session.decode(slot, slice(0, 2 * batch if evaluation.decode_both else batch))
 
-        v = self._velocities[self._velocity_slots[k]]
+        v = self.velocity(k)
         conditional, unconditional = session.velocity[:batch], session.velocity[batch:]
         if evaluation.decode_both:
             torch.lerp(unconditional, conditional, evaluation.guidance, out=v)
         else:
             v.copy_(conditional)
-        update = evaluation.update
+
+    def velocity(self, k: int) -> Tensor:
+        """[B, C, H, W]: that of evaluation k, until the program's last reading of it is past."""
+        return self._velocities[self._velocity_slots[k]]
+
+    def advance(self, k: int, update: Update) -> None:
+        """Moves the latents on from evaluation k."""
+        x = self.latents
         if update.scale != 1.0:
             x.mul_(update.scale)
         for j, weight in update.velocities:
-            x.add_(self._velocities[self._velocity_slots[j]], alpha=weight)
+            x.add_(self.velocity(j), alpha=weight)
         if update.noise and self.step_noise is not None:
             x.add_(self.step_noise(k).to(x), alpha=update.noise)
 

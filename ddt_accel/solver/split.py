@@ -75,15 +75,26 @@ def splits(calibration: Statistics, schedule: Schedule, method: Method) -> list[
             )
             found.append(
                 dataclasses.replace(
-                    schedule_with(calibration, conditional.refresh_steps, method),
-                    forecasts=_forecasts(calibration, 0, conditional.refresh_steps, method),
-                    unconditional_steps=steps,
-                    unconditional_forecasts=_forecasts(calibration, 1, steps, method),
+                    split_with(calibration, conditional.refresh_steps, steps, method),
                     predicted_cost=combined(np.array([conditional.cost, unconditional.cost]), method.gamma),
                     predicted_error=error,
                 )
             )
     return found
+
+
+def split_with(
+    calibration: Statistics, refresh_steps: tuple[int, ...], unconditional_steps: tuple[int, ...], method: Method
+) -> Schedule:
+    """The schedule of given refresh steps of either branch, with the best forecasts for them."""
+    return dataclasses.replace(
+        schedule_with(calibration, refresh_steps, method),
+        forecasts=_forecasts(calibration, 0, refresh_steps, method),
+        unconditional_steps=unconditional_steps,
+        unconditional_forecasts=_forecasts(calibration, 1, unconditional_steps, method),
+        predicted_cost=None,
+        predicted_error=None,
+    )
 
 
 def _prices(calibration: Statistics, branch: int, steps: NDArray[np.intp], sensitivity: Array, method: Method) -> Array:

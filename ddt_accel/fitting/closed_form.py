@@ -1,0 +1,100 @@
+"""An integrator in closed form: every step's weights by least squares, one pass along the trajectory.
+
+A new latent is linear in the weights that make it, and the converged trajectory says where it should be. So from the
+latents and velocities so far, the weights of evaluation k are those that bring the next latent closest to the
+converged one at the next time,
+
+    min_b  Σ_i log ‖x_k^i + Σ_j b_j v_j^i − x*^i(t_{k+1})‖²,
+
+by reweighted least squares over images i, and on it goes from where they lead. It takes no gradient and any backend, as
+long as sampling the same images, and gives most of what a fit by gradients gives: a warm start for it, and a score for
+choosing what to fit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from ddt_accel.errors import ConfigError, NumericsError
+from ddt_accel.evaluation.converged import ConvergedPath
+from ddt_accel.sampling.backend import Backend
+from ddt_accel.sampling.integrators import Update
+from ddt_accel.sampling.noise import draw_labels, draw_noise
+from ddt_accel.sampling.program import compile_program
+from ddt_accel.sampling.trajectory import Trajectory
+from ddt_accel.schedule import FITTED, Row, Schedule
+
+# How much the square of a change of a weight counts, by the square of the latest velocity: velocities are alike.
+RIDGE = 1e-6
+# Rounds of least squares, each with images weighted by the inverse of the error that the last one left them.
+ROUNDS = 4
+
+
+def closed_form(backend: Backend, schedule: Schedule, path: ConvergedPath, batch_size: int) -> Schedule:
+    """The schedule with its integrator fitted to converged trajectories, everything else as it was.
+
+    Raises NumericsError where the trajectory leaves the finite numbers.
+    """
+    if schedule.spec.solver == "sde":
+        raise ConfigError("A stochastic sampler has no trajectory to fit to; take a deterministic solver.")
+    own = compile_program(schedule)
+    count = len(own.evaluations)
+    # Every evaluation may read every velocity so far, so that all of them are kept.
+    full = tuple(tuple((j, 1.0) for j in range(k + 1)) for k in range(count))
+    program = compile_program(dataclasses.replace(schedule, integrator=full))
+    batches = []
+    for start in range(path.images.first, path.images.stop, batch_size):
+        indices = range(start, min(path.images.stop, start + batch_size))
+        noise = draw_noise((*path.latents.shape[2:],), seed=path.images.seed, indices=indices)
+        labels = draw_labels(backend.config.num_classes, seed=path.images.seed, indices=indices)
+        batches.append(Trajectory(backend, program, noise, labels))
+    rows: list[Row] = []
+    for k in range(count):
+        target = path.at(own.evaluations[k + 1].time if k + 1 < count else 1.0)
+        warm = torch.zeros(k + 1, dtype=torch.float64)
+        for j, weight in own.evaluations[k].update.velocities:
+            warm[j] = weight
+        systems = []
+        for trajectory, aim in zip(batches, target.split(batch_size), strict=True):
+            trajectory.evaluate(k)
+            velocities = torch.stack([trajectory.velocity(j) for j in range(k + 1)])
+            systems.append(_system(trajectory.latents, velocities, aim.to(backend.device), warm.to(backend.device)))
+        gram, right, square = (torch.cat(parts) for parts in zip(*systems, strict=True))
+        weights = warm + _least_log(gram, right, square)
+        if not torch.isfinite(weights).all():
+            raise NumericsError(f"The trajectory of {schedule.spec.solver} is not finite at evaluation {k}.")
+        row = tuple(enumerate(weights.tolist()))
+        for trajectory in batches:
+            trajectory.advance(k, Update(velocities=row))
+        rows.append(row)
+    return dataclasses.replace(
+        schedule,
+        integrator=tuple(rows),
+        objective=FITTED,
+        predicted_cost=None,
+        predicted_error=None,
+        fitted_on=(path.images.seed, path.images.first, path.images.stop),
+    )
+
+
+def _system(latents: Tensor, velocities: Tensor, target: Tensor, warm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the residual r of the warm weights: VᵀV [B, J, J], Vᵀr [B, J] and rᵀr [B] of each image, on the CPU."""
+    v = velocities.flatten(2).double().transpose(0, 1)  # [B, J, D]
+    residual = (target.double() - latents.double()).flatten(1) - torch.einsum("j,bjd->bd", warm, v)
+    return (v @ v.mT).cpu(), torch.einsum("bjd,bd->bj", v, residual).cpu(), residual.square().sum(1).cpu()
+
+
+def _least_log(gram: Tensor, right: Tensor, square: Tensor) -> Tensor:
+    """The change of weights, [J], that leaves the least sum of the logs of the images' squared residuals."""
+    change = torch.zeros_like(right[0])
+    for _ in range(ROUNDS):
+        left = square - 2 * right @ change + torch.einsum("i,bij,j->b", change, gram, change)
+        importance = 1 / left.clamp_min(1e-12 * square.clamp_min(1e-30))
+        importance = importance / importance.sum()
+        matrix = torch.einsum("b,bij->ij", importance, gram)
+        matrix += (RIDGE * matrix[-1, -1] + 1e-30) * torch.eye(len(change), dtype=matrix.dtype)
+        change = torch.linalg.solve(matrix, importance @ right)
+    return change

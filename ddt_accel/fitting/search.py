@@ -1,0 +1,202 @@
+"""What to fit: the grid, the refresh steps and the kind of forecast, found by fits in closed form.
+
+A fit by gradients takes minutes, one in closed form (fitting/closed_form.py) as long as sampling a few images, and what
+it leaves of the error tells patterns apart. So patterns are compared by that, all on the same noises: first the exact
+program's on many grids, then the neighbours of the best of them, as long as they are better.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ddt_accel.backends.sample import sample_images
+from ddt_accel.calibration.resample import POINTS, resample
+from ddt_accel.calibration.statistics import Calibration
+from ddt_accel.errors import ConfigError, MismatchError, NumericsError
+from ddt_accel.evaluation.converged import ConvergedPath
+from ddt_accel.evaluation.fidelity import latent_decibels
+from ddt_accel.fitting.closed_form import closed_form
+from ddt_accel.sampling.backend import Backend
+from ddt_accel.schedule import Schedule
+from ddt_accel.solver.solve import Method, Statistics, schedule_with, solve_curve
+from ddt_accel.solver.split import split, split_with
+from ddt_accel.spec import SamplingSpec
+
+STEPS = (4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 18, 20, 24, 28, 32, 36, 42, 50)
+# Time shifts that are tried, relative to the calibrated one.
+SHIFTS = (1.0, 1.5, 2.2)
+# How far a neighbour's time shift is.
+STEP_OF_SHIFT = 1.15
+# Patterns whose neighbours are tried.
+EXPANDED = 4
+# Of the images that it has, how many closed forms are fitted to; the others tell how good they are.
+FITTED_SHARE = 0.6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pattern:
+    """A grid, where the encoder runs on it, and how states between are forecast before a fit."""
+
+    spec: SamplingSpec
+    refresh_steps: tuple[int, ...]
+    unconditional_steps: tuple[int, ...] | None = None
+    centred: bool = False
+    sources: int = 2
+
+    def schedule(self, calibration: Calibration) -> Schedule:
+        if self.unconditional_steps is None and len(self.refresh_steps) == self.spec.num_evaluations:
+            return dataclasses.replace(Schedule.full(self.spec), checkpoint_sha256=calibration.checkpoint_sha256)
+        statistics, method = _statistics(calibration, self.spec), Method(centred=self.centred, sources=self.sources)
+        if self.unconditional_steps is None:
+            return schedule_with(statistics, self.refresh_steps, method)
+        return split_with(statistics, self.refresh_steps, self.unconditional_steps, method)
+
+    def neighbours(self) -> list[Pattern]:
+        """With one refresh a step earlier or later, at another time shift, or with other forecasts."""
+        count, change = self.spec.num_evaluations, dataclasses.replace
+        found = [change(self, refresh_steps=steps) for steps in _moved(self.refresh_steps, 1, count)]
+        if self.unconditional_steps is not None:
+            first = int((self.spec.guidance_weights != 1.0).argmax())
+            moved = _moved(self.unconditional_steps, first + 1, count)
+            found += [change(self, unconditional_steps=steps) for steps in moved]
+        for factor in (STEP_OF_SHIFT, 1 / STEP_OF_SHIFT):
+            spec = change(self.spec, timeshift=round(self.spec.timeshift * factor, 3))
+            # The guided steps may be others there.
+            if self.unconditional_steps is None or (spec.guidance_weights == self.spec.guidance_weights).all():
+                found.append(change(self, spec=spec))
+        if len(self.refresh_steps) < count:
+            found.append(change(self, sources=5 - self.sources))
+            if self.unconditional_steps is None:
+                found.append(change(self, centred=not self.centred))
+        return found
+
+
+class Search:
+    """Compares patterns on images whose converged trajectories are known.
+
+    `on_stage` is called with what comes next and how many steps it takes, and returns what to call after each.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        calibration: Calibration,
+        path: ConvergedPath,
+        *,
+        batch_size: int,
+        on_stage: Callable[[str, int], Callable[[], None]],
+    ) -> None:
+        images = path.images
+        middle = images.first + max(1, math.floor(FITTED_SHARE * images.count))
+        if images.count < 2:
+            raise ConfigError(f"{images.count} images to search on; give at least 2.")
+        self.backend, self.calibration, self.batch_size, self.on_stage = backend, calibration, batch_size, on_stage
+        self.fitted = ConvergedPath(
+            images=dataclasses.replace(images, stop=middle),
+            times=path.times,
+            latents=path.latents[:, : middle - images.first],
+        )
+        self.held_out = dataclasses.replace(images, first=middle)
+        if calibration.contains(self.held_out):
+            raise MismatchError(f"Seed {images.seed} was calibrated on; search with another --seed.")
+        self.ends = path.ends[middle - images.first :]
+        self._scores: dict[Pattern, float] = {}
+
+    def best(self, starts: list[Pattern], affordable: Callable[[Schedule], bool]) -> Pattern | None:
+        """The best pattern found from `starts` of those whose schedules are `affordable`; None where none of `starts`
+        is."""
+
+        def known(patterns: list[Pattern], label: str) -> list[Pattern]:
+            kept = [pattern for pattern in dict.fromkeys(patterns) if affordable(pattern.schedule(self.calibration))]
+            done = self.on_stage(label, len(kept))
+            for pattern in kept:
+                self.score(pattern)
+                done()
+            return kept
+
+        found = known(starts, "searching grids")
+        if not found:
+            return None
+        expanded: set[Pattern] = set()
+        for _ in range(EXPANDED):
+            pattern = max(found, key=self.score)
+            if pattern in expanded:
+                break
+            expanded.add(pattern)
+            found += known(pattern.neighbours(), "searching refresh steps")
+        return max(found, key=self.score)
+
+    def score(self, pattern: Pattern) -> float:
+        """dB to the converged ends of the held-out images after a fit in closed form."""
+        if pattern not in self._scores:
+            schedule = pattern.schedule(self.calibration)
+            try:
+                schedule = closed_form(self.backend, schedule, self.fitted, self.batch_size)
+                shape = (*self.ends.shape[1:],)
+                ends = sample_images(self.backend, schedule, self.held_out, shape, self.batch_size)
+                self._scores[pattern] = float(latent_decibels(ends, self.ends).mean())
+            except NumericsError:
+                self._scores[pattern] = -math.inf
+        return self._scores[pattern]
+
+
+def starts(
+    calibration: Calibration,
+    steps: tuple[int, ...],
+    affordable: Callable[[Schedule], bool],
+    *,
+    shared: bool = True,
+    unshared: bool = True,
+) -> list[Pattern]:
+    """Patterns to start a search from, on grids of so many `steps` at some time shifts, by second-order
+    Adams–Bashforth: those that run the encoder at every step, and the exact program's that share its runs."""
+    own, found = calibration.spec, []
+    for count in steps:
+        for shift in SHIFTS:
+            timeshift = round(own.timeshift * shift, 3)
+            spec = dataclasses.replace(own, num_steps=count, solver="ab2", last_step=None, timeshift=timeshift)
+            if unshared:
+                found.append(Pattern(spec=spec, refresh_steps=tuple(range(count))))
+            if shared:
+                found += _solved(calibration, spec, affordable)
+    return found
+
+
+def _solved(calibration: Calibration, spec: SamplingSpec, affordable: Callable[[Schedule], bool]) -> list[Pattern]:
+    """Of the most affordable encoder runs on a grid, with common refreshes, and with branches that have their own.
+
+    Fewer runs than two in five steps are not worth it: fewer steps are better then.
+    """
+    if spec.num_steps < POINTS or spec.num_steps > calibration.spec.num_steps:
+        return []
+    statistics, found = _statistics(calibration, spec), []
+    for centred in (True, False):
+        method = Method(centred=centred)
+        curve = [schedule for schedule, _ in solve_curve(statistics, spec.num_steps - 1, method)]
+        enough = [schedule for schedule in curve if 5 * schedule.budget >= 2 * spec.num_steps and affordable(schedule)]
+        for schedule in enough[-1:]:
+            found.append(Pattern(spec=spec, refresh_steps=schedule.refresh_steps, centred=centred))
+            if not centred and (spec.guidance_weights != 1.0).any():
+                own = split(statistics, schedule, method)
+                steps = (own.refresh_steps, own.unconditional_steps)
+                found.append(Pattern(spec=spec, refresh_steps=steps[0], unconditional_steps=steps[1]))
+    return found
+
+
+@lru_cache(maxsize=256)
+def _statistics(calibration: Calibration, spec: SamplingSpec) -> Statistics:
+    return resample(calibration, spec)
+
+
+def _moved(steps: tuple[int, ...], first: int, count: int) -> list[tuple[int, ...]]:
+    """`steps` with one of them, from the second on, one earlier or later; within `first` … count − 1."""
+    found = []
+    for k, step in enumerate(steps[1:], 1):
+        for other in (step - 1, step + 1):
+            if first <= other < count and other not in steps:
+                found.append((*steps[:k], other, *steps[k + 1 :]))
+    return found
