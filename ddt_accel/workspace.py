@@ -62,6 +62,7 @@ class Workspace:
         self.export_path = folder / "export"
         self.samples_path = folder / "samples"
         self.fit_path = folder / "fit"
+        self.plans_path = folder / "plans"
         self._settings_path = folder / SETTINGS_NAME
 
     def load_model(self, said: Mapping[str, Any]) -> DDT:

@@ -58,7 +58,7 @@ def plan(
     """Choose steps, integrator and refreshes together, by where the trajectory ends.
 
     Costs are the measured ones of the last `bench` of this workspace, else counted multiply-adds. The best plan of the
-    last cost becomes the workspace's schedule.
+    last cost becomes the workspace's schedule; fitted ones of every cost are kept in `plans/` there.
     """
     from ddt_accel.artifacts import check_writable
     from ddt_accel.errors import MismatchError
@@ -88,7 +88,10 @@ def plan(
             joint = JointFit(network, statistics, costs, spec, folder=place.fit_path, on_stage=progress)
 
             def fitted(target: float, shared: bool) -> Schedule | None:
-                return joint.fitted(cost=target, shared=shared)
+                found = joint.fitted(cost=target, shared=shared)
+                if found is not None:
+                    found.save(place.plans_path / f"{target:g}-{'shared' if shared else 'unshared'}.json")
+                return found
 
         rows = make_plans(
             networks.backend,
@@ -117,18 +120,30 @@ def plan(
     )
 
 
+WAYS = {
+    "fewer": "fewer steps",
+    "unshared": "and another time shift",
+    "published": "published sharing",
+    "shared": "shared",
+    "fitted_unshared": "fitted",
+    "fitted_shared": "fitted and shared",
+}
+
+
 def _print(rows: list[Row]) -> None:
     from rich.table import Table
 
-    fitted = any(row.fitted_unshared or row.fitted_shared for row in rows)
-    columns = ["cost", "fewer steps", "and another time shift", "published", "shared", "fitted", "fitted and shared"]
-    columns = columns if fitted else columns[:5]
-    table = Table(*columns, "gain of sharing over all without, dB")
+    table = Table("cost", "way", "plan", "costs", "dB to the limit", "sharing gains, dB")
     for row in rows:
-        plans = (row.fewer, row.unshared, row.published, row.shared, row.fitted_unshared, row.fitted_shared)
-        over = plans[:2] if not fitted else (*plans[:2], row.fitted_unshared)
-        gains = "\n".join(_gain(row.gain(plan)) for plan in over)
-        table.add_row(f"{row.cost:g}", *map(_cell, plans[: len(columns) - 1]), gains)
+        for way, said in WAYS.items():
+            found: Plan | None = getattr(row, way)
+            if found is not None:
+                known = found.interval
+                told = f"{known.mean:.1f} ({known.low:.1f} … {known.high:.1f})"
+                without = found.schedule.budget == found.schedule.spec.num_evaluations
+                gain = _gain(row.gain(found)) if without else ""
+                table.add_row(f"{row.cost:g}", said, found.name, f"{found.cost:.3f}", told, gain)
+        table.add_section()
     out.print(table)
     for row in rows:
         out.print(_verdict(row))
@@ -157,19 +172,10 @@ def _gain(gain: Interval | None) -> str:
     return f"{said} not significant" if gain.low <= 0 <= gain.high else said
 
 
-def _cell(plan: Plan | None) -> str:
-    if plan is None:
-        return "out of reach"
-    copying = f"; {plan.copying.mean():.1f} to its own unshared" if plan.copying is not None else ""
-    known = plan.interval
-    return f"{known.mean:.1f} dB ({known.low:.1f} … {known.high:.1f}): {plan.name} ({plan.cost:.3f}){copying}"
-
-
 def _facts(row: Row) -> dict[str, Any]:
     from dataclasses import asdict
 
-    ways = ("fewer", "unshared", "published", "shared", "fitted_unshared", "fitted_shared")
-    plans = {way: getattr(row, way) for way in ways}
+    plans: dict[str, Plan | None] = {way: getattr(row, way) for way in WAYS}
     gains = {
         "gain_over_fewer": row.gain(row.fewer),
         "gain": row.gain(row.unshared),

@@ -1,0 +1,231 @@
+"""Fits in closed form, and searches by them, against what they minimise, brute force, and the runs themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from ddt_accel import SamplingSpec, Schedule, calibrate, draw_labels, draw_noise, load_model, sample
+from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel.errors import ConfigError, MismatchError
+from ddt_accel.evaluation.converged import ConvergedPath, converged_ends, converged_path
+from ddt_accel.evaluation.costs import counted_costs
+from ddt_accel.evaluation.fidelity import latent_decibels
+from ddt_accel.fitting.closed_form import closed_form
+from ddt_accel.fitting.fit import LOOK_EVERY, FitSpec, latent_shape_of
+from ddt_accel.fitting.joint import JointFit
+from ddt_accel.fitting.search import Pattern, Search, starts
+from ddt_accel.sampling.noise import ImageRange
+from ddt_accel.solver.split import encoder_runs
+
+SHAPE = (3, 8, 8)
+FINE = SamplingSpec(num_steps=12, solver="ab2", guidance=1.5)
+IMAGES = ImageRange(seed=9, first=2, stop=8)
+QUICK = FitSpec(iterations=LOOK_EVERY, images=6, held_out=4, batch_size=3, micro_batch=3, reference_steps=48)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_path):
+    return load_model(tiny_model_path)
+
+
+@pytest.fixture(scope="module")
+def backend(model):
+    return TorchBackend(model)
+
+
+@pytest.fixture(scope="module")
+def calibration(model):
+    return calibrate(model, FINE, num_samples=4)
+
+
+@pytest.fixture(scope="module")
+def path(backend) -> ConvergedPath:
+    return converged_path(backend, FINE, 48, IMAGES, SHAPE, 4)
+
+
+def patterns(calibration) -> list[Pattern]:
+    return starts(calibration, (5, 8), lambda schedule: schedule.budget <= 5)
+
+
+def ends(model, schedule: Schedule, images: ImageRange) -> torch.Tensor:
+    chosen = range(images.first, images.stop)
+    return sample(
+        model, schedule, draw_noise(SHAPE, seed=images.seed, indices=chosen),
+        draw_labels(model.config.num_classes, seed=images.seed, indices=chosen),
+    )  # fmt: skip
+
+
+def test_the_path_ends_where_the_converged_trajectory_does(backend, path, tmp_path) -> None:
+    torch.testing.assert_close(path.ends, converged_ends(backend, FINE, 48, IMAGES, SHAPE, 6), atol=1e-5, rtol=0)
+    noise = draw_noise(SHAPE, seed=IMAGES.seed, indices=range(IMAGES.first, IMAGES.stop))
+    torch.testing.assert_close(path.at(0.0), noise)
+    torch.testing.assert_close(path.at(1.0), path.ends)
+    torch.testing.assert_close(path.at(float(path.times[17])), path.latents[17])
+    fine = converged_path(backend, FINE, 96, IMAGES, SHAPE, 4, cache=tmp_path)
+    torch.testing.assert_close(path.at(float(fine.times[37])), fine.latents[37], atol=2e-3, rtol=0)
+    again = converged_path(backend, dataclasses.replace(FINE, timeshift=2.0), 96, IMAGES, SHAPE, 4, cache=tmp_path)
+    assert torch.equal(again.latents, fine.latents)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_it_finds_an_integrator_that_arrives(model, backend) -> None:
+    """The trajectory of AB3 on the schedule's own grid can be had exactly; Euler's weights are where it starts."""
+    spec = dataclasses.replace(FINE, num_steps=6, solver="ab3")
+    latents = [draw_noise(SHAPE, seed=9, indices=range(2, 8))]
+    for k in range(6):
+        stopped = dataclasses.replace(
+            Schedule.full(spec), integrator=tuple(
+                tuple(row.velocities) if j <= k else () for j, row in enumerate(_updates(spec))
+            ),
+        )  # fmt: skip
+        latents.append(ends(model, stopped, IMAGES))
+    path = ConvergedPath(images=IMAGES, times=spec.grid, latents=torch.stack(latents))
+    euler = Schedule.full(dataclasses.replace(spec, solver="euler"))
+    found = closed_form(backend, euler, path, 4)
+    error = latent_decibels(ends(model, found, IMAGES), path.ends)
+    assert error.min() > 60 > latent_decibels(ends(model, euler, IMAGES), path.ends).max() + 10
+
+
+def _updates(spec: SamplingSpec):
+    from ddt_accel.sampling.integrators import updates
+
+    return updates(spec)
+
+
+@pytest.mark.parametrize("kind", ["unshared", "shared", "own branches", "heun"])
+def test_no_other_weights_leave_a_smaller_error(model, backend, calibration, path, kind: str) -> None:
+    """The last row is a stationary point of the mean log error, and a minimum; nothing but the integrator changes."""
+    found = {
+        "unshared": lambda: next(p for p in patterns(calibration) if len(p.refresh_steps) == 5).schedule(calibration),
+        "shared": lambda: next(p for p in patterns(calibration) if p.centred).schedule(calibration),
+        "own branches": lambda: next(p for p in patterns(calibration) if p.unconditional_steps).schedule(calibration),
+        "heun": lambda: Schedule.uniform(dataclasses.replace(FINE, num_steps=4, solver="heun"), 4),
+    }
+    warm = found[kind]()
+    fitted = closed_form(backend, warm, path, 4)
+    assert dataclasses.replace(
+        fitted, integrator=None, objective=warm.objective, fitted_on=None, predicted_cost=warm.predicted_cost,
+        predicted_error=warm.predicted_error,
+    ) == warm  # fmt: skip
+    assert fitted.fitted_on == (9, 2, 8)
+
+    def error(row: list[tuple[int, float]]) -> float:
+        moved = dataclasses.replace(fitted, integrator=(*fitted.integrator[:-1], tuple(row)))
+        return float(-latent_decibels(ends(model, moved, IMAGES), path.ends).mean())
+
+    last = fitted.integrator[-1]
+    least = error(list(last))
+    assert least < -latent_decibels(ends(model, warm, IMAGES), path.ends).mean() - 1
+    for j in range(len(last)):
+        for change in (0.02, -0.02):
+            row = list(last)
+            row[j] = (j, row[j][1] + change)
+            assert error(row) > least - 0.01
+
+
+def test_batches_do_not_matter(backend, calibration, path) -> None:
+    schedule = patterns(calibration)[1].schedule(calibration)
+    rows = [closed_form(backend, schedule, path, size).integrator for size in (6, 4)]
+    for one, other in zip(*rows, strict=True):
+        np.testing.assert_allclose([w for _, w in one], [w for _, w in other], atol=2e-3)
+
+
+def test_a_stochastic_sampler_has_no_closed_form(backend, path) -> None:
+    with pytest.raises(ConfigError, match="stochastic"):
+        closed_form(backend, Schedule.full(dataclasses.replace(FINE, solver="sde")), path, 4)
+
+
+def test_neighbours_are_patterns_that_can_be_run(calibration) -> None:
+    for pattern in patterns(calibration):
+        near = pattern.neighbours()
+        assert len(set(near)) == len(near)
+        assert pattern not in near
+        runs = encoder_runs(pattern.schedule(calibration))
+        for other in near:
+            assert len(other.refresh_steps) == len(pattern.refresh_steps)
+            if other.unconditional_steps is not None:
+                assert encoder_runs(other.schedule(calibration)) == runs
+            other.schedule(calibration)
+        # Every common pattern that is one move of one refresh away is among them.
+        count, steps = pattern.spec.num_steps, set(pattern.refresh_steps)
+        if pattern.unconditional_steps is None:
+            brute = {
+                tuple(sorted(steps - {a} | {b}))
+                for a in steps - {0}
+                for b in range(1, count)
+                if abs(a - b) == 1 and b not in steps
+            }
+            assert brute == {other.refresh_steps for other in near} - {pattern.refresh_steps}
+
+
+def test_a_search_keeps_the_best_that_it_can_afford(backend, calibration, path) -> None:
+    search = Search(backend, calibration, path, batch_size=4, on_stage=lambda label, total: lambda: None)
+    found = patterns(calibration)
+    best = search.best(found, lambda schedule: schedule.budget <= 4)
+    cheap = [pattern for pattern in found if len(pattern.refresh_steps) <= 4]
+    assert cheap
+    assert len(cheap) < len(found)
+    assert len(best.refresh_steps) <= 4
+    assert search.score(best) >= max(map(search.score, cheap))
+    near = [pattern for pattern in best.neighbours() if len(pattern.refresh_steps) <= 4]
+    known = [pattern for pattern in near if pattern in search._scores]
+    assert known
+    assert all(search.score(pattern) <= search.score(best) for pattern in known)
+    # The score is what it says: of images that the closed form was not fitted to.
+    fitted = closed_form(backend, best.schedule(calibration), search.fitted, 4)
+    assert search.fitted.images.stop == search.held_out.first
+    decibels = latent_decibels(ends(backend.model, fitted, search.held_out), search.ends)
+    assert search.score(best) == pytest.approx(decibels.mean(), abs=0.01)
+    assert search.best(found, lambda schedule: False) is None
+
+
+def test_images_that_were_calibrated_on_are_refused(backend, calibration) -> None:
+    seen = converged_path(backend, FINE, 24, ImageRange(seed=0, first=0, stop=4), SHAPE, 4)
+    with pytest.raises(MismatchError, match="calibrated on"):
+        Search(backend, calibration, seen, batch_size=4, on_stage=lambda label, total: lambda: None)
+
+
+def test_joint_fits_stay_within_cost_and_budget(model, calibration, tmp_path) -> None:
+    costs = counted_costs(model.config, latent_shape_of(model))
+    joint = JointFit(model, calibration, costs, QUICK, folder=tmp_path)
+    unit = costs.of(Schedule.full(FINE))
+    for cost in (0.4, 0.6):
+        alone, together = joint.find(cost=cost, shared=False), joint.find(cost=cost, shared=True)
+        assert costs.of(alone) <= cost * unit >= costs.of(together)
+        assert alone.budget == alone.spec.num_steps
+        assert together.budget < together.spec.num_steps
+    assert joint.find(budget=3).budget <= 3
+    assert joint.find(cost=1e-3) is None
+    assert joint.fitted(1e-3, shared=True) is None
+    fitted = joint.fitted(0.5, shared=True)
+    assert fitted.is_fitted
+    assert costs.of(fitted) <= 0.5 * unit
+    for wrong in ({"cost": 0.0}, {"cost": float("inf")}, {"budget": 0}, {"budget": 99}):
+        with pytest.raises(ConfigError):
+            joint.find(**wrong)
+    with pytest.raises(MismatchError, match="13 steps"):
+        JointFit(model, calibration, costs, QUICK, steps=13)
+
+
+def test_fitted_plans_from_the_command_line(cli, workspace) -> None:
+    ran = cli(
+        "plan", "-w", workspace, "--fit", "--cost", 0.7, "-n", 2, "--iterations", 1, "--out", workspace / "planned.json"
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert "fitted and" in ran.out
+    assert "At 0.7 sharing" in ran.out
+    ran = cli("plan", "-w", workspace, "--fit", "--cost", 0.7, "-n", 2, "--iterations", 1, "--json")
+    (row,) = json.loads(ran.out)["rows"]
+    assert row["fitted_shared"]["cost"] <= 0.7 >= row["fitted_unshared"]["cost"]
+    for way in ("shared", "unshared"):
+        kept = Schedule.load(workspace / "plans" / f"0.7-{way}.json")
+        assert list(kept.refresh_steps) == row[f"fitted_{way}"]["refresh_steps"]
+    assert row["fitted_unshared"]["fidelity_db"] > row["fewer"]["fidelity_db"]
+    ran = cli("plan", "-w", workspace, "--fit", "--seed", 3)
+    assert ran.code == 2
+    assert "no fit" in ran.err or "unseen" in ran.err
