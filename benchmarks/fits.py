@@ -160,7 +160,8 @@ def main() -> None:
     bench = Bench(arguments)
     conditions = (
         f"{arguments.model}, {arguments.steps} steps, {arguments.budget} encoder runs, {arguments.iterations} "
-        f"iterations, dB to {arguments.reference_steps} AB2 steps on {arguments.images} images of seed {HELD_OUT}; {processor()}"
+        f"iterations, dB to {arguments.reference_steps} AB2 steps on {arguments.images} images of seed {HELD_OUT}; "
+        f"{processor()}"
     )
     print(conditions)
     results: dict[str, object] = {"conditions": conditions}

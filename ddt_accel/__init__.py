@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ddt_accel.backends.sample import sample
     from ddt_accel.calibration.calibrate import calibrate
     from ddt_accel.calibration.statistics import Calibration
-    from ddt_accel.exporting.onnx import export
+    from ddt_accel.exporting.export import export
     from ddt_accel.fitting.fit import fit
     from ddt_accel.networks.checkpoints import load_model
     from ddt_accel.sampling.noise import draw_labels, draw_noise, draw_step_noise
@@ -32,7 +32,7 @@ _HOMES = {
     "draw_labels": "sampling.noise",
     "draw_noise": "sampling.noise",
     "draw_step_noise": "sampling.noise",
-    "export": "exporting.onnx",
+    "export": "exporting.export",
     "fit": "fitting.fit",
     "load_model": "networks.checkpoints",
     "open_backend": "backends.open",

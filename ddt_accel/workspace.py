@@ -60,6 +60,8 @@ class Workspace:
         self.curve_path = folder / "curve"
         self.costs_path = folder / "costs.json"
         self.export_path = folder / "export"
+        self.engines_path = folder / "engines"
+        self.timing_path = folder / "timing.cache"
         self.samples_path = folder / "samples"
         self.fit_path = folder / "fit"
         self.plans_path = folder / "plans"

@@ -15,6 +15,7 @@ from ddt_accel import SamplingSpec, Schedule, draw_labels, draw_noise, export, l
 from ddt_accel.backends import manifest
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError, ParityError
+from ddt_accel.exporting import export as exporting
 from ddt_accel.exporting import onnx as onnx_export
 from ddt_accel.sampling.program import compile_program
 from ddt_accel.sampling.trajectory import run
@@ -144,7 +145,8 @@ def test_large_networks_keep_their_weights_in_a_file_beside_the_graph(tiny_model
 
 
 def test_the_manifest_tells_the_parity(exports) -> None:
-    for precision, limit in onnx_export.TOLERANCE.items():
+    for precision in exports:
+        limit = exporting.TOLERANCE[precision]
         told = open_backend(exports[precision]).manifest
         assert 0 < max(told.parity.values()) <= limit
         assert set(told.files) == {"encoder.onnx", "decoder.onnx"}
@@ -155,7 +157,7 @@ def test_an_export_out_of_tolerance_fails_and_keeps_the_earlier_one(tiny_model_p
     model = load_model(tiny_model_path)
     export(model, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    monkeypatch.setitem(onnx_export.TOLERANCE, "fp16", 1e-9)
+    monkeypatch.setitem(exporting.TOLERANCE, "fp16", 1e-9)
     with pytest.raises(ParityError, match="away from PyTorch"):
         export(model, tmp_path, precision="fp16")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -184,8 +186,8 @@ def test_an_export_killed_while_it_is_published_is_whole(exports, tmp_path, monk
 
 
 def test_what_a_killed_export_left_behind_is_removed(tiny_model_path, tmp_path) -> None:
-    (tmp_path / f"{onnx_export.STAGING_PREFIX}abc").mkdir()
-    (tmp_path / f"{onnx_export.STAGING_PREFIX}abc" / "encoder.onnx").write_bytes(b"half")
+    (tmp_path / f"{exporting.STAGING_PREFIX}abc").mkdir()
+    (tmp_path / f"{exporting.STAGING_PREFIX}abc" / "encoder.onnx").write_bytes(b"half")
     export(load_model(tiny_model_path), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["decoder.onnx", "encoder.onnx", "manifest.json"]
 
@@ -220,7 +222,18 @@ def test_a_schedule_for_another_checkpoint_is_refused(backend) -> None:
         sample(backend[0], schedule, torch.zeros(1, *SHAPE), torch.tensor([0]))
 
 
-@pytest.mark.parametrize("settings", [{"format": "tflite"}, {"precision": "int4"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"format": "tflite"},
+        {"precision": "int4"},
+        {"precision": "bf16"},
+        {"cache": "state"},
+        {"sources": 2},
+        {"format": "tensorrt", "sources": 0},
+        {"format": "tensorrt", "sources": 4},
+    ],
+)
 def test_impossible_exports_are_refused(tiny_model_path, tmp_path, settings: dict) -> None:
     with pytest.raises(ConfigError):
         export(load_model(tiny_model_path), tmp_path, **settings)

@@ -8,12 +8,29 @@ from pathlib import Path
 from typing import Any
 
 from ddt_accel.artifacts import read_json, sha256_of, write_json
+from ddt_accel.backends.tensors import Cut, as_lists, tensor_table
 from ddt_accel.errors import ArtifactError, ConfigError
 from ddt_accel.networks.config import DDTConfig
 
-FORMAT, VERSION = "ddt-accel export", 1
+FORMAT, VERSION = "ddt-accel export", 2
 FILE_NAME = "manifest.json"
 _READY = ".export-ready"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """What TensorRT engines depend on: the library that built them, and the GPU, None for all since Ampere.
+
+    `batches` are their profiles in images, `products` how many matrix products of each network are in which type.
+    `verified` is the largest error that the engines themselves were measured to have, None where they never ran.
+    """
+
+    library: str
+    version: str
+    gpu: str | None
+    batches: tuple[tuple[int, int, int], ...]
+    products: dict[str, dict[str, int]]
+    verified: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +38,9 @@ class Manifest:
     """The description of an export folder.
 
     `files` maps names in the folder to their SHA-256; `tensors` maps each network to its inputs and outputs as
-    (name, dtype, shape), a shape's letters being dynamic; `parity` is the largest error against PyTorch, relative to
-    the largest value, that was measured right after the export.
+    (name, dtype, shape), a shape's letters being dynamic (`backends.tensors`); `parity` is the largest error against
+    PyTorch in float32, relative to the largest value, that was measured right after the export: of the ONNX file, or in
+    bfloat16 of PyTorch in that precision.
     """
 
     format: str
@@ -32,11 +50,18 @@ class Manifest:
     latent_shape: tuple[int, int, int]
     class_names: tuple[str, ...] | None
     precision: str
+    cache: str
+    sources: int
     opset: int
     files: dict[str, str]
     tensors: dict[str, list[list[Any]]]
     parity: dict[str, float]
+    engine: Engine | None
     versions: dict[str, str]
+
+    @property
+    def cut(self) -> Cut:
+        return Cut(precision=self.precision, cache=self.cache, sources=self.sources)
 
     def save(self, folder: Path) -> None:
         content = asdict(self)
@@ -49,18 +74,25 @@ class Manifest:
         finish_publication(folder)
         path = folder / FILE_NAME
         if not path.is_file():
-            raise ArtifactError(f"{folder} holds no export (no {FILE_NAME}); make one with `ddt-accel export --onnx`.")
+            raise ArtifactError(f"{folder} holds no export (no {FILE_NAME}); make one with `ddt-accel export`.")
         content = read_json(path, FORMAT, VERSION)
         try:
             content["format"] = content.pop("kind")
             content["config"] = DDTConfig.from_mapping(content["config"])
             content["latent_shape"] = tuple(content["latent_shape"])
             content["class_names"] = tuple(content["class_names"]) if content["class_names"] else None
+            if content["engine"] is not None:
+                batches = tuple(map(tuple, content["engine"].pop("batches")))
+                content["engine"] = Engine(**content["engine"], batches=batches)
             manifest = cls(**content)
             manifest.config.num_tokens(manifest.latent_shape)
             files = dict(manifest.files)
-            if not {"encoder.onnx", "decoder.onnx"} <= set(files):
-                raise ConfigError("it names no encoder.onnx and decoder.onnx")
+            kind = "onnx" if manifest.engine is None else "engine"
+            if not {f"encoder.{kind}", f"decoder.{kind}"} <= set(files):
+                raise ConfigError(f"it names no encoder.{kind} and decoder.{kind}")
+            table = tensor_table(manifest.config, manifest.latent_shape, manifest.cut)
+            if as_lists(table) != manifest.tensors:
+                raise ConfigError("its tensors are not those of its networks")
         except (ConfigError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} is not a usable manifest ({error}); export anew.") from None
         for name, expected in files.items():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ddt_accel.backends.manifest import Manifest
 from ddt_accel.backends.ort import OnnxRuntimeBackend
+from ddt_accel.errors import ConfigError
 
 
 def open_backend(out_dir: str | Path, *, device: str = "cpu") -> OnnxRuntimeBackend:
@@ -12,4 +14,9 @@ def open_backend(out_dir: str | Path, *, device: str = "cpu") -> OnnxRuntimeBack
 
     Raises ArtifactError for a folder without a whole export, DependencyError where the runtime is not installed.
     """
+    if (engine := Manifest.load(Path(out_dir)).engine) is not None:
+        raise ConfigError(
+            f"{out_dir} holds engines of {engine.library}; this version builds them, but cannot run them yet: export "
+            "to ONNX, or run with PyTorch."
+        )
     return OnnxRuntimeBackend(out_dir, device=device)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddt_accel.cli.calibration import run_calibration
-from ddt_accel.cli.console import emit, out, say, stages, steps
+from ddt_accel.cli.console import emit, out, say, stages
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
     BatchOption,
@@ -79,7 +79,7 @@ def demo(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = Fals
     from importlib.util import find_spec
 
     from ddt_accel.errors import ConfigError, DependencyError
-    from ddt_accel.exporting.onnx import STAGES, export
+    from ddt_accel.exporting.export import export
     from ddt_accel.schedule import Schedule
     from ddt_accel.solver.solve import solve_curve
     from ddt_accel.spec import SamplingSpec
@@ -111,8 +111,8 @@ def demo(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = Fals
     solved.save(place.schedule_path)
     say(describe(solved, certificate))
     say("3/4  Exporting encoder and decoder to ONNX, and comparing them with PyTorch")
-    with steps("exporting", len(STAGES)) as bar:
-        export(network, place.export_path, on_stage=bar.advance)
+    with stages() as on_stage:
+        export(network, place.export_path, on_stage=on_stage)
     say("4/4  Measuring with ONNX Runtime on images that were not calibrated on")
     networks = open_networks(place, "onnx", None, {}, "cpu")
     # Fitted beforehand, which takes some minutes.

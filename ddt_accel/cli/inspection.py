@@ -51,7 +51,7 @@ def _facts(path: Path) -> dict[str, Any]:
         return _export(path)
     if path.name == manifest.FILE_NAME:
         return _export(path.parent)
-    if path.suffix == ".onnx":
+    if path.suffix in (".onnx", ".engine"):
         return _network(path)
     if path.name == SETTINGS_NAME:
         return _workspace(path.parent)

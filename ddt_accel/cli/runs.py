@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddt_accel.cli.console import emit, steps
+from ddt_accel.cli.console import emit, stages, steps
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
     BatchOption,
@@ -30,32 +30,86 @@ if TYPE_CHECKING:
 
 
 def export(
-    onnx: Annotated[bool, typer.Option("--onnx", help="Export to ONNX (the default).")] = True,
+    as_engines: Annotated[
+        bool, typer.Option("--trt/--onnx", help="TensorRT engines, or ONNX files (the default).")
+    ] = False,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     model: ModelOption = None,
     config: ConfigOption = None,
     weights: WeightsOption = None,
     latent_shape: LatentOption = None,
-    precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
+    precision: Annotated[
+        str | None, typer.Option(help="bf16 (engines only, their default), fp16, or fp32 (the default of ONNX).")
+    ] = None,
+    cache: Annotated[
+        str, typer.Option(help="What is kept between refreshes: modulations; or state, smaller. Engines only.")
+    ] = "modulations",
+    sources: Annotated[
+        int | None, typer.Option(help="States that an engine's forecasts are made from: 1 to 3.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="tensorrt, which needs the GPU; tensorrt-rtx, which builds without; or auto.")
+    ] = "auto",
+    batch: Annotated[
+        str, typer.Option(help="Images an engine is for, min:opt:max; several profiles by commas.")
+    ] = "1:8:32",
+    optimization_level: Annotated[int | None, typer.Option(help="Of the engine builder, 0 to 5.")] = None,
+    workspace_gib: Annotated[
+        float | None, typer.Option(help="Of GPU memory, that a layer of an engine may use.")
+    ] = None,
+    version_compatible: Annotated[bool, typer.Option(help="Engines for later TensorRT versions, too.")] = False,
+    hardware_compatible: Annotated[bool, typer.Option(help="Engines for other GPUs since Ampere, too.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder to write to; in the workspace by default.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Write encoder and decoder as two ONNX networks, compared with PyTorch."""
-    from ddt_accel.exporting.onnx import STAGES
-    from ddt_accel.exporting.onnx import export as run
+    """Write encoder and decoder as two networks of their own, compared with PyTorch."""
+    from dataclasses import asdict
+
+    from ddt_accel.exporting.engines import EngineOptions
+    from ddt_accel.exporting.export import export as run
     from ddt_accel.workspace import Workspace
 
     place = Workspace(workspace)
+    options = EngineOptions(
+        engine=engine,
+        batches=EngineOptions.parse_batches(batch),
+        optimization_level=optimization_level,
+        workspace_gib=workspace_gib,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        timing_cache=place.timing_path,
+    )
     network = place.load_model(model_options(model, config, weights, latent_shape))
-    folder = out or place.export_path
-    with steps("exporting encoder and decoder, comparing them with PyTorch", len(STAGES)) as bar:
-        manifest = run(network, folder, precision=precision, on_stage=bar.advance)
+    folder = out or (place.engines_path if as_engines else place.export_path)
+    with stages() as on_stage:
+        manifest = run(
+            network,
+            folder,
+            format="tensorrt" if as_engines else "onnx",
+            precision=precision or ("bf16" if as_engines else "fp32"),
+            cache=cache,
+            sources=sources,
+            engines=options,
+            on_stage=on_stage,
+        )
+    made = f"Exported to {folder} in {manifest.precision}"
+    if manifest.engine is not None:
+        where = manifest.engine.gpu or "all GPUs since Ampere"
+        made = f"Built engines in {folder} in {manifest.precision}, by {manifest.engine.library} "
+        made += f"{manifest.engine.version} for {where}; not verified: they have not been run"
+    measured = "of PyTorch in bf16" if manifest.precision == "bf16" else "of the ONNX files"
     emit(
-        {"export": str(folder), "precision": precision, "parity": manifest.parity, "files": manifest.files},
+        {
+            "export": str(folder),
+            "precision": manifest.precision,
+            "parity": manifest.parity,
+            "engine": manifest.engine and asdict(manifest.engine),
+            "files": manifest.files,
+        },
         as_json=json,
-        text=f"Exported to {folder} in {precision}; largest error against PyTorch: encoder "
-        f"{manifest.parity['encoder']:.1e}, decoder {manifest.parity['decoder']:.1e} (relative)\n"
-        "Next: ddt-accel sample, or ddt-accel bench",
+        text=f"{made}\nLargest error against PyTorch in fp32, {measured} (relative): encoder "
+        f"{manifest.parity['encoder']:.1e}, decoder {manifest.parity['decoder']:.1e}"
+        + ("" if as_engines else "\nNext: ddt-accel sample, or ddt-accel bench"),
     )
 
 

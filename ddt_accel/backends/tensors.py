@@ -1,0 +1,87 @@
+"""The tensors at which the two networks are cut: names, order, types and shapes, for exports and for all that run them.
+
+    encoder: latents, times, labels → cache                          cache: the decoder's modulations, or the state
+    decoder: latents, cache → velocity                               a forecast is made before it (`sources` = 0)
+    decoder: latents, cache_1 … cache_S, weights, constant → velocity    a forecast is made inside
+
+With `sources` = S the decoder works under `Σ_s weights[:, s] · cache_s + constant`, in terms of modulations; with the
+state as cache, `W Σ_s w_s s_s + b Σ_s w_s + constant`. A state that is used as it is has weight 1 and constant 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ddt_accel.errors import ConfigError
+from ddt_accel.networks.config import DDTConfig
+
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+CACHES = ("modulations", "state")
+MAX_ENGINE_SOURCES = 3
+BATCH = "B"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """One input or output; "B" in a shape is the batch."""
+
+    name: str
+    dtype: str
+    shape: tuple[str | int, ...]
+
+    def at(self, batch: int) -> tuple[int, ...]:
+        return tuple(batch if isinstance(size, str) else size for size in self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """How encoder and decoder are cut apart: in which precision, at what, and from how many states forecasts are made
+    inside the decoder."""
+
+    precision: str = "fp32"
+    cache: str = "modulations"
+    sources: int = 0
+
+    def __post_init__(self) -> None:
+        if self.precision not in DTYPES:
+            raise ConfigError(f"precision is {self.precision!r}; choose one of {', '.join(DTYPES)}.")
+        if self.cache not in CACHES:
+            raise ConfigError(f"cache is {self.cache!r}; choose one of {', '.join(CACHES)}.")
+        if not 0 <= self.sources <= MAX_ENGINE_SOURCES:
+            raise ConfigError(f"A decoder for forecasts from {self.sources} states; give 0 to {MAX_ENGINE_SOURCES}.")
+
+    @property
+    def dtype(self) -> str:
+        return DTYPES[self.precision]
+
+    def caches(self) -> list[str]:
+        """The decoder's inputs that the encoder's output goes to."""
+        return [self.cache] if self.sources == 0 else [f"{self.cache}_{s + 1}" for s in range(self.sources)]
+
+
+def tensor_table(config: DDTConfig, latent_shape: tuple[int, int, int], cut: Cut) -> dict[str, list[Tensor]]:
+    """Inputs and, last, the output of "encoder" and "decoder", in order."""
+    tokens = config.num_tokens(latent_shape)
+    width = config.modulation_size if cut.cache == "modulations" else config.hidden_size
+    latents = Tensor(name="latents", dtype="float32", shape=(BATCH, *latent_shape))
+    times = Tensor(name="times", dtype="float32", shape=(BATCH,))
+    labels = Tensor(name="labels", dtype="int64", shape=(BATCH,))
+
+    def cached(name: str) -> Tensor:
+        return Tensor(name=name, dtype=cut.dtype, shape=(BATCH, tokens, width))
+
+    forecast = [
+        Tensor(name="weights", dtype="float32", shape=(BATCH, cut.sources)),
+        Tensor(name="constant", dtype="float32", shape=(BATCH, config.modulation_size)),
+    ]
+    velocity = Tensor(name="velocity", dtype="float32", shape=(BATCH, *latent_shape))
+    return {
+        "encoder": [latents, times, labels, cached(cut.cache)],
+        "decoder": [latents, *map(cached, cut.caches()), *(forecast if cut.sources else []), velocity],
+    }
+
+
+def as_lists(table: dict[str, list[Tensor]]) -> dict[str, list[list[Any]]]:
+    """The table as a manifest has it."""
+    return {network: [[one.name, one.dtype, list(one.shape)] for one in tensors] for network, tensors in table.items()}

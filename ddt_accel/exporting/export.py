@@ -1,0 +1,187 @@
+"""`export`: encoder and decoder as two ONNX files or two TensorRT engines, compared with PyTorch before they get their
+names."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ddt_accel.artifacts import sha256_of, write_arrays
+from ddt_accel.backends.manifest import Engine, Manifest, finish_publication, publish
+from ddt_accel.backends.tensors import Cut, as_lists, tensor_table
+from ddt_accel.errors import ArtifactError, ConfigError, ParityError
+from ddt_accel.exporting.engines import EngineOptions, OnStage, build_engine, find_library, gpu
+from ddt_accel.exporting.networks import DecoderNetwork, EncoderNetwork, in_precision
+from ddt_accel.exporting.onnx import OPSET, parity, versions, write_network
+from ddt_accel.exporting.reference import Reference, reference_points
+from ddt_accel.networks.ddt import DDT
+
+FORMATS = ("onnx", "tensorrt")
+# The largest error, relative to the largest value of the output, that an export may have.
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 8e-2}
+# What to try where a precision is not precise enough.
+WIDER = {"bf16": "fp16", "fp16": "fp32"}
+REFERENCE_NAME = "reference.safetensors"
+REFERENCE_FORMAT, REFERENCE_VERSION = "ddt-accel export reference", 1
+STAGING_PREFIX = ".export-staging-"
+
+
+def export(
+    model: DDT,
+    out_dir: str | Path,
+    *,
+    format: str = "onnx",
+    precision: str = "fp32",
+    cache: str = "modulations",
+    sources: int | None = None,
+    latent_shape: tuple[int, int, int] | None = None,
+    engines: EngineOptions | None = None,
+    on_stage: OnStage = lambda label, total: lambda: None,
+) -> Manifest:
+    """Writes encoder, decoder and `manifest.json` into `out_dir`: "onnx" with a dynamic batch, or "tensorrt" engines.
+
+    The decoder of engines makes forecasts itself, from up to `sources` states, by default 2; `cache="state"` keeps
+    states between refreshes instead of modulations, which are larger. `latent_shape` (C, H, W) is needed where the
+    model does not know its own. An earlier export in `out_dir` is replaced only once the new one has passed. `on_stage`
+    is called with what comes next and how many steps it takes, and returns what to call after each. Raises ParityError
+    where the exported networks do not compute what PyTorch computes in float32.
+    """
+    if format not in FORMATS:
+        raise ConfigError(f"format is {format!r}; choose one of {', '.join(FORMATS)}.")
+    as_engines = format == "tensorrt"
+    if sources is None:
+        sources = 2 if as_engines else 0
+    cut = Cut(precision=precision, cache=cache, sources=sources)
+    if as_engines and sources == 0:
+        raise ConfigError("The decoder of an engine makes the forecasts; give 1 to 3 sources.")
+    if not as_engines and (cut != Cut(precision=precision) or precision == "bf16"):
+        raise ConfigError(
+            f"ONNX Runtime takes fp32 and fp16, modulations as cache, and no sources; these are {precision}, {cache} "
+            f"and {sources}."
+        )
+    latent_shape = latent_shape or (model.source.latent_shape if model.source else None)
+    if latent_shape is None:
+        raise ConfigError("The model does not say which latents it is for; give latent_shape=(C, H, W).")
+    table = tensor_table(model.config, latent_shape, cut)
+    known = versions(["onnx", "onnxscript", "onnxruntime"])
+    options = engines or EngineOptions()
+    library = find_library(options.engine) if as_engines else None
+
+    done = on_stage("a trajectory to compare with", 1)
+    points = reference_points(in_precision(model, "fp32"), latent_shape, sources=sources, cache=cache)
+    reduced = in_precision(model, precision)
+    networks = {"encoder": EncoderNetwork(reduced, cut), "decoder": DecoderNetwork(reduced, cut)}
+    inputs, outputs = _examples(points, cut)
+    _fill_rotary_tables(reduced, points)
+    done()
+    folder = Path(out_dir)
+    staging = _staging(folder)
+    try:
+        errors, products = {}, {}
+        for name, network in networks.items():
+            *_, output = table[name]
+            done = on_stage(f"{name}: ONNX", 1)
+            write_network(network, inputs[name], output.name, staging / f"{name}.onnx")
+            done()
+            done = on_stage(f"{name}: comparison with PyTorch", 1)
+            if precision == "bf16":  # which ONNX Runtime has no kernels for on a CPU
+                errors[name] = _error(network, inputs[name], outputs[name])
+            else:
+                errors[name] = parity(staging / f"{name}.onnx", inputs[name], outputs[name])
+            done()
+            if not errors[name] <= TOLERANCE[precision]:
+                raise ParityError(
+                    f"The exported {name} is {errors[name]:.2e} away from PyTorch in float32; {precision} allows "
+                    f"{TOLERANCE[precision]:.0e}. Nothing was written; try --precision {WIDER.get(precision, 'fp32')}."
+                )
+            if library is not None:
+                path = staging / f"{name}.engine"
+                built = build_engine(library, staging / f"{name}.onnx", path, table[name], options, on_stage)
+                products[name] = built
+                for leftover in staging.glob(f"{name}.onnx*"):
+                    leftover.unlink()
+        engine = None
+        if library is not None:
+            engine = Engine(
+                library=library.name,
+                version=library.version,
+                gpu=None if library.for_any_gpu else gpu(),
+                batches=options.batches,
+                products=products,
+                verified=None,
+            )
+            _write_reference(staging / REFERENCE_NAME, points)
+        manifest = Manifest(
+            format=format,
+            model=model.source.name if model.source else "unnamed",
+            checkpoint_sha256=model.source.sha256 if model.source else None,
+            config=model.config,
+            latent_shape=latent_shape,
+            class_names=model.source.class_names if model.source else None,
+            precision=precision,
+            cache=cache,
+            sources=sources,
+            opset=OPSET,
+            files={path.name: sha256_of(path) for path in sorted(staging.iterdir())},
+            tensors=as_lists(table),
+            parity=errors,
+            engine=engine,
+            versions=known,
+        )
+        manifest.save(staging)
+        publish(staging, folder)
+    except OSError as error:
+        raise ArtifactError(
+            f"The export to {folder} could not be written ({error.strerror or error}); free space or choose another "
+            "place. An earlier export is as it was."
+        ) from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return manifest
+
+
+def _examples(points: Reference, cut: Cut) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """Inputs of both networks by name, in the types of the cut, and the outputs that are expected for them."""
+    dtype = getattr(torch, cut.dtype)
+    refresh = {
+        "latents": points.refresh_latents[-1], "times": points.refresh_times[-1], "labels": points.labels
+    }  # fmt: skip
+    cached = {name: points.caches[s].to(dtype) for s, name in enumerate(cut.caches())}
+    forecast = {"weights": points.weights, "constant": points.constant} if cut.sources else {}
+    inputs = {"encoder": refresh, "decoder": {"latents": points.latents, **cached, **forecast}}
+    return inputs, {"encoder": points.caches[-1], "decoder": points.velocity}
+
+
+@torch.inference_mode()
+def _fill_rotary_tables(reduced: DDT, points: Reference) -> None:
+    """They become constants of the graph; an export itself sees no values."""
+    reduced.encode(points.latents[:1].to(reduced.final_layer.linear.weight.dtype), points.times[:1], points.labels[:1])
+
+
+@torch.inference_mode()
+def _error(network: nn.Module, inputs: dict[str, Tensor], expected: Tensor) -> float:
+    """The largest error of PyTorch in the network's own precision, relative to the largest expected value."""
+    got = network(*inputs.values()).float()
+    return float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+
+
+def _write_reference(path: Path, points: Reference) -> None:
+    """For the first run on a GPU, which verifies the engines; without the caches, which are large."""
+    arrays = {name: value.numpy() for name, value in vars(points).items() if name != "caches"}
+    write_arrays(path, REFERENCE_FORMAT, REFERENCE_VERSION, {}, arrays)
+
+
+def _staging(folder: Path) -> Path:
+    """A new folder inside `folder`; what killed exports left behind is removed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        finish_publication(folder)
+        for leftover in folder.glob(f"{STAGING_PREFIX}*"):
+            shutil.rmtree(leftover)
+        return Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=folder))
+    except OSError as error:
+        raise ArtifactError(f"{folder} cannot be written to ({error.strerror}); choose another place.") from None

@@ -1,0 +1,220 @@
+"""TensorRT engines, built here without a GPU: what they compute, in which types, and what is said of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddt_accel import export, load_model, open_backend
+from ddt_accel.artifacts import read_arrays
+from ddt_accel.backends.manifest import Manifest
+from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel.backends.tensors import Cut, tensor_table
+from ddt_accel.errors import ConfigError, DependencyError, ParityError
+from ddt_accel.exporting import export as exporting
+from ddt_accel.exporting.engines import EngineOptions, build_engine, find_library
+from ddt_accel.exporting.networks import DecoderNetwork, EncoderNetwork
+from ddt_accel.exporting.reference import AT, reference_points
+
+pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+SHAPE = (3, 8, 8)
+RTX = EngineOptions(engine="tensorrt-rtx", batches=((1, 2, 4),))
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_path):
+    return load_model(tiny_model_path)
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory) -> Path:
+    """Of the embedded model."""
+    folder = tmp_path_factory.mktemp("engines")
+    options = dataclasses.replace(RTX, timing_cache=folder.parent / "timing.cache")
+    export(load_model("cifar10"), folder, format="tensorrt", precision="bf16", engines=options)
+    return folder
+
+
+def test_engines_say_what_they_are(engines) -> None:
+    manifest, library = Manifest.load(engines), find_library("tensorrt-rtx")
+    assert (manifest.format, manifest.precision, manifest.cache, manifest.sources) == (
+        "tensorrt", "bf16", "modulations", 2
+    )  # fmt: skip
+    assert set(manifest.files) == {"encoder.engine", "decoder.engine", exporting.REFERENCE_NAME}
+    engine = manifest.engine
+    assert (engine.library, engine.version, engine.gpu) == (library.name, library.version, None)
+    assert engine.batches == ((1, 2, 4),)
+    assert engine.verified is None
+    assert 0 < max(manifest.parity.values()) < exporting.TOLERANCE["bf16"]
+    assert [name for name, _, _ in manifest.tensors["decoder"]] == [
+        "latents", "modulations_1", "modulations_2", "weights", "constant", "velocity"
+    ]  # fmt: skip
+    # Smaller than in float32, weights alone: they are really in the file, and in half the size.
+    weights = sum(parameter.numel() for parameter in load_model("cifar10").parameters())
+    assert 2 * weights < sum((engines / f"{name}.engine").stat().st_size for name in ("encoder", "decoder"))
+
+
+def test_products_are_in_the_precision_that_was_asked_for(engines) -> None:
+    """All but the two of the timestep embedding: seven a block, modulations, patches in and patches out."""
+    config = Manifest.load(engines).config
+    assert Manifest.load(engines).engine.products == {
+        "encoder": {"BF16": 8 * config.num_encoder_blocks + 2, "FLOAT": 2},
+        "decoder": {"BF16": 7 * config.num_decoder_blocks + 2},
+    }
+
+
+def test_engines_are_not_mistaken_for_onnx(engines) -> None:
+    with pytest.raises(ConfigError, match="tensorrt-rtx"):
+        open_backend(engines)
+
+
+@pytest.mark.parametrize("cache", ["modulations", "state"])
+@pytest.mark.parametrize("sources", [0, 1, 2, 3])
+def test_cut_networks_compute_what_the_runtime_does(model, cache: str, sources: int) -> None:
+    """Encoder and decoder with the forecast inside, against the session that forecasts outside."""
+    cut = Cut(cache=cache, sources=sources)
+    encoder, decoder = EncoderNetwork(model, cut), DecoderNetwork(model, cut)
+    generator = torch.Generator().manual_seed(3)
+    count = max(1, sources)
+    x = torch.randn(count + 1, 2, *SHAPE, generator=generator)
+    t, y = torch.rand(count, 2, generator=generator), torch.tensor([0, 3])
+    weights = torch.randn(count, generator=generator) if sources else torch.ones(1)
+    constant = torch.randn(model.config.modulation_size, generator=generator) * (sources > 0)
+    session = TorchBackend(model).open(1, SHAPE, count + 1)
+    for s in range(count):
+        session.latents.copy_(x[s])
+        session.times.copy_(t[s])
+        session.labels.copy_(y)
+        session.encode(s, slice(0, 2))
+    session.forecast(count, list(enumerate(weights.tolist())), constant, slice(0, 2))
+    session.latents.copy_(x[-1])
+    session.decode(count, slice(0, 2))
+    with torch.inference_mode():
+        cached = [encoder(x[s], t[s], y) for s in range(count)]
+        forecast = [weights.expand(2, -1), constant.expand(2, -1)] if sources else []
+        got = decoder(x[-1], *cached, *forecast)
+    torch.testing.assert_close(got, session.velocity, atol=2e-5, rtol=1e-4)
+    table = tensor_table(model.config, SHAPE, cut)
+    assert tuple(cached[0].shape) == table["encoder"][-1].at(2)
+    assert [one.at(2) for one in table["decoder"][:-1]] == [tuple(v.shape) for v in (x[-1], *cached, *forecast)]
+
+
+@pytest.mark.parametrize("cache", ["modulations", "state"])
+def test_reference_points_lie_on_a_trajectory(model, cache: str) -> None:
+    points = reference_points(model, SHAPE, sources=3, cache=cache)
+    assert (points.times[1:] > points.times[:-1]).all()
+    assert (points.refresh_times.max(0).values < points.times).all()
+    with torch.inference_mode():
+        states = [model.encode(x, t, points.labels) for x, t in zip(points.refresh_latents, points.refresh_times)]  # noqa: B905
+        caches = states if cache == "state" else [model.modulations(state) for state in states]
+        torch.testing.assert_close(points.caches, torch.stack(caches))
+        modulations = sum(
+            points.weights[:, s, None, None] * model.modulations(state) for s, state in enumerate(states)
+        ) + points.constant[:, None]  # fmt: skip
+        torch.testing.assert_close(
+            points.velocity, model.decode_modulated(points.latents, modulations), atol=1e-4, rtol=1e-4
+        )
+    assert len(set(AT)) == len(points.latents)
+    assert points.latents[-1].std() < points.latents[0].std() * 5
+
+
+def test_a_decoder_that_forgets_its_forecast_fails_the_comparison(model, tmp_path, monkeypatch) -> None:
+    forward = DecoderNetwork.forward
+
+    def forgetful(self: DecoderNetwork, latents: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+        *cached, weights, constant = inputs
+        return forward(self, latents, *cached, weights, 0 * constant)
+
+    monkeypatch.setattr(DecoderNetwork, "forward", forgetful)
+    for precision in ("bf16", "fp32"):
+        with pytest.raises(ParityError, match="decoder"):
+            export(model, tmp_path, format="tensorrt", precision=precision, engines=RTX)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("precision", "cache", "sources"), [("fp32", "modulations", 1), ("fp16", "state", 3)])
+def test_every_cut_can_be_built(model, tmp_path, precision: str, cache: str, sources: int) -> None:
+    options = dataclasses.replace(
+        RTX, batches=((1, 1, 2), (3, 4, 5)), optimization_level=1, workspace_gib=0.5, timing_cache=tmp_path / "timing"
+    )
+    stages: list[tuple[str, int]] = []
+    manifest = export(
+        model, tmp_path / "made", format="tensorrt", precision=precision, cache=cache, sources=sources, engines=options,
+        on_stage=lambda label, total: stages.append((label, total)) or (lambda: None),
+    )  # fmt: skip
+    assert max(manifest.parity.values()) < exporting.TOLERANCE[precision]
+    wide = {"fp32": "FLOAT", "fp16": "HALF"}[precision]
+    assert set(manifest.engine.products["decoder"]) == {wide}
+    assert Manifest.load(tmp_path / "made") == manifest
+    assert manifest.engine.batches == options.batches
+    assert any(label.startswith("encoder: ") and total > 1 for label, total in stages)
+    _, arrays = read_arrays(
+        tmp_path / "made" / exporting.REFERENCE_NAME, exporting.REFERENCE_FORMAT, exporting.REFERENCE_VERSION
+    )
+    points = reference_points(model, SHAPE, sources=sources, cache=cache)
+    np.testing.assert_allclose(arrays["velocity"], points.velocity, atol=1e-5)
+
+
+def test_tensors_that_are_not_those_of_the_table_are_refused(model, tmp_path) -> None:
+    cut = Cut(sources=2)
+    points = reference_points(model, SHAPE, sources=2, cache="modulations")
+    inputs, _ = exporting._examples(points, cut)
+    path = tmp_path / "decoder.onnx"
+    exporting.write_network(DecoderNetwork(model, cut), inputs["decoder"], "velocity", path)
+    table = tensor_table(model.config, SHAPE, cut)["decoder"]
+    library = find_library("tensorrt-rtx")
+    for wrong in (
+        [dataclasses.replace(table[0], dtype="float16"), *table[1:]],
+        [dataclasses.replace(table[0], name="x"), *table[1:]],
+        [dataclasses.replace(table[0], shape=("B", 3, 8, 4)), *table[1:]],
+    ):
+        with pytest.raises(ConfigError, match="latents"):
+            build_engine(library, path, tmp_path / "decoder.engine", wrong, RTX, lambda label, total: lambda: None)
+
+
+@given(st.lists(st.lists(st.integers(1, 64), min_size=3, max_size=3).map(sorted), min_size=1, max_size=3))
+def test_profiles_are_read_as_they_are_written(profiles: list[list[int]]) -> None:
+    text = ",".join(":".join(map(str, profile)) for profile in profiles)
+    assert EngineOptions.parse_batches(text) == tuple(map(tuple, profiles))
+    assert EngineOptions.parse_batches(str(profiles[0][0])) == ((profiles[0][0],) * 3,)
+
+
+@pytest.mark.parametrize("text", ["", "a", "4:2:8", "1:2", "0:1:2", "1:2:3:4", "1,", "-1"])
+def test_impossible_profiles_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="1:8:32"):
+        EngineOptions.parse_batches(text)
+
+
+def test_a_library_that_is_not_there_is_named() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises((DependencyError, ConfigError), match="rtx"):
+        find_library("tensorrt")
+    assert find_library("auto").name == "tensorrt-rtx"
+
+
+def test_from_the_command_line(cli, workspace) -> None:
+    ran = cli("export", "--trt", "-w", workspace, "--engine", "tensorrt-rtx", "--batch", "1:2:4", "--json")
+    assert ran.code == 0, ran.err
+    told = json.loads(ran.out)
+    assert told["precision"] == "bf16"
+    assert told["engine"]["batches"] == [[1, 2, 4]]
+    assert (workspace / "engines" / "decoder.engine").exists()
+    assert (workspace / "export" / "decoder.onnx").exists()
+    explained = cli("inspect", workspace / "engines")
+    assert explained.code == 0, explained.err
+    assert "tensorrt-rtx" in explained.out
+    explained = cli("inspect", workspace / "engines" / "decoder.engine")
+    assert explained.code == 0, explained.err
+    for wrong in (["--batch", "x"], ["--cache", "x"], ["--sources", 9], ["--engine", "onnx"], ["--precision", "int8"],
+                  ["--optimization-level", 9], ["--workspace-gib", 0]):  # fmt: skip
+        ran = cli("export", "--trt", "-w", workspace, *wrong)
+        assert ran.code == 2, wrong
+        assert "Traceback" not in ran.err
