@@ -28,8 +28,10 @@ METHODS = {
     "uniform, hold": (GREY, "x", "-"),
 }
 PLANS = {
-    "shared": (BLUE, "o", "-", "shared, as planned"),
-    "unshared": (GREEN, "^", "-", "fewer steps, with another time shift"),
+    "fitted_shared": (BLUE, "D", "-", "fitted and shared"),
+    "fitted_unshared": (GREEN, "v", "--", "fitted, not shared"),
+    "shared": (BLUE, "o", ":", "shared"),
+    "unshared": (GREEN, "^", ":", "fewer steps, with another time shift"),
     "fewer": (GREY, "x", "-", "fewer steps"),
     "published": (ORANGE, "s", "-", "published sharing"),
 }

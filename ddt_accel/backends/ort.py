@@ -1,23 +1,17 @@
-"""The networks run by ONNX Runtime on buffers that are bound once.
-
-The encoder writes its modulations into the buffer that the decoder reads; between refreshes nothing is moved.
-"""
+"""The networks run by ONNX Runtime on buffers that are bound once (`backends.session`)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddt_accel.backends.manifest import Manifest
-from ddt_accel.backends.pytorch import combine
+from ddt_accel.backends.session import BoundSession
 from ddt_accel.errors import ArtifactError, ConfigError, DependencyError
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 _TYPES = {torch.float32: "float32", torch.float16: "float16", torch.int64: "int64"}
 
@@ -58,67 +52,26 @@ class OnnxRuntimeBackend:
             except Exception as error:  # ONNX Runtime has no common exception type
                 raise ArtifactError(f"{path} cannot be opened ({str(error)[:200]}); export anew.") from None
 
-    def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int) -> OnnxRuntimeSession:
+    def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int) -> BoundSession:
         if latent_shape != self.manifest.latent_shape:
             raise ConfigError(
                 f"Latents of shape {list(latent_shape)}: this export is for {list(self.manifest.latent_shape)}."
             )
-        return OnnxRuntimeSession(self, batch, slots)
+        return BoundSession(self, batch, slots)
 
+    def bind(self, network: str, tensors: dict[str, Tensor]) -> Callable[[], None]:
+        """See `backends.session.Runner`."""
+        session = self.networks[network]
+        binding: Any = session.io_binding()
+        inputs = {given.name for given in session.get_inputs()}
+        for name, tensor in tensors.items():
+            bind = binding.bind_input if name in inputs else binding.bind_output
+            bind(name, self.device.type, 0, _TYPES[tensor.dtype], list(tensor.shape), tensor.data_ptr())
 
-class OnnxRuntimeSession:
-    """See `sampling.backend.Session`."""
+        def call() -> None:
+            if self.device.type == "cuda":
+                # ONNX Runtime has a stream of its own, which does not wait for what PyTorch still writes.
+                torch.cuda.current_stream(self.device).synchronize()
+            session.run_with_iobinding(binding)
 
-    def __init__(self, backend: OnnxRuntimeBackend, batch: int, slots: int) -> None:
-        self._networks, self._device = backend.networks, backend.device
-        config, shape = backend.config, backend.manifest.latent_shape
-        rows, tokens = 2 * batch, config.num_tokens(shape)
-        dtype = torch.float16 if backend.manifest.precision == "fp16" else torch.float32
-        self.latents = torch.zeros((rows, *shape), device=backend.device)
-        self.velocity = torch.zeros((rows, *shape), device=backend.device)
-        self.times = torch.zeros(rows, device=backend.device)
-        self.labels = torch.zeros(rows, dtype=torch.int64, device=backend.device)
-        self.modulations = [
-            torch.zeros((rows, tokens, config.modulation_size), dtype=dtype, device=backend.device)
-            for _ in range(slots)
-        ]
-        inputs = {"latents": self.latents, "times": self.times, "labels": self.labels}
-        self._encode = {
-            (slot, start, stop): self._bind("encoder", inputs, {"modulations": modulations}, slice(start, stop))
-            for slot, modulations in enumerate(self.modulations)
-            for start, stop in ((0, batch), (batch, rows), (0, rows))
-        }
-        outputs = {"velocity": self.velocity}
-        self._decode = {
-            (slot, stop): self._bind(
-                "decoder", {"latents": self.latents, "modulations": modulations}, outputs, slice(0, stop)
-            )
-            for slot, modulations in enumerate(self.modulations)
-            for stop in (batch, rows)
-        }
-
-    def encode(self, slot: int, rows: slice) -> None:
-        self._run("encoder", self._encode[slot, rows.start, rows.stop])
-
-    def forecast(self, slot: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: slice) -> None:
-        combine(self.modulations, slot, sources, constant, rows)
-
-    def decode(self, slot: int, rows: slice) -> None:
-        self._run("decoder", self._decode[slot, rows.stop])
-
-    def _run(self, network: str, binding: onnxruntime.IOBinding) -> None:
-        if self._device.type == "cuda":
-            # ONNX Runtime has a stream of its own, which does not wait for what PyTorch still writes.
-            torch.cuda.current_stream(self._device).synchronize()
-        self._networks[network].run_with_iobinding(binding)
-
-    def _bind(
-        self, network: str, inputs: dict[str, Tensor], outputs: dict[str, Tensor], rows: slice
-    ) -> onnxruntime.IOBinding:
-        """Binds some rows of the buffers, which stay where they are for the life of the session."""
-        binding: Any = self._networks[network].io_binding()
-        for bind, tensors in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
-            for name, tensor in tensors.items():
-                view = tensor[rows]
-                bind(name, self._device.type, 0, _TYPES[view.dtype], list(view.shape), view.data_ptr())
-        return binding
+        return call

@@ -44,11 +44,12 @@ def export(
 ) -> Manifest:
     """Writes encoder, decoder and `manifest.json` into `out_dir`: "onnx" with a dynamic batch, or "tensorrt" engines.
 
-    The decoder of engines makes forecasts itself, from up to `sources` states, by default 2; `cache="state"` keeps
-    states between refreshes instead of modulations, which are larger. `latent_shape` (C, H, W) is needed where the
-    model does not know its own. An earlier export in `out_dir` is replaced only once the new one has passed. `on_stage`
-    is called with what comes next and how many steps it takes, and returns what to call after each. Raises ParityError
-    where the exported networks do not compute what PyTorch computes in float32.
+    With `sources` of 1 to 3 the decoder makes forecasts itself, from up to so many states; engines always do, by
+    default from 2. `cache="state"` keeps states between refreshes instead of modulations, which are larger.
+    `latent_shape` (C, H, W) is needed where the model does not know its own. An earlier export in `out_dir` is replaced
+    only once the new one has passed. `on_stage` is called with what comes next and how many steps it takes, and returns
+    what to call after each. Raises ParityError where the exported networks do not compute what PyTorch computes in
+    float32.
     """
     if format not in FORMATS:
         raise ConfigError(f"format is {format!r}; choose one of {', '.join(FORMATS)}.")
@@ -58,11 +59,10 @@ def export(
     cut = Cut(precision=precision, cache=cache, sources=sources)
     if as_engines and sources == 0:
         raise ConfigError("The decoder of an engine makes the forecasts; give 1 to 3 sources.")
-    if not as_engines and (cut != Cut(precision=precision) or precision == "bf16"):
-        raise ConfigError(
-            f"ONNX Runtime takes fp32 and fp16, modulations as cache, and no sources; these are {precision}, {cache} "
-            f"and {sources}."
-        )
+    if not as_engines and precision == "bf16":
+        raise ConfigError("ONNX Runtime has no bf16 on CPUs; give fp32 or fp16, or build engines.")
+    if cache == "state" and sources == 0:
+        raise ConfigError("With the state as cache the decoder makes the forecasts; give 1 to 3 sources.")
     latent_shape = latent_shape or (model.source.latent_shape if model.source else None)
     if latent_shape is None:
         raise ConfigError("The model does not say which latents it is for; give latent_shape=(C, H, W).")

@@ -1,0 +1,143 @@
+"""A session on networks whose tensors are bound by address: the same for ONNX Runtime and TensorRT engines.
+
+Buffers are made once for a batch. The encoder writes into the slot that the decoder reads; between them nothing is
+copied. Where the decoder makes forecasts itself, `forecast` only notes which slots it draws on and with what weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ddt_accel.backends.manifest import Manifest
+from ddt_accel.backends.pytorch import combine
+from ddt_accel.backends.tensors import tensor_table
+from ddt_accel.errors import ConfigError
+
+
+class Runner(Protocol):
+    """Whatever runs the two networks on buffers that it is given."""
+
+    manifest: Manifest
+    device: torch.device
+
+    def bind(self, network: str, tensors: dict[str, Tensor]) -> Callable[[], None]:
+        """A call of "encoder" or "decoder" on `tensors`, inputs and output by name, whose addresses stay."""
+
+
+# What a half of a slot's rows is made of: slots, their weights, and a constant [M].
+Recipe = tuple[tuple[int, ...], tuple[float, ...], Tensor | None]
+
+
+class BoundSession:
+    """See `sampling.backend.Session`."""
+
+    def __init__(self, runner: Runner, batch: int, slots: int) -> None:
+        manifest, device = runner.manifest, runner.device
+        self._runner, self._batch, self._cut = runner, batch, manifest.cut
+        self._table = tensor_table(manifest.config, manifest.latent_shape, manifest.cut)
+        buffers = {
+            tensor.name: torch.zeros(tensor.at(2 * batch), dtype=getattr(torch, tensor.dtype), device=device)
+            for network in self._table.values()
+            for tensor in network
+            if tensor.name != manifest.cache and tensor.name not in manifest.cut.caches()
+        }
+        self.latents, self.times, self.labels = buffers["latents"], buffers["times"], buffers["labels"]
+        self.velocity, self._buffers = buffers["velocity"], buffers
+        cached = self._table["encoder"][-1]
+        self.slots = [
+            torch.zeros(cached.at(2 * batch), dtype=getattr(torch, cached.dtype), device=device) for _ in range(slots)
+        ]
+        self._recipes: dict[tuple[int, int], Recipe] = {}  # (slot, half) → what it is made of
+        self._given: list[Recipe | None] = [None, None]  # what the buffers of weights and constants hold, by half
+        # On the device, so that a second trajectory copies nothing to it.
+        self._weights: dict[tuple[float, ...], Tensor] = {}
+        self._zero = torch.zeros((), device=device)
+        self._encoders: dict[tuple[int, int, int], Callable[[], None]] = {}
+        self._decoders: dict[tuple[tuple[int, ...], int], Callable[[], None]] = {}
+
+    def encode(self, slot: int, rows: slice) -> None:
+        key = (slot, rows.start, rows.stop)
+        if key not in self._encoders:
+            *inputs, output = self._table["encoder"]
+            tensors = {tensor.name: self._buffers[tensor.name][rows] for tensor in inputs}
+            self._encoders[key] = self._runner.bind("encoder", {**tensors, output.name: self.slots[slot][rows]})
+        for half in self._halves(rows):
+            self._recipes[slot, half] = ((slot,), (1.0,), None)
+        self._encoders[key]()
+
+    def forecast(self, slot: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: slice) -> None:
+        if self._cut.sources == 0:
+            combine(self.slots, slot, sources, constant, rows)
+            recipe: Recipe = ((slot,), (1.0,), None)
+        else:
+            recipe = (tuple(source for source, _ in sources), tuple(weight for _, weight in sources), constant)
+        for half in self._halves(rows):
+            self._recipes[slot, half] = recipe
+
+    def decode(self, slot: int, rows: slice) -> None:
+        if self._cut.sources == 0:
+            self._decoder((slot,), rows)()
+            return
+        halves = self._halves(rows)
+        drawn = self._drawn(slot, halves)
+        if len(drawn) > self._cut.sources:
+            self._materialise(slot, halves)
+            drawn = (slot,)
+        padded = (*drawn, *drawn[:1] * (self._cut.sources - len(drawn)))
+        for half in halves:
+            self._give(half, self._recipes[slot, half], drawn)
+        self._decoder(padded, rows)()
+
+    def _halves(self, rows: slice) -> list[int]:
+        return [half for half in (0, 1) if rows.start <= half * self._batch < rows.stop]
+
+    def _drawn(self, slot: int, halves: list[int]) -> tuple[int, ...]:
+        """The slots that forecasts of any half draw on."""
+        return tuple(sorted({source for half in halves for source in self._recipes[slot, half][0]}))
+
+    def _materialise(self, slot: int, halves: list[int]) -> None:
+        """Makes forecasts from more states than the decoder takes, before it."""
+        if self._cut.cache == "state":
+            raise ConfigError(
+                f"A forecast draws on {len(self._drawn(slot, halves))} states, and this export's decoder takes "
+                f"{self._cut.sources}; export with more --sources, or with modulations as cache."
+            )
+        for half in halves:
+            sources, weights, constant = self._recipes[slot, half]
+            if sources != (slot,):
+                rows = slice(half * self._batch, (half + 1) * self._batch)
+                combine(self.slots, slot, list(zip(sources, weights, strict=True)), constant, rows)
+            self._recipes[slot, half] = ((slot,), (1.0,), None)
+
+    def _give(self, half: int, recipe: Recipe, drawn: tuple[int, ...]) -> None:
+        """Writes weights, in the order of `drawn`, and constant of a half into their buffers."""
+        sources, weights, constant = recipe
+        ordered: Recipe = (
+            drawn, tuple(sum(w for s, w in zip(sources, weights, strict=True) if s == one) for one in drawn), constant
+        )  # fmt: skip
+        known = self._given[half]
+        if known is not None and known[:2] == ordered[:2] and known[2] is constant:
+            return
+        rows = slice(half * self._batch, (half + 1) * self._batch)
+        if ordered[1] not in self._weights:
+            padding = (0.0,) * (self._cut.sources - len(drawn))
+            self._weights[ordered[1]] = torch.tensor([*ordered[1], *padding], device=self._runner.device)
+        self._buffers["weights"][rows] = self._weights[ordered[1]]
+        self._buffers["constant"][rows] = self._zero if constant is None else constant
+        self._given[half] = ordered
+
+    def _decoder(self, slots: tuple[int, ...], rows: slice) -> Callable[[], None]:
+        key = (slots, rows.stop)
+        if key not in self._decoders:
+            tensors = {
+                tensor.name: self._buffers[tensor.name][rows]
+                for tensor in self._table["decoder"]
+                if tensor.name in self._buffers
+            }
+            cached = {name: self.slots[slot][rows] for name, slot in zip(self._cut.caches(), slots, strict=True)}
+            self._decoders[key] = self._runner.bind("decoder", {**tensors, **cached})
+        return self._decoders[key]
