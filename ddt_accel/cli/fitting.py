@@ -44,7 +44,7 @@ def fit(
         str | None, typer.Option("--fixed", help="What stays as it is: times, integrator, forecasts; by commas.")
     ] = None,
     sources: Annotated[int, typer.Option(help="From how many refreshed states forecasts are made, at least.")] = 2,
-    iterations: Annotated[int, typer.Option(help="Gradient steps.")] = 80,
+    iterations: Annotated[int, typer.Option(help="Gradient steps.")] = 60,
     images: Annotated[int, typer.Option("--images", "-n", help="Images to fit on.")] = 64,
     held_out: Annotated[int, typer.Option(help="Images to choose the best iterate on, and as many to report on.")] = 32,
     batch_size: Annotated[int, typer.Option(help="Images a gradient step.")] = 12,

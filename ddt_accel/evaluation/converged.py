@@ -50,6 +50,11 @@ class ConvergedPath:
     def ends(self) -> Tensor:
         return self.latents[-1]
 
+    def first(self, count: int) -> ConvergedPath:
+        """Of the first `count` images."""
+        images = dataclasses.replace(self.images, stop=self.images.first + count)
+        return ConvergedPath(images=images, times=self.times, latents=self.latents[:, :count])
+
     def at(self, time: float) -> Tensor:
         """The latents [B, C, H, W] at a time from 0 to 1, by the cubic through the four nearest steps."""
         weights = interpolation(self.times, np.array([time]))[0]

@@ -49,7 +49,7 @@ class FitSpec:
     more. `batch_size` images make a gradient, `micro_batch` at a time; with `autocast` in bfloat16. The converged
     trajectory has `reference_steps`, by default 120, or 4 for each of the schedule's, if that is more."""
 
-    iterations: int = 80
+    iterations: int = 60
     images: int = 64
     held_out: int = 32
     batch_size: int = 12

@@ -33,7 +33,9 @@ SHIFTS = (1.0, 1.5, 2.2)
 STEP_OF_SHIFT = 1.15
 # Patterns whose neighbours are tried.
 EXPANDED = 4
-# Of the images that it has, how many closed forms are fitted to; the others tell how good they are.
+# How many images the first look is on, and how many patterns at least, or a quarter, get a second one.
+SCREENED_ON, SURVIVORS = 10, 4
+# Of the images that a jury has, how many closed forms are fitted to; the others tell how good they are.
 FITTED_SHARE = 0.6
 
 
@@ -75,10 +77,39 @@ class Pattern:
         return found
 
 
-class Search:
-    """Compares patterns on images whose converged trajectories are known.
+class Jury:
+    """Images whose converged trajectories are known: closed forms are fitted to the first, and judged on the others."""
 
-    `on_stage` is called with what comes next and how many steps it takes, and returns what to call after each.
+    def __init__(self, backend: Backend, calibration: Calibration, path: ConvergedPath, batch_size: int) -> None:
+        if path.images.count < 2:
+            raise ConfigError(f"{path.images.count} images to search on; give at least 2.")
+        count = max(1, math.floor(FITTED_SHARE * path.images.count))
+        self.fitted, self.ends = path.first(count), path.ends[count:]
+        self.held_out = dataclasses.replace(path.images, first=path.images.first + count)
+        if calibration.contains(self.held_out):
+            raise MismatchError(f"Seed {path.images.seed} was calibrated on; search with another --seed.")
+        self._backend, self._calibration, self._batch_size = backend, calibration, batch_size
+        self._scores: dict[Pattern, float] = {}
+
+    def score(self, pattern: Pattern) -> float:
+        """dB to the converged ends of the held-out images after a fit in closed form."""
+        if pattern not in self._scores:
+            schedule = pattern.schedule(self._calibration)
+            try:
+                schedule = closed_form(self._backend, schedule, self.fitted, self._batch_size)
+                shape = (*self.ends.shape[1:],)
+                ends = sample_images(self._backend, schedule, self.held_out, shape, self._batch_size)
+                self._scores[pattern] = float(latent_decibels(ends, self.ends).mean())
+            except NumericsError:
+                self._scores[pattern] = -math.inf
+        return self._scores[pattern]
+
+
+class Search:
+    """Compares patterns, all on the same images.
+
+    Of many, a jury of few images chooses those that the whole jury sees. `on_stage` is called with what comes next and
+    how many steps it takes, and returns what to call after each.
     """
 
     def __init__(
@@ -90,58 +121,35 @@ class Search:
         batch_size: int,
         on_stage: Callable[[str, int], Callable[[], None]],
     ) -> None:
-        images = path.images
-        middle = images.first + max(1, math.floor(FITTED_SHARE * images.count))
-        if images.count < 2:
-            raise ConfigError(f"{images.count} images to search on; give at least 2.")
-        self.backend, self.calibration, self.batch_size, self.on_stage = backend, calibration, batch_size, on_stage
-        self.fitted = ConvergedPath(
-            images=dataclasses.replace(images, stop=middle),
-            times=path.times,
-            latents=path.latents[:, : middle - images.first],
-        )
-        self.held_out = dataclasses.replace(images, first=middle)
-        if calibration.contains(self.held_out):
-            raise MismatchError(f"Seed {images.seed} was calibrated on; search with another --seed.")
-        self.ends = path.ends[middle - images.first :]
-        self._scores: dict[Pattern, float] = {}
+        self.calibration, self.on_stage = calibration, on_stage
+        self.jury = Jury(backend, calibration, path, batch_size)
+        few = path.first(min(path.images.count, SCREENED_ON))
+        self._screen = Jury(backend, calibration, few, batch_size)
 
     def best(self, starts: list[Pattern], affordable: Callable[[Schedule], bool]) -> Pattern | None:
         """The best pattern found from `starts` of those whose schedules are `affordable`; None where none of `starts`
         is."""
 
-        def known(patterns: list[Pattern], label: str) -> list[Pattern]:
+        def seen(patterns: list[Pattern], label: str) -> list[Pattern]:
             kept = [pattern for pattern in dict.fromkeys(patterns) if affordable(pattern.schedule(self.calibration))]
             done = self.on_stage(label, len(kept))
             for pattern in kept:
-                self.score(pattern)
+                self._screen.score(pattern)
                 done()
-            return kept
+            kept.sort(key=self._screen.score, reverse=True)
+            return kept[: max(SURVIVORS, len(kept) // 4)]
 
-        found = known(starts, "searching grids")
+        found = seen(starts, "searching grids")
         if not found:
             return None
         expanded: set[Pattern] = set()
         for _ in range(EXPANDED):
-            pattern = max(found, key=self.score)
+            pattern = max(found, key=self.jury.score)
             if pattern in expanded:
                 break
             expanded.add(pattern)
-            found += known(pattern.neighbours(), "searching refresh steps")
-        return max(found, key=self.score)
-
-    def score(self, pattern: Pattern) -> float:
-        """dB to the converged ends of the held-out images after a fit in closed form."""
-        if pattern not in self._scores:
-            schedule = pattern.schedule(self.calibration)
-            try:
-                schedule = closed_form(self.backend, schedule, self.fitted, self.batch_size)
-                shape = (*self.ends.shape[1:],)
-                ends = sample_images(self.backend, schedule, self.held_out, shape, self.batch_size)
-                self._scores[pattern] = float(latent_decibels(ends, self.ends).mean())
-            except NumericsError:
-                self._scores[pattern] = -math.inf
-        return self._scores[pattern]
+            found += seen(pattern.neighbours(), "searching refresh steps")
+        return max(found, key=self.jury.score)
 
 
 def starts(
