@@ -90,7 +90,7 @@ def main() -> None:
         f"{arguments.reference_steps} AB2 steps": Schedule.full(converged(SPEC, arguments.reference_steps)),
         FIFTY: Schedule.full(SPEC),
         f"{cheap[-1].num_steps} AB2 steps": Schedule.full(cheap[-1]),
-        arguments.schedule: fitted,
+        Path(arguments.schedule).stem: fitted,
     }
     arguments.folder.mkdir(parents=True, exist_ok=True)
     pictures = load_images(arguments.data, size=shape[1], split="test")
