@@ -32,26 +32,28 @@ from ddt_accel.evaluation.distribution import Inception, coverage, frechet_dista
 from ddt_accel.evaluation.fidelity import to_uint8
 from ddt_accel.report.study import processor
 from ddt_accel.sampling.noise import ImageRange
-from ddt_accel.spec import SamplingSpec
 from ddt_accel.training.images import load_images
 
 SEED = 5
-RESAMPLES, CHUNK, BATCH = 30, 100, 25
+RESAMPLES, CHUNK, BATCH = 100, 100, 25
 FIFTY = "50 AB2 steps"
-SPEC = SamplingSpec(num_steps=50, solver="ab2", guidance=2.0, guidance_interval=(0.3, 1.0))
 INCEPTION = cache(Inception)
 
 
-def features(folder: Path, name: str, drawn: Callable[[int, int], NDArray[np.uint8]], count: int) -> torch.Tensor:
-    """Inception features [M, 2048] of the pictures that `drawn(start, stop)` gives, kept a hundred at a time."""
-    parts = []
+def features(
+    folder: Path, name: str, identity: object, drawn: Callable[[int, int], NDArray[np.uint8]], count: int
+) -> torch.Tensor:
+    """Inception features [M, 2048] of the pictures that `drawn(start, stop)` gives, kept a hundred at a time under a
+    name that is made of `identity`: of all that they depend on."""
+    parts, digest = [], hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
     for start in range(0, count, CHUNK):
-        path = folder / f"{name.replace(' ', '-')}-{start}.npy"
+        stop = min(start + CHUNK, count)
+        path = folder / f"{digest}-{start}-{stop}.npy"
         if not path.exists():
-            made = INCEPTION().features(drawn(start, min(start + CHUNK, count))).numpy()
+            made = INCEPTION().features(drawn(start, stop)).numpy()
             np.save(path.with_suffix(".part.npy"), made)
             path.with_suffix(".part.npy").rename(path)
-            print(f"{name}: {start + CHUNK}/{count}", file=sys.stderr, flush=True)
+            print(f"{name}: {stop}/{count}", file=sys.stderr, flush=True)
         parts.append(torch.from_numpy(np.load(path)))
     return torch.cat(parts)
 
@@ -83,29 +85,31 @@ def main() -> None:
     assert model.source.latent_shape is not None
     shape, backend = model.source.latent_shape, TorchBackend(model)
     costs = counted_costs(model.config, shape)
-    unit = costs.of(Schedule.full(SPEC))
-    grids = [dataclasses.replace(SPEC, num_steps=steps) for steps in range(2, 50)]
-    cheap = [grid for grid in grids if costs.of(Schedule.full(grid)) <= costs.of(fitted)]
+    fine = dataclasses.replace(fitted.spec, num_steps=50, solver="ab2", last_step=None, timeshift=1.0)
+    unit = costs.of(Schedule.full(fine))
+    grids = [dataclasses.replace(fine, num_steps=steps) for steps in range(1, 50)]
+    cheap = [grid for grid in grids if costs.of(Schedule.full(grid)) <= costs.of(fitted)] or grids[:1]
     samplers = {
-        f"{arguments.reference_steps} AB2 steps": Schedule.full(converged(SPEC, arguments.reference_steps)),
-        FIFTY: Schedule.full(SPEC),
+        f"{arguments.reference_steps} AB2 steps": Schedule.full(converged(fine, arguments.reference_steps)),
+        FIFTY: Schedule.full(fine),
         f"{cheap[-1].num_steps} AB2 steps": Schedule.full(cheap[-1]),
         Path(arguments.schedule).stem: fitted,
     }
     arguments.folder.mkdir(parents=True, exist_ok=True)
     pictures = load_images(arguments.data, size=shape[1], split="test")
     chosen = np.random.default_rng(0).permutation(len(pictures.images))[:count]
-    real = features(arguments.folder, "real", lambda start, stop: pictures.images[chosen[start:stop]], count)
+    real = features(
+        arguments.folder, "real", pictures.sha256, lambda start, stop: pictures.images[chosen[start:stop]], count
+    )
 
-    def drawn(schedule: Schedule) -> torch.Tensor:
+    def drawn(name: str, schedule: Schedule) -> torch.Tensor:
         def part(start: int, stop: int) -> NDArray[np.uint8]:
             images = ImageRange(seed=SEED, first=start, stop=stop)
             return to_uint8(sample_images(backend, schedule, images, shape, BATCH))
 
-        name = hashlib.sha256(json.dumps(schedule.document()).encode()).hexdigest()[:12]
-        return features(arguments.folder, name, part, count)
+        return features(arguments.folder, name, [backend.checkpoint_sha256, schedule.document(), SEED], part, count)
 
-    found = {name: drawn(schedule) for name, schedule in samplers.items()}
+    found = {name: drawn(name, schedule) for name, schedule in samplers.items()}
     limit, rows = next(iter(found.values())), []
     conditions = f"{count} pictures each, noises of seed {SEED}, test split of {arguments.data.name}; {processor()}"
     print(conditions, end="\n\n")

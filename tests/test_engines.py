@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 from pathlib import Path
 
@@ -23,7 +24,9 @@ from ddt_accel.exporting.engines import EngineOptions, build_engine, find_librar
 from ddt_accel.exporting.networks import DecoderNetwork, EncoderNetwork
 from ddt_accel.exporting.reference import AT, reference_points
 
-pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+builds = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed"
+)
 SHAPE = (3, 8, 8)
 RTX = EngineOptions(engine="tensorrt-rtx", batches=((1, 2, 4),))
 
@@ -42,6 +45,7 @@ def engines(tmp_path_factory) -> Path:
     return folder
 
 
+@builds
 def test_engines_say_what_they_are(engines) -> None:
     manifest, library = Manifest.load(engines), find_library("tensorrt-rtx")
     assert (manifest.format, manifest.precision, manifest.cache, manifest.sources) == (
@@ -61,6 +65,7 @@ def test_engines_say_what_they_are(engines) -> None:
     assert 2 * weights < sum((engines / f"{name}.engine").stat().st_size for name in ("encoder", "decoder"))
 
 
+@builds
 def test_products_are_in_the_precision_that_was_asked_for(engines) -> None:
     """All but the two of the timestep embedding: seven a block, modulations, patches in and patches out."""
     config = Manifest.load(engines).config
@@ -70,6 +75,7 @@ def test_products_are_in_the_precision_that_was_asked_for(engines) -> None:
     }
 
 
+@builds
 def test_engines_are_not_mistaken_for_onnx(engines) -> None:
     with pytest.raises(ConfigError, match="tensorrt-rtx"):
         open_backend(engines)
@@ -125,20 +131,33 @@ def test_reference_points_lie_on_a_trajectory(model, cache: str) -> None:
     assert points.latents[-1].std() < points.latents[0].std() * 5
 
 
-def test_a_decoder_that_forgets_its_forecast_fails_the_comparison(model, tmp_path, monkeypatch) -> None:
-    forward = DecoderNetwork.forward
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("forgotten", ["weights", "constant", 0, 1, 2])
+@pytest.mark.parametrize("sources", [1, 3])
+def test_a_decoder_that_forgets_something_is_noticed(model, precision: str, forgotten: str | int, sources: int) -> None:
+    """What the comparison measures, of a decoder that leaves one of its inputs out."""
+    if isinstance(forgotten, int) and forgotten >= sources:
+        pytest.skip("it has no such input")
+    cut = Cut(precision=precision, sources=sources)
+    points = reference_points(model, SHAPE, sources=sources, cache="modulations")
+    inputs, outputs = exporting._examples(points, cut)
+    decoder = DecoderNetwork(exporting.in_precision(model, precision), cut)
+    whole = exporting._error(decoder, inputs["decoder"], outputs["decoder"])
+    changed = dict(inputs["decoder"])
+    name = f"modulations_{forgotten + 1}" if isinstance(forgotten, int) else forgotten
+    changed[name] = 0 * changed[name] if name != "weights" else torch.ones_like(changed[name])
+    assert whole < exporting.TOLERANCE[precision] < exporting._error(decoder, changed, outputs["decoder"])
 
-    def forgetful(self: DecoderNetwork, latents: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
-        *cached, weights, constant = inputs
-        return forward(self, latents, *cached, weights, 0 * constant)
 
-    monkeypatch.setattr(DecoderNetwork, "forward", forgetful)
-    for precision in ("bf16", "fp32"):
-        with pytest.raises(ParityError, match="decoder"):
-            export(model, tmp_path, format="tensorrt", precision=precision, engines=RTX)
+@builds
+def test_an_export_that_fails_the_comparison_writes_nothing(model, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(exporting.TOLERANCE, "bf16", 1e-9)
+    with pytest.raises(ParityError, match="--precision fp16"):
+        export(model, tmp_path, format="tensorrt", precision="bf16", engines=RTX)
     assert list(tmp_path.iterdir()) == []
 
 
+@builds
 @pytest.mark.parametrize(("precision", "cache", "sources"), [("fp32", "modulations", 1), ("fp16", "state", 3)])
 def test_every_cut_can_be_built(model, tmp_path, precision: str, cache: str, sources: int) -> None:
     options = dataclasses.replace(
@@ -162,6 +181,7 @@ def test_every_cut_can_be_built(model, tmp_path, precision: str, cache: str, sou
     np.testing.assert_allclose(arrays["velocity"], points.velocity, atol=1e-5)
 
 
+@builds
 def test_tensors_that_are_not_those_of_the_table_are_refused(model, tmp_path) -> None:
     cut = Cut(sources=2)
     points = reference_points(model, SHAPE, sources=2, cache="modulations")
@@ -186,12 +206,13 @@ def test_profiles_are_read_as_they_are_written(profiles: list[list[int]]) -> Non
     assert EngineOptions.parse_batches(str(profiles[0][0])) == ((profiles[0][0],) * 3,)
 
 
-@pytest.mark.parametrize("text", ["", "a", "4:2:8", "1:2", "0:1:2", "1:2:3:4", "1,", "-1"])
+@pytest.mark.parametrize("text", ["", "a", "4:2:8", "1:2", "0:1:2", "1:2:3:4", "1,", "-1", "1:2:99999"])
 def test_impossible_profiles_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="1:8:32"):
         EngineOptions.parse_batches(text)
 
 
+@builds
 def test_a_library_that_is_not_there_is_named() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
@@ -200,6 +221,7 @@ def test_a_library_that_is_not_there_is_named() -> None:
     assert find_library("auto").name == "tensorrt-rtx"
 
 
+@builds
 def test_from_the_command_line(cli, workspace) -> None:
     ran = cli("export", "--trt", "-w", workspace, "--engine", "tensorrt-rtx", "--batch", "1:2:4", "--json")
     assert ran.code == 0, ran.err
@@ -213,8 +235,11 @@ def test_from_the_command_line(cli, workspace) -> None:
     assert "tensorrt-rtx" in explained.out
     explained = cli("inspect", workspace / "engines" / "decoder.engine")
     assert explained.code == 0, explained.err
+    explained = cli("inspect", workspace / "engines" / exporting.REFERENCE_NAME)
+    assert "velocity" in explained.out
     for wrong in (["--batch", "x"], ["--cache", "x"], ["--sources", 9], ["--engine", "onnx"], ["--precision", "int8"],
-                  ["--optimization-level", 9], ["--workspace-gib", 0]):  # fmt: skip
+                  ["--optimization-level", 9], ["--workspace-gib", 0], ["--workspace-gib", "inf"],
+                  ["--onnx", "--batch", 4], ["--onnx", "--precision", "bf16"]):  # fmt: skip
         ran = cli("export", "--trt", "-w", workspace, *wrong)
         assert ran.code == 2, wrong
         assert "Traceback" not in ran.err

@@ -302,6 +302,21 @@ def test_impossible_settings_are_refused(changes: dict) -> None:
         dataclasses.replace(QUICK, **changes)
 
 
+def test_a_fit_killed_before_its_first_step_starts_anew(model, schedules, tmp_path, monkeypatch) -> None:
+    whole = Fitter(model, schedules["held"], QUICK).run()
+    path = tmp_path / "state.safetensors"
+
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ddt_accel.fitting.fit.closed_form", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Fitter(model, schedules["held"], QUICK, state_path=path).run()
+    again = Fitter(model, schedules["held"], QUICK, state_path=path).run()
+    assert again.after == whole.after
+
+
 def test_a_stochastic_sampler_cannot_be_fitted(model) -> None:
     with pytest.raises(ConfigError, match="stochastic"):
         Fitter(model, Schedule.full(SamplingSpec(num_steps=4, solver="sde")), QUICK)
@@ -337,19 +352,21 @@ def test_from_the_command_line(cli, workspace) -> None:
         explained = cli("inspect", path)
         assert explained.code == 0, explained.err
     assert "mean modulations" in explained.out
-    for wrong in (
-        ["--seed", 0, "-n", 1],
-        ["--fixed", "x"],
-        ["--fixed", "times,integrator,forecasts"],
-        ["--steps", 5, "--schedule", "x.json"],
-        ["--precision", "int8"],
-        ["--cost", 0],
-        ["--cost", 1e-9],
-        ["--budget", 99],
-        ["--steps", 7, "--budget", 2],
-        ["--micro-batch", 0],
-        ["--steps", 1, "--fixed", "integrator"],
+    for wrong, said in (
+        (["--seed", 0, "-n", 1], "calibrated on"),
+        (["--fixed", "x"], "times, integrator, forecasts"),
+        (["--fixed", "times,integrator,forecasts"], "Nothing to fit"),
+        (["--steps", 5, "--schedule", "x.json"], "not both"),
+        (["--precision", "int8"], "bf16 or fp32"),
+        (["--cost", 0], "above 0"),
+        (["--cost", 1e-9], "--cost 1e-09"),
+        (["--budget", 99], "99"),
+        (["--steps", 7, "--budget", 2], "7 steps"),
+        (["--micro-batch", 0], "positive"),
+        (["--reference-steps", 0], "do not converge"),
+        (["--steps", 1, "--fixed", "integrator"], "no forecasts or times"),
     ):
         ran = cli("fit", *few, *wrong)
         assert ran.code == 2, wrong
+        assert said in ran.err, (wrong, ran.err)
         assert "Traceback" not in ran.err

@@ -13,8 +13,9 @@ from ddt_accel.calibration.resample import interpolation, resample
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError
 from ddt_accel.evaluation.benchmark import measure
 from ddt_accel.evaluation.costs import Costs, counted_costs, measured_costs
-from ddt_accel.evaluation.plan import TRIED, Plan, _promising, make_plans
+from ddt_accel.evaluation.plan import TRIED, Plan, Row, _promising, gain, make_plans
 from ddt_accel.networks.locate import PUBLISHED
+from ddt_accel.stages import silent
 
 SHAPE = (3, 8, 8)
 FINE = SamplingSpec(num_steps=24, solver="ab2", guidance=1.4)
@@ -116,7 +117,7 @@ def test_plans_end_where_they_say(model, calibration) -> None:
     costs = counted_costs(model.config, SHAPE)
     rows = make_plans(
         TorchBackend(model), calibration, costs, [0.5, 0.3], latent_shape=SHAPE, num_images=3, seed=5, batch_size=2,
-        progress=lambda label, total: lambda: None,
+        on_stage=silent,
     )  # fmt: skip
     assert [row.cost for row in rows] == [0.3, 0.5]
     unit = costs.of(Schedule.full(FINE))
@@ -137,8 +138,8 @@ def test_plans_end_where_they_say(model, calibration) -> None:
         np.testing.assert_allclose(row.shared.copying, -10 * np.log10(error / 4), atol=0.05)
         assert row.unshared.copying is None
         assert row.best.mean == max(plan.mean for plan in (row.fewer, row.unshared, row.published, row.shared) if plan)
-        assert row.gain(row.unshared).mean == pytest.approx(row.shared.mean - row.unshared.mean)
-        assert row.gain(row.fewer).mean == pytest.approx(row.shared.mean - row.fewer.mean)
+        assert gain(row.shared, row.unshared).mean == pytest.approx(row.shared.mean - row.unshared.mean)
+        assert gain(row.shared, row.fewer).mean == pytest.approx(row.shared.mean - row.fewer.mean)
         assert row.fewer.schedule.spec.timeshift == FINE.timeshift
 
 
@@ -158,7 +159,7 @@ def test_impossible_plans_are_refused(model, calibration, changes: dict, said: s
     with pytest.raises((ConfigError, MismatchError), match=said):
         make_plans(
             TorchBackend(model), calibration, counted_costs(model.config, SHAPE), latent_shape=SHAPE,
-            progress=lambda label, total: lambda: None, **settings,
+            on_stage=silent, **settings,
         )  # fmt: skip
 
 
@@ -175,3 +176,18 @@ def test_the_most_promising_grids_are_run() -> None:
         families.append([[shared], []])
     order = sorted(errors, key=lambda steps: sum(error**2 for error in errors[steps]))
     assert [schedule.spec.num_steps for schedule in _promising(families, unshared)] == order[:TRIED]
+
+
+def test_sharing_is_compared_by_the_best_plans_of_either_kind() -> None:
+    def plan(decibels: float) -> Plan:
+        values = np.full(4, decibels) + np.array([0.1, -0.1, 0.2, -0.2])
+        return Plan(name=str(decibels), schedule=Schedule.full(FINE), cost=1.0, fidelity=values, copying=None)
+
+    row = Row(
+        cost=1.0, fewer=plan(30), unshared=plan(33), published=plan(50), shared=plan(41), fitted_unshared=plan(38),
+        fitted_shared=plan(40),
+    )  # fmt: skip
+    assert (row.best_shared.name, row.best_unshared.name, row.best.name) == ("41", "38", "50")
+    assert gain(row.best_shared, row.best_unshared).mean == pytest.approx(3)
+    assert gain(None, row.fewer) is None
+    assert dataclasses.replace(row, shared=None, fitted_shared=None).best_shared is None

@@ -24,6 +24,7 @@ from ddt_accel.report.render import write_report
 from ddt_accel.report.study import Study, conduct, curve_budgets
 from ddt_accel.sampling.noise import draw_labels, draw_noise
 from ddt_accel.sampling.program import compile_program
+from ddt_accel.stages import silent
 
 SPEC = SamplingSpec(num_steps=6, guidance=1.5)
 
@@ -46,7 +47,7 @@ def study_of(
         curve_images=3,
         seed=seed,
         batch_size=2,
-        progress=lambda label, total: lambda: None,
+        on_stage=silent,
         others=others,
     )
 

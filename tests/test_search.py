@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 
@@ -11,14 +12,15 @@ import torch
 
 from ddt_accel import SamplingSpec, Schedule, calibrate, draw_labels, draw_noise, load_model, sample
 from ddt_accel.backends.pytorch import TorchBackend
-from ddt_accel.errors import ConfigError, MismatchError
+from ddt_accel.errors import ConfigError, MismatchError, NumericsError
 from ddt_accel.evaluation.converged import ConvergedPath, converged_ends, converged_path
 from ddt_accel.evaluation.costs import counted_costs
 from ddt_accel.evaluation.fidelity import latent_decibels
 from ddt_accel.fitting.closed_form import closed_form
 from ddt_accel.fitting.fit import LOOK_EVERY, FitSpec, latent_shape_of
 from ddt_accel.fitting.joint import JointFit
-from ddt_accel.fitting.search import Pattern, Search, starts
+from ddt_accel.fitting.scalars import widened
+from ddt_accel.fitting.search import EXPANDED, Pattern, Search, starts
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.solver.split import encoder_runs
 
@@ -183,10 +185,15 @@ def test_a_search_keeps_the_best_that_it_can_afford(model, backend, calibration,
 
 def test_neighbours_are_tried_until_none_is_better(backend, calibration, path) -> None:
     search = Search(backend, calibration, path, batch_size=4, on_stage=lambda label, total: lambda: None)
-    start = patterns(calibration)[1]
-    near = start.neighbours()
+    start, score = patterns(calibration)[1], search.jury.score
     best = search.best([start], lambda schedule: True)
-    assert search.jury.score(best) >= max(map(search.jury.score, [start, *near]))
+    assert best != start
+    assert score(best) >= max(map(score, start.neighbours()))
+    # It stands still where no neighbour is better, unless it has tried enough.
+    walk = start
+    for _ in range(EXPANDED):
+        walk = max([walk, *walk.neighbours()], key=score)
+    assert score(best) == pytest.approx(score(walk))
 
 
 def test_images_that_were_calibrated_on_are_refused(backend, calibration) -> None:
@@ -215,6 +222,16 @@ def test_joint_fits_stay_within_cost_and_budget(model, calibration, tmp_path) ->
             joint.find(**wrong)
     with pytest.raises(MismatchError, match="13 steps"):
         JointFit(model, calibration, costs, QUICK, steps=13)
+    with pytest.raises(MismatchError, match="calibrated on"):
+        JointFit(model, calibration, costs, dataclasses.replace(QUICK, seed=0))
+    # Where the steps are said, any number of encoder runs may be had, and what a fit will read is paid for.
+    for steps, budget in ((10, 2), (2, 1), (3, 2)):
+        found = JointFit(model, calibration, costs, QUICK, steps=steps, folder=tmp_path).find(budget=budget)
+        assert (found.spec.num_steps, found.budget) == (steps, budget)
+        assert found.fitted_on == (QUICK.seed, 0, 6)
+    wide = JointFit(model, calibration, costs, dataclasses.replace(QUICK, sources=4), folder=tmp_path)
+    found = wide.find(cost=0.5, shared=True)
+    assert costs.of(widened(found, calibration.modulation_bias, 4)) <= 0.5 * unit
 
 
 def test_fitted_plans_from_the_command_line(cli, workspace) -> None:
@@ -233,4 +250,36 @@ def test_fitted_plans_from_the_command_line(cli, workspace) -> None:
     assert row["fitted_unshared"]["fidelity_db"] > row["fewer"]["fidelity_db"]
     ran = cli("plan", "-w", workspace, "--fit", "--seed", 3)
     assert ran.code == 2
-    assert "no fit" in ran.err or "unseen" in ran.err
+    assert "no fit has seen" in ran.err
+    for wrong, said in (
+        (["--cost", 0], "above 0"),
+        (["--seed", 0], "calibrated on"),
+        (["--fit-seed", 0], "calibrated"),
+    ):
+        ran = cli("plan", "-w", workspace, "--fit", *wrong)
+        assert ran.code == 2
+        assert said in ran.err
+        assert "searching" not in ran.err
+
+
+def test_few_steps_and_far_time_shifts_are_no_reason_to_fail(model) -> None:
+    for spec in (
+        dataclasses.replace(FINE, num_steps=3),
+        dataclasses.replace(FINE, num_steps=5, timeshift=600.0),
+        dataclasses.replace(FINE, num_steps=5, guidance=1.0),
+    ):
+        calibration = calibrate(model, spec, num_samples=2)
+        joint = JointFit(model, calibration, counted_costs(model.config, SHAPE), QUICK)
+        assert joint.find(cost=1.0).spec.num_steps <= spec.num_steps
+    sde = calibrate(model, dataclasses.replace(FINE, num_steps=3, solver="sde"), num_samples=2)
+    with pytest.raises(ConfigError, match="stochastic"):
+        JointFit(model, sde, counted_costs(model.config, SHAPE), QUICK)
+
+
+def test_converged_trajectories_that_are_not_finite_are_not_kept(model, tmp_path) -> None:
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.final_layer.linear.weight.fill_(float("inf"))
+    with pytest.raises(NumericsError, match="finite"):
+        converged_path(TorchBackend(broken), FINE, 24, IMAGES, SHAPE, 4, cache=tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -21,14 +21,18 @@ _READY = ".export-ready"
 class Engine:
     """What TensorRT engines depend on: the library that built them, and the GPU, None for all since Ampere.
 
-    `batches` are their profiles in images, `products` how many matrix products of each network are in which type.
-    `verified` is the largest error that the engines themselves were measured to have, None where they never ran.
+    `batches` are their profiles in images; they run on later versions of the library, and on other GPUs since Ampere,
+    where they are `version_compatible` and `hardware_compatible`. `products` tells how many matrix products of each
+    network are in which type, `verified` the largest error that the engines themselves were measured to have, None
+    where they never ran.
     """
 
     library: str
     version: str
     gpu: str | None
     batches: tuple[tuple[int, int, int], ...]
+    version_compatible: bool
+    hardware_compatible: bool
     products: dict[str, dict[str, int]]
     verified: float | None
 

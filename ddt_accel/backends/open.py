@@ -14,9 +14,10 @@ def open_backend(out_dir: str | Path, *, device: str = "cpu") -> OnnxRuntimeBack
 
     Raises ArtifactError for a folder without a whole export, DependencyError where the runtime is not installed.
     """
-    if (engine := Manifest.load(Path(out_dir)).engine) is not None:
+    manifest = Manifest.load(Path(out_dir))
+    if (engine := manifest.engine) is not None:
         raise ConfigError(
             f"{out_dir} holds engines of {engine.library}; this version builds them, but cannot run them yet: export "
             "to ONNX, or run with PyTorch."
         )
-    return OnnxRuntimeBackend(out_dir, device=device)
+    return OnnxRuntimeBackend(out_dir, device=device, manifest=manifest)

@@ -19,8 +19,11 @@ _TYPES = {torch.float32: "float32", torch.float16: "float16", torch.int64: "int6
 class OnnxRuntimeBackend:
     """An export folder, opened by ONNX Runtime on "cpu" or "cuda"."""
 
-    def __init__(self, folder: str | Path, *, device: str = "cpu", threads: int | None = None) -> None:
-        """`threads` is the number of CPU threads inside an operator; by default one a core.
+    def __init__(
+        self, folder: str | Path, *, device: str = "cpu", threads: int | None = None, manifest: Manifest | None = None
+    ) -> None:
+        """`threads` is the number of CPU threads inside an operator; by default one a core. `manifest` is that of the
+        folder, where it was read and the files were verified.
 
         Raises ArtifactError for a folder without a whole export, DependencyError without onnxruntime.
         """
@@ -32,7 +35,7 @@ class OnnxRuntimeBackend:
         if provider not in onnxruntime.get_available_providers():
             raise ConfigError(f"This ONNX Runtime cannot run on {device!r}; install ddt-accel[gpu] for 'cuda'.")
         self.folder = Path(folder)
-        self.manifest = Manifest.load(self.folder)
+        self.manifest = manifest or Manifest.load(self.folder)
         self.config, self.checkpoint_sha256 = self.manifest.config, self.manifest.checkpoint_sha256
         workers = f", {threads or 'all'} threads" if device == "cpu" else ""
         self.name = f"ONNX Runtime, {self.manifest.precision}{workers}"

@@ -23,7 +23,7 @@ BATCH = "B"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tensor:
+class TensorSpec:
     """One input or output; "B" in a shape is the batch."""
 
     name: str
@@ -60,28 +60,28 @@ class Cut:
         return [self.cache] if self.sources == 0 else [f"{self.cache}_{s + 1}" for s in range(self.sources)]
 
 
-def tensor_table(config: DDTConfig, latent_shape: tuple[int, int, int], cut: Cut) -> dict[str, list[Tensor]]:
+def tensor_table(config: DDTConfig, latent_shape: tuple[int, int, int], cut: Cut) -> dict[str, list[TensorSpec]]:
     """Inputs and, last, the output of "encoder" and "decoder", in order."""
     tokens = config.num_tokens(latent_shape)
     width = config.modulation_size if cut.cache == "modulations" else config.hidden_size
-    latents = Tensor(name="latents", dtype="float32", shape=(BATCH, *latent_shape))
-    times = Tensor(name="times", dtype="float32", shape=(BATCH,))
-    labels = Tensor(name="labels", dtype="int64", shape=(BATCH,))
+    latents = TensorSpec(name="latents", dtype="float32", shape=(BATCH, *latent_shape))
+    times = TensorSpec(name="times", dtype="float32", shape=(BATCH,))
+    labels = TensorSpec(name="labels", dtype="int64", shape=(BATCH,))
 
-    def cached(name: str) -> Tensor:
-        return Tensor(name=name, dtype=cut.dtype, shape=(BATCH, tokens, width))
+    def cached(name: str) -> TensorSpec:
+        return TensorSpec(name=name, dtype=cut.dtype, shape=(BATCH, tokens, width))
 
     forecast = [
-        Tensor(name="weights", dtype="float32", shape=(BATCH, cut.sources)),
-        Tensor(name="constant", dtype="float32", shape=(BATCH, config.modulation_size)),
+        TensorSpec(name="weights", dtype="float32", shape=(BATCH, cut.sources)),
+        TensorSpec(name="constant", dtype="float32", shape=(BATCH, config.modulation_size)),
     ]
-    velocity = Tensor(name="velocity", dtype="float32", shape=(BATCH, *latent_shape))
+    velocity = TensorSpec(name="velocity", dtype="float32", shape=(BATCH, *latent_shape))
     return {
         "encoder": [latents, times, labels, cached(cut.cache)],
         "decoder": [latents, *map(cached, cut.caches()), *(forecast if cut.sources else []), velocity],
     }
 
 
-def as_lists(table: dict[str, list[Tensor]]) -> dict[str, list[list[Any]]]:
+def as_lists(table: dict[str, list[TensorSpec]]) -> dict[str, list[list[Any]]]:
     """The table as a manifest has it."""
     return {network: [[one.name, one.dtype, list(one.shape)] for one in tensors] for network, tensors in table.items()}

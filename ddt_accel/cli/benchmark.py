@@ -137,7 +137,7 @@ def _study(
     from ddt_accel.report.study import conduct
 
     statistics, plan = place.calibration(calibration), place.schedule(schedule)
-    with stages() as progress:
+    with stages() as on_stage:
         return conduct(
             networks.backend,
             statistics,
@@ -148,7 +148,7 @@ def _study(
             curve_images=curve_images,
             seed=seed,
             batch_size=batch_size,
-            progress=progress,
+            on_stage=on_stage,
             others=others,
         )
 

@@ -12,12 +12,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ddt_accel.stages import OnStage
+
 # Paths and names are printed as they are: brackets in them are no markup.
 out = Console(highlight=False, markup=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
-# Called with what comes next and how many steps it takes; returns what to call after each.
-OnStage = Callable[[str, int], Callable[[], None]]
 _LINE_EVERY = 5.0  # seconds between lines where stderr is no terminal
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddt_accel.cli.console import OnStage, emit, say, stages
+from ddt_accel.cli.console import emit, say, stages
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
     ConfigOption,
@@ -22,10 +22,13 @@ from ddt_accel.cli.options import (
 )
 
 if TYPE_CHECKING:
+    import torch
+
     from ddt_accel.evaluation.fidelity import Interval
     from ddt_accel.fitting.fit import FitSpec
     from ddt_accel.networks.ddt import DDT
     from ddt_accel.schedule import Schedule
+    from ddt_accel.stages import OnStage
     from ddt_accel.workspace import Workspace
 
 
@@ -34,16 +37,18 @@ def fit(
         Path | None, typer.Option(help="The schedule to start from; the workspace's by default.")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", help="Search a schedule to start from, of so many steps.")
+        int | None,
+        typer.Option("--steps", help="Instead of --schedule: search one of so many steps."),
     ] = None,
-    budget: Annotated[int | None, typer.Option("--budget", "-k", help="Of so many encoder runs at most.")] = None,
+    budget: Annotated[int | None, typer.Option("--budget", "-k", help="Search one of no more encoder runs.")] = None,
     cost: Annotated[
-        float | None, typer.Option(help="Of that cost at most, in terms of the calibrated trajectory; any steps.")
+        float | None,
+        typer.Option(help="Search one of no higher cost; 1 is the calibrated trajectory, unshared."),
     ] = None,
     fixed: Annotated[
         str | None, typer.Option("--fixed", help="What stays as it is: times, integrator, forecasts; by commas.")
     ] = None,
-    sources: Annotated[int, typer.Option(help="From how many refreshed states forecasts are made, at least.")] = 2,
+    sources: Annotated[int, typer.Option(help="States that a forecast reads, or the schedule's, if more.")] = 2,
     iterations: Annotated[int, typer.Option(help="Gradient steps.")] = 60,
     images: Annotated[int, typer.Option("--images", "-n", help="Images to fit on.")] = 64,
     held_out: Annotated[int, typer.Option(help="Images to choose the best iterate on, and as many to report on.")] = 32,
@@ -76,14 +81,11 @@ def fit(
     from ddt_accel.errors import ConfigError, MismatchError
     from ddt_accel.fitting.fit import FitSpec, Fitter
     from ddt_accel.fitting.scalars import KINDS
-    from ddt_accel.networks.precision import supports_bf16
     from ddt_accel.workspace import Workspace
 
     held = [] if fixed is None else [part.strip() for part in fixed.split(",")]
     if unknown := sorted(set(held) - set(KINDS)):
         raise ConfigError(f"--fixed has {', '.join(unknown)}; give some of {', '.join(KINDS)}.")
-    if precision not in (None, "bf16", "fp32"):
-        raise ConfigError(f"--precision is {precision!r}; choose bf16 or fp32.")
     place = Workspace(workspace)
     path = out or place.schedule_path
     check_writable(path)
@@ -91,7 +93,6 @@ def fit(
     searched = not (steps is None and budget is None and cost is None)
     if searched and schedule is not None:
         raise ConfigError("Give a --schedule to start from, or --steps, --budget and --cost to search one; not both.")
-    on = torch.device(device)
     spec = FitSpec(
         iterations=iterations,
         images=images,
@@ -103,7 +104,7 @@ def fit(
         seed=seed,
         free=tuple(kind for kind in KINDS if kind not in held),
         sources=sources,
-        autocast=precision == "bf16" or (precision is None and on.type == "cuda" and supports_bf16(on)),
+        autocast=wants_autocast(precision, torch.device(device)),
     )
     if (calibration or place.calibration_path.exists()) and any(
         map(place.calibration(calibration).contains, spec.ranges[1:])
@@ -141,6 +142,16 @@ def fit(
     )
 
 
+def wants_autocast(precision: str | None, device: torch.device) -> bool:
+    """Whether networks multiply in bfloat16 while a schedule is fitted: as asked for, else on a GPU that has it."""
+    from ddt_accel.errors import ConfigError
+    from ddt_accel.networks.precision import supports_bf16
+
+    if precision not in (None, "bf16", "fp32"):
+        raise ConfigError(f"--precision is {precision!r}; choose bf16 or fp32.")
+    return precision == "bf16" or (precision is None and device.type == "cuda" and supports_bf16(device))
+
+
 def _searched(
     place: Workspace, network: DDT, calibration: Path | None, spec: FitSpec, steps: int | None, budget: int | None,
     cost: float | None, on_stage: OnStage,
@@ -155,13 +166,13 @@ def _searched(
     costs = kept_costs(place.costs_path, statistics.checkpoint_sha256, say) or counted_costs(
         network.config, latent_shape_of(network)
     )
-    if steps is None and cost is None:
-        steps = statistics.spec.num_steps
     joint = JointFit(network, statistics, costs, spec, steps=steps, folder=place.fit_path, on_stage=on_stage)
     unshared_only = budget is None and cost is None
     found = joint.find(budget=budget, cost=cost, shared=False if unshared_only else None)
     if found is None:
-        raise ConfigError(f"No schedule costs {cost} or less in so few steps; allow more.")
+        asked = {"--steps": steps, "--budget": budget, "--cost": cost}
+        said = ", ".join(f"{name} {value}" for name, value in asked.items() if value is not None)
+        raise ConfigError(f"There is no schedule within {said}; allow more.")
     return found, joint.spec
 
 

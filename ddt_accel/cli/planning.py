@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddt_accel.cli.console import emit, out, say, stages
+from ddt_accel.cli.fitting import wants_autocast
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
     BatchOption,
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 def plan(
     cost: Annotated[
-        list[float] | None, typer.Option("--cost", help="A cost in terms of the calibrated trajectory; repeatable.")
+        list[float] | None,
+        typer.Option("--cost", help="Repeatable. Default: 0.12, 0.16, 0.2, 0.25, 0.3, 0.4."),
     ] = None,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     calibration: Annotated[Path | None, typer.Option(help="A calibration file, of a fine grid.")] = None,
@@ -57,9 +59,12 @@ def plan(
 ) -> None:
     """Choose steps, integrator and refreshes together, by where the trajectory ends.
 
-    Costs are the measured ones of the last `bench` of this workspace, else counted multiply-adds. The best plan of the
-    last cost becomes the workspace's schedule; fitted ones of every cost are kept in `plans/` there.
+    Costs are in terms of the calibrated trajectory, unshared: seconds as the last `bench` of this workspace measured
+    them, else counted multiply-adds. The best plan of the highest cost becomes the workspace's schedule; fitted ones of
+    every cost are kept in `plans/` there.
     """
+    import torch
+
     from ddt_accel.artifacts import check_writable
     from ddt_accel.errors import MismatchError
     from ddt_accel.evaluation.costs import counted_costs, kept_costs
@@ -80,12 +85,13 @@ def plan(
         raise MismatchError(
             f"--seed and --fit-seed are both {seed}; plans are compared on images that no fit has seen."
         )
-    with stages() as progress:
+    with stages() as on_stage:
         fitted = None
         if fit:
             network = place.load_model(model_options(model, config, weights, latent_shape)).to(check_device(device))
-            spec = FitSpec(seed=fit_seed, iterations=iterations)
-            joint = JointFit(network, statistics, costs, spec, folder=place.fit_path, on_stage=progress)
+            autocast = wants_autocast(None, torch.device(device))
+            spec = FitSpec(seed=fit_seed, iterations=iterations, autocast=autocast)
+            joint = JointFit(network, statistics, costs, spec, folder=place.fit_path, on_stage=on_stage)
 
             def fitted(target: float, shared: bool) -> Schedule | None:
                 found = joint.fitted(cost=target, shared=shared)
@@ -102,7 +108,7 @@ def plan(
             num_images=images,
             seed=seed,
             batch_size=batch_size,
-            progress=progress,
+            on_stage=on_stage,
             fitted=fitted,
         )
     best = rows[-1].best
@@ -133,16 +139,17 @@ WAYS = {
 def _print(rows: list[Row]) -> None:
     from rich.table import Table
 
-    table = Table("cost", "way", "plan", "costs", "dB to the limit", "sharing gains, dB")
+    from ddt_accel.evaluation.plan import gain
+
+    table = Table("cost", "way", "plan", "costs", "dB to the limit", "more than fewer steps")
     for row in rows:
         for way, said in WAYS.items():
             found: Plan | None = getattr(row, way)
             if found is not None:
                 known = found.interval
                 told = f"{known.mean:.1f} ({known.low:.1f} … {known.high:.1f})"
-                without = found.schedule.budget == found.schedule.spec.num_evaluations
-                gain = _gain(row.gain(found)) if without else ""
-                table.add_row(f"{row.cost:g}", said, found.name, f"{found.cost:.3f}", told, gain)
+                more = "" if found is row.fewer else _gain(gain(found, row.fewer))
+                table.add_row(f"{row.cost:g}", said, found.name, f"{found.cost:.3f}", told, more)
         table.add_section()
     out.print(table)
     for row in rows:
@@ -151,18 +158,16 @@ def _print(rows: list[Row]) -> None:
 
 def _verdict(row: Row) -> str:
     """Whether sharing pays at a cost: the best plan with it against the best without."""
-    without = max(
-        (plan for plan in (row.fewer, row.unshared, row.fitted_unshared) if plan is not None),
-        key=lambda plan: plan.mean,
-        default=None,
-    )
-    gain = row.gain(without)
-    if gain is None or without is None:
+    from ddt_accel.evaluation.plan import gain
+
+    mine, without = row.best_shared, row.best_unshared
+    found = gain(mine, without)
+    if found is None or mine is None or without is None:
         return f"At {row.cost:g} there is nothing to compare sharing with."
-    said = f"{_gain(gain)} dB against {without.name}"
-    if gain.low > 0:
+    said = f"{_gain(found)} dB, {mine.name} against {without.name}"
+    if found.low > 0:
         return f"At {row.cost:g} sharing pays: {said}."
-    return f"At {row.cost:g} sharing {'costs' if gain.high < 0 else 'makes no clear difference'}: {said}."
+    return f"At {row.cost:g} sharing {'costs' if found.high < 0 else 'makes no clear difference'}: {said}."
 
 
 def _gain(gain: Interval | None) -> str:
@@ -175,16 +180,12 @@ def _gain(gain: Interval | None) -> str:
 def _facts(row: Row) -> dict[str, Any]:
     from dataclasses import asdict
 
+    from ddt_accel.evaluation.plan import gain
+
     plans: dict[str, Plan | None] = {way: getattr(row, way) for way in WAYS}
-    gains = {
-        "gain_over_fewer": row.gain(row.fewer),
-        "gain": row.gain(row.unshared),
-        "gain_over_fitted": row.gain(row.fitted_unshared),
-    }
     return {
         "cost": row.cost,
         "verdict": _verdict(row),
-        **{name: asdict(gain) if gain else None for name, gain in gains.items()},
         **{
             way: {
                 "name": found.name,
@@ -198,6 +199,10 @@ def _facts(row: Row) -> dict[str, Any]:
                 "solver": found.schedule.spec.solver,
                 "num_steps": found.schedule.spec.num_steps,
                 "centred": found.schedule.centred,
+                "gain_over": {
+                    over: asdict(gained) if (gained := gain(found, plans[over])) else None
+                    for over in ("fewer", "unshared", "fitted_unshared")
+                },
             }
             if found
             else None

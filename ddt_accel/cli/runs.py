@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from ddt_accel.workspace import Workspace
 
 
+DEFAULT_BATCH = "1:8:32"
+
+
 def export(
     as_engines: Annotated[
         bool, typer.Option("--trt/--onnx", help="TensorRT engines, or ONNX files (the default).")
@@ -42,7 +45,7 @@ def export(
         str | None, typer.Option(help="bf16 (engines only, their default), fp16, or fp32 (the default of ONNX).")
     ] = None,
     cache: Annotated[
-        str, typer.Option(help="What is kept between refreshes: modulations; or state, smaller. Engines only.")
+        str, typer.Option(help="What is kept between refreshes: modulations; or state, smaller, with --sources.")
     ] = "modulations",
     sources: Annotated[
         int | None, typer.Option(help="States that an engine's forecasts are made from: 1 to 3.")
@@ -52,7 +55,7 @@ def export(
     ] = "auto",
     batch: Annotated[
         str, typer.Option(help="Images an engine is for, min:opt:max; several profiles by commas.")
-    ] = "1:8:32",
+    ] = DEFAULT_BATCH,
     optimization_level: Annotated[int | None, typer.Option(help="Of the engine builder, 0 to 5.")] = None,
     workspace_gib: Annotated[
         float | None, typer.Option(help="Of GPU memory, that a layer of an engine may use.")
@@ -70,6 +73,8 @@ def export(
     from ddt_accel.workspace import Workspace
 
     place = Workspace(workspace)
+    given = (engine, batch, optimization_level, workspace_gib, version_compatible, hardware_compatible)
+    wanted = as_engines or given != ("auto", DEFAULT_BATCH, None, None, False, False)
     options = EngineOptions(
         engine=engine,
         batches=EngineOptions.parse_batches(batch),
@@ -89,7 +94,7 @@ def export(
             precision=precision or ("bf16" if as_engines else "fp32"),
             cache=cache,
             sources=sources,
-            engines=options,
+            engines=options if wanted else None,
             on_stage=on_stage,
         )
     made = f"Exported to {folder} in {manifest.precision}"

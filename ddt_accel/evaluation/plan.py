@@ -33,10 +33,9 @@ from ddt_accel.schedule import Schedule
 from ddt_accel.solver.solve import PUBLISHED, Method, schedule_with, solve_curve
 from ddt_accel.solver.split import split, splits
 from ddt_accel.spec import SamplingSpec
+from ddt_accel.stages import OnStage
 
 T = TypeVar("T")
-# Opens a bar of a label and a total, and returns what advances it.
-Progress = Callable[[str, int], Callable[[], None]]
 
 INTEGRATORS = ("euler", "heun", "ab2", "ab3")
 STEPS = (4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 30, 36, 42, 50, 60, 80, 100, 125, 160, 200, 250)
@@ -89,13 +88,13 @@ class Row:
     fitted_unshared: Plan | None = None
     fitted_shared: Plan | None = None
 
-    def gain(self, over: Plan | None) -> Interval | None:
-        """How much closer than another the best plan with sharing ends, in dB, paired over images; fitted with
-        fitted."""
-        mine = self.fitted_shared or self.shared
-        if over is None or mine is None:
-            return None
-        return interval(mine.fidelity - over.fidelity)
+    @property
+    def best_unshared(self) -> Plan | None:
+        return _closest([plan for plan in (self.fewer, self.unshared, self.fitted_unshared) if plan is not None])
+
+    @property
+    def best_shared(self) -> Plan | None:
+        return _closest([plan for plan in (self.shared, self.fitted_shared) if plan is not None])
 
     @property
     def plans(self) -> list[Plan]:
@@ -151,13 +150,14 @@ def make_plans(
     num_images: int,
     seed: int,
     batch_size: int,
-    progress: Progress,
+    on_stage: OnStage,
     fitted: Callable[[float, bool], Schedule | None] | None = None,
 ) -> list[Row]:
     """The best plans for every target cost, in terms of the calibrated trajectory unshared.
 
     Plans are chosen on the images 0 … num_images − 1 of `seed` and reported on as many others, so that the luck of the
-    winner is not reported with it. `progress(label, total)` opens a bar and returns what advances it. `fitted(cost,
+    winner is not reported with it. `on_stage` is called with what comes
+    next and how many steps it takes, and returns what to call after each. `fitted(cost,
     shared)` gives a fitted schedule of at most that cost, with sharing or without (fitting/joint.py). Raises
     MismatchError for images that were calibrated on, ConfigError for a stochastic sampler, whose trajectories do not
     converge.
@@ -182,9 +182,9 @@ def make_plans(
 
     judge, reporter = (
         _Judge(backend, calibration, costs, latent_shape, images, batch_size)
-        for images in _counted("measuring the converged trajectories", [choosing, reporting], progress)
+        for images in _counted("measuring the converged trajectories", [choosing, reporting], on_stage)
     )
-    unshared = _unshared(spec, judge, targets, progress)
+    unshared = _unshared(spec, judge, targets, on_stage)
 
     def priced(schedules: list[Schedule]) -> list[tuple[float, Schedule]]:
         return [(judge.cost(schedule), schedule) for schedule in schedules]
@@ -205,11 +205,11 @@ def make_plans(
             if judge.cost(variant) <= target
         ]
         label = f"measuring shared plans at cost {target:g}"
-        shared = _closest([judge.measure(schedule) for schedule in _counted(label, promising, progress)])
+        shared = _closest([judge.measure(schedule) for schedule in _counted(label, promising, on_stage)])
         if shared is not None:
             near = [s for s in _neighbours(calibration, shared.schedule) if judge.cost(s) <= target]
             label = f"measuring their neighbours at cost {target:g}"
-            shared = _closest([shared, *(judge.measure(schedule) for schedule in _counted(label, near, progress))])
+            shared = _closest([shared, *(judge.measure(schedule) for schedule in _counted(label, near, on_stage))])
         reachable = [plan for plan in unshared.values() if plan.cost <= target]
         fewer = _closest([plan for plan in reachable if plan.schedule.spec.timeshift == spec.timeshift])
         best = _closest(reachable)
@@ -230,7 +230,7 @@ def make_plans(
     return rows
 
 
-def _unshared(spec: SamplingSpec, judge: _Judge, targets: list[float], progress: Progress) -> dict[SamplingSpec, Plan]:
+def _unshared(spec: SamplingSpec, judge: _Judge, targets: list[float], on_stage: OnStage) -> dict[SamplingSpec, Plan]:
     """Every integrator and number of steps without sharing, and on what is best at a cost other time shifts."""
     grids = [
         dataclasses.replace(spec, solver=solver, num_steps=steps, last_step=None)
@@ -239,7 +239,7 @@ def _unshared(spec: SamplingSpec, judge: _Judge, targets: list[float], progress:
         if steps <= spec.num_steps
     ]
     grids = [grid for grid in grids if judge.cost(Schedule.full(grid)) <= 1.001]
-    plans = {grid: judge.measure(Schedule.full(grid)) for grid in _counted("measuring fewer steps", grids, progress)}
+    plans = {grid: judge.measure(Schedule.full(grid)) for grid in _counted("measuring fewer steps", grids, on_stage)}
     best = [_closest([plan for plan in plans.values() if plan.cost <= target]) for target in targets]
     shifted = {
         dataclasses.replace(plan.schedule.spec, timeshift=spec.timeshift * shift)
@@ -248,7 +248,7 @@ def _unshared(spec: SamplingSpec, judge: _Judge, targets: list[float], progress:
         for shift in SHIFTS
     }
     ordered = sorted(shifted, key=lambda grid: (grid.num_steps, grid.solver, grid.timeshift))
-    others = _counted("measuring other time shifts", ordered, progress)
+    others = _counted("measuring other time shifts", ordered, on_stage)
     plans |= {grid: judge.measure(Schedule.full(grid)) for grid in others}
     # What suits the best grids suits finer ones, too, which only sharing makes affordable.
     best = [_closest([plan for plan in plans.values() if plan.cost <= target]) for target in targets]
@@ -259,16 +259,21 @@ def _unshared(spec: SamplingSpec, judge: _Judge, targets: list[float], progress:
         for grid in grids
         if (spec := dataclasses.replace(grid, timeshift=shift)) not in plans and grid.solver == solver
     ]
-    more = _counted("measuring them on finer grids", finer, progress)
+    more = _counted("measuring them on finer grids", finer, on_stage)
     return plans | {grid: judge.measure(Schedule.full(grid)) for grid in more}
 
 
-def _counted(label: str, items: list[T], progress: Progress) -> Iterator[T]:
+def _counted(label: str, items: list[T], on_stage: OnStage) -> Iterator[T]:
     """The items, one after the other, under a bar."""
-    advance = progress(label, len(items))
+    advance = on_stage(label, len(items))
     for item in items:
         yield item
         advance()
+
+
+def gain(plan: Plan | None, over: Plan | None) -> Interval | None:
+    """How much closer a plan ends than another, in dB, paired over images."""
+    return None if plan is None or over is None else interval(plan.fidelity - over.fidelity)
 
 
 def _closest(plans: list[Plan]) -> Plan | None:

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from ddt_accel.artifacts import write_atomic
-from ddt_accel.backends.tensors import Tensor
+from ddt_accel.backends.tensors import TensorSpec
 from ddt_accel.errors import ArtifactError, ConfigError, DependencyError
+from ddt_accel.stages import OnStage
 
 # By preference: TensorRT is faster where it is installed and finds a GPU.
 LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-# Called with what comes next and how many steps it takes; returns what to call after each.
-OnStage = Callable[[str, int], Callable[[], None]]
 GIB = 1 << 30
+MAX_BATCH, MAX_WORKSPACE_GIB = 4096, 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +44,16 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if self.engine not in ("auto", *LIBRARIES):
             raise ConfigError(f"engine is {self.engine!r}; choose one of auto, {', '.join(LIBRARIES)}.")
-        if not self.batches or not all(len(b) == 3 and 1 <= b[0] <= b[1] <= b[2] for b in self.batches):
-            raise ConfigError(f"batches are {self.batches}; give min:opt:max with 1 ≤ min ≤ opt ≤ max, such as 1:8:32.")
+        if not self.batches or not all(len(b) == 3 and 1 <= b[0] <= b[1] <= b[2] <= MAX_BATCH for b in self.batches):
+            raise ConfigError(
+                f"batches are {self.batches}; give min:opt:max with 1 ≤ min ≤ opt ≤ max ≤ {MAX_BATCH}, such as 1:8:32."
+            )
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
             raise ConfigError(f"The optimisation level is {self.optimization_level}; give 0 to 5.")
-        if self.workspace_gib is not None and not self.workspace_gib > 0:
-            raise ConfigError(f"The workspace limit is {self.workspace_gib} GiB; give a number above 0.")
+        if self.workspace_gib is not None and not 0 < self.workspace_gib <= MAX_WORKSPACE_GIB:
+            raise ConfigError(
+                f"The workspace limit is {self.workspace_gib} GiB; give a number above 0, at most {MAX_WORKSPACE_GIB}."
+            )
 
     @classmethod
     def parse_batches(cls, text: str) -> tuple[tuple[int, int, int], ...]:
@@ -78,6 +82,7 @@ class Library:
 def find_library(engine: str) -> Library:
     """The library that is asked for; for "auto" the first that is installed, TensorRT only where it finds a GPU."""
     wanted = list(LIBRARIES) if engine == "auto" else [engine]
+    without_gpu = ""
     for name in wanted:
         try:
             module = importlib.import_module(LIBRARIES[name])
@@ -86,14 +91,11 @@ def find_library(engine: str) -> Library:
         library = Library(name=name, version=str(module.__version__), module=module)
         if library.for_any_gpu or gpu() is not None:
             return library
-        if engine != "auto":
-            raise ConfigError(
-                "TensorRT builds engines on the GPU that they are for, and there is none here; use tensorrt-rtx, which "
-                "builds without one."
-            )
+        without_gpu = "tensorrt is installed, but builds engines on the GPU that they are for, and there is none here: "
     raise DependencyError(
-        f"TensorRT is not installed ({engine}); `pip install 'ddt-accel[trt]'` brings tensorrt, "
-        "'ddt-accel[trt-rtx]' TensorRT for RTX, which builds engines without a GPU."
+        (without_gpu or f"No TensorRT is installed for --engine {engine}: ")
+        + "`pip install 'ddt-accel[trt]'` brings tensorrt, 'ddt-accel[trt-rtx]' TensorRT for RTX, which builds engines "
+        "without a GPU."
     )
 
 
@@ -108,7 +110,7 @@ def build_engine(
     library: Library,
     onnx_path: Path,
     engine_path: Path,
-    tensors: Sequence[Tensor],
+    tensors: Sequence[TensorSpec],
     options: EngineOptions,
     on_stage: OnStage,
 ) -> dict[str, int]:
@@ -157,11 +159,13 @@ def build_engine(
     return _product_types(trt, network)
 
 
-def _check_tensors(trt: Any, network: Any, tensors: Sequence[Tensor]) -> None:
+def _check_tensors(trt: Any, network: Any, tensors: Sequence[TensorSpec]) -> None:
     """That the parsed network has the inputs and the output of the table, in order, in their types and shapes."""
     names = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64"}
     parsed = [network.get_input(k) for k in range(network.num_inputs)]
     parsed += [network.get_output(k) for k in range(network.num_outputs)]
+    if len(parsed) != len(tensors):
+        raise ConfigError(f"The parsed network has {len(parsed)} tensors, and {len(tensors)} were exported; report it.")
     for one, wanted in zip(parsed, tensors, strict=True):
         shape = tuple(-1 if isinstance(size, str) else size for size in wanted.shape)
         dtype = getattr(trt.DataType, names[wanted.dtype])
@@ -182,9 +186,12 @@ def _timing_cache(config: Any, path: Path | None) -> Any:
     """The cache that the builder uses, with what `path` has of earlier builds; None where there is none."""
     if path is None:
         return None
-    cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
-    # It refuses what another version or another GPU has timed.
-    return cache if cache is not None and config.set_timing_cache(cache, False) else None
+    # It refuses what another version or another GPU has timed; then it begins anew.
+    for kept in (path.read_bytes() if path.exists() else b"", b""):
+        cache = config.create_timing_cache(kept)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return cache
+    return None
 
 
 def _logger(trt: Any, messages: list[str]) -> Any:

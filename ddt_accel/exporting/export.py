@@ -14,11 +14,12 @@ from ddt_accel.artifacts import sha256_of, write_arrays
 from ddt_accel.backends.manifest import Engine, Manifest, finish_publication, publish
 from ddt_accel.backends.tensors import Cut, as_lists, tensor_table
 from ddt_accel.errors import ArtifactError, ConfigError, ParityError
-from ddt_accel.exporting.engines import EngineOptions, OnStage, build_engine, find_library, gpu
+from ddt_accel.exporting.engines import EngineOptions, build_engine, find_library, gpu
 from ddt_accel.exporting.networks import DecoderNetwork, EncoderNetwork, in_precision
 from ddt_accel.exporting.onnx import OPSET, parity, versions, write_network
 from ddt_accel.exporting.reference import Reference, reference_points
 from ddt_accel.networks.ddt import DDT
+from ddt_accel.stages import OnStage, silent
 
 FORMATS = ("onnx", "tensorrt")
 # The largest error, relative to the largest value of the output, that an export may have.
@@ -40,7 +41,7 @@ def export(
     sources: int | None = None,
     latent_shape: tuple[int, int, int] | None = None,
     engines: EngineOptions | None = None,
-    on_stage: OnStage = lambda label, total: lambda: None,
+    on_stage: OnStage = silent,
 ) -> Manifest:
     """Writes encoder, decoder and `manifest.json` into `out_dir`: "onnx" with a dynamic batch, or "tensorrt" engines.
 
@@ -54,6 +55,8 @@ def export(
     if format not in FORMATS:
         raise ConfigError(f"format is {format!r}; choose one of {', '.join(FORMATS)}.")
     as_engines = format == "tensorrt"
+    if not as_engines and engines is not None:
+        raise ConfigError("Options of engines mean nothing for ONNX files; leave them out, or build engines.")
     if sources is None:
         sources = 2 if as_engines else 0
     cut = Cut(precision=precision, cache=cache, sources=sources)
@@ -94,9 +97,11 @@ def export(
                 errors[name] = parity(staging / f"{name}.onnx", inputs[name], outputs[name])
             done()
             if not errors[name] <= TOLERANCE[precision]:
+                wider = WIDER.get(precision)
+                advice = f"try --precision {wider}" if wider else "please report it"
                 raise ParityError(
                     f"The exported {name} is {errors[name]:.2e} away from PyTorch in float32; {precision} allows "
-                    f"{TOLERANCE[precision]:.0e}. Nothing was written; try --precision {WIDER.get(precision, 'fp32')}."
+                    f"{TOLERANCE[precision]:.0e}. Nothing was written; {advice}."
                 )
             if library is not None:
                 path = staging / f"{name}.engine"
@@ -111,6 +116,8 @@ def export(
                 version=library.version,
                 gpu=None if library.for_any_gpu else gpu(),
                 batches=options.batches,
+                version_compatible=options.version_compatible,
+                hardware_compatible=options.hardware_compatible,
                 products=products,
                 verified=None,
             )

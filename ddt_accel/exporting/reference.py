@@ -45,8 +45,8 @@ class Reference:
 def reference_points(model: DDT, latent_shape: tuple[int, int, int], *, sources: int, cache: str) -> Reference:
     """Points of unguided trajectories of `model`, which is in float32 on the CPU.
 
-    With `sources` of 0 or 1 the last refresh is used as it is; with more it is a forecast, the last point's of weights
-    0, 0, …, 1 as at a refresh.
+    Where the decoder makes forecasts, from `sources` of 1 or more, all points but the last have weights that leave out
+    none of them, and a constant; at the last the last refresh is used as it is, as always with 0 sources.
     """
     spec = SamplingSpec(num_steps=STEPS, solver="ab2", guidance=1.0)
     labels = draw_labels(model.config.num_classes, seed=SEED, indices=range(POINTS))
@@ -69,8 +69,8 @@ def reference_points(model: DDT, latent_shape: tuple[int, int, int], *, sources:
     constant = torch.zeros(POINTS, model.config.modulation_size)
     states = [model.encode(x, t, labels) for x, t in refreshes]
     modulations = torch.stack([model.modulations(state) for state in states])
-    if sources > 1:
-        weights[:-1, -2:] = torch.tensor([-0.8, 1.75])
+    if sources > 0:
+        weights[:-1] = torch.tensor([0.6, -0.9, 1.4])[-sources:]
         drawn = torch.randn(POINTS - 1, constant.shape[1], generator=torch.Generator().manual_seed(SEED))
         constant[:-1] = 0.5 * modulations.std() * drawn  # large enough to be missed
     forecast = torch.einsum("ps,splm->plm", weights, modulations) + constant[:, None]

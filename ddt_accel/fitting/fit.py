@@ -8,10 +8,10 @@ best on images held out from the fit is kept; on yet others it has to beat the s
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -33,12 +33,14 @@ from ddt_accel.fitting.trajectory import fitted_end
 from ddt_accel.networks.ddt import DDT
 from ddt_accel.sampling.noise import ImageRange, draw_labels, draw_noise
 from ddt_accel.schedule import MAX_SOURCES, Schedule
+from ddt_accel.stages import OnStage, silent
 
 FORMAT, VERSION = "ddt-accel fit", 1
 # Iterations between looks at the images that the best iterate is chosen on; states are saved there.
 LOOK_EVERY = 10
 # Iterations until the learning rate is reached.
 WARM_UP = 10
+LEAST_REFERENCE_STEPS = 8
 # On how many of the images at most the integrator is fitted in closed form.
 CLOSED_FORM_IMAGES = 32
 
@@ -68,6 +70,10 @@ class FitSpec:
                 f"{self.iterations} iterations with batches of {self.batch_size}, {self.micro_batch} at a time, out of "
                 f"{self.images} images, {self.held_out} held-out ones, seed {self.seed}: give positive numbers, at "
                 "least 2 held-out images, and batches no larger than the images."
+            )
+        if self.reference_steps is not None and self.reference_steps < LEAST_REFERENCE_STEPS:
+            raise ConfigError(
+                f"{self.reference_steps} steps do not converge; give at least {LEAST_REFERENCE_STEPS} reference steps."
             )
         if not 0 < self.learning_rate < 1:
             raise ConfigError(f"learning_rate is {self.learning_rate}; give a number between 0 and 1.")
@@ -143,7 +149,7 @@ class Fitter:
         latent_shape: LatentShape | None = None,
         state_path: Path | None = None,
         cache: Path | None = None,
-        on_stage: Callable[[str, int], Callable[[], None]] = lambda label, total: lambda: None,
+        on_stage: OnStage = silent,
     ) -> None:
         self.model, self.warm, self.spec = model, schedule, spec
         self.latent_shape = latent_shape or latent_shape_of(model)
@@ -194,13 +200,13 @@ class Fitter:
         requiring = [value for value in self.model.parameters() if value.requires_grad]
         self.model.requires_grad_(False)
         try:
-            while True:
-                if self.iteration % LOOK_EVERY == 0 or self.iteration == self.spec.iterations:
-                    self._look(choosing)
-                if self.iteration == self.spec.iterations:
-                    break
+            while self.iteration < self.spec.iterations:
                 self._step(fitting)
                 done()
+                if self.iteration % LOOK_EVERY == 0 or self.iteration == self.spec.iterations:
+                    self._look(choosing)
+                    if self.state_path is not None:
+                        self._save(self.state_path)
         finally:
             for value in requiring:
                 value.requires_grad_(True)
@@ -225,9 +231,12 @@ class Fitter:
     def _start(self, path: ConvergedPath, choosing: Tensor) -> None:
         """From the schedule as it is given, or with its integrator in closed form: from what does better."""
         self._look(choosing)
+        if math.isinf(self.best_score):
+            raise NumericsError("The schedule to start from ends in NaN or infinity; start from another one.")
         if INTEGRATOR in self.spec.free:
-            self.scalars.set_integrator(closed_form(self.backend, self.scalars.warm, path, self.spec.batch_size))
-            self._look(choosing)
+            with contextlib.suppress(NumericsError):  # which the given one has not
+                self.scalars.set_integrator(closed_form(self.backend, self.scalars.warm, path, self.spec.batch_size))
+                self._look(choosing)
             self._set(self.best)
 
     def _step(self, targets: Tensor) -> None:
@@ -258,13 +267,9 @@ class Fitter:
     def _look(self, targets: Tensor) -> None:
         """How the present numbers do on images that are not fitted, by the loop that will run them."""
         score = float(self._decibels(self.scalars.schedule(), self.spec.ranges[1], targets).mean())
-        if math.isinf(score) and self.iteration == 0:
-            raise NumericsError("The schedule to start from ends in NaN or infinity; start from another one.")
         if score > self.best_score:
             self.best_score, self.best_iteration = score, self.iteration
             self.best = {name: value.detach().clone() for name, value in self.trained.items()}
-        if self.state_path is not None:
-            self._save(self.state_path)
 
     def _decibels(self, schedule: Schedule, images: ImageRange, targets: Tensor) -> NDArray[np.float64]:
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 from ddt_accel.artifacts import checksum
@@ -14,9 +13,11 @@ from ddt_accel.errors import ConfigError, MismatchError
 from ddt_accel.evaluation.converged import converged_path
 from ddt_accel.evaluation.costs import Costs
 from ddt_accel.fitting.fit import FitSpec, Fitted, Fitter, latent_shape_of, reference_steps
+from ddt_accel.fitting.scalars import widened
 from ddt_accel.fitting.search import STEPS, Search, starts
 from ddt_accel.networks.ddt import DDT
 from ddt_accel.schedule import Schedule, check_budget
+from ddt_accel.stages import OnStage, silent
 
 
 class JointFit:
@@ -36,7 +37,7 @@ class JointFit:
         *,
         steps: int | None = None,
         folder: Path | None = None,
-        on_stage: Callable[[str, int], Callable[[], None]] = lambda label, total: lambda: None,
+        on_stage: OnStage = silent,
     ) -> None:
         own = calibration.spec
         if steps is not None and not 1 <= steps <= own.num_steps:
@@ -44,17 +45,18 @@ class JointFit:
                 f"A schedule of {steps} steps is asked for, and the calibration has {own.num_steps}; ask for 1 to "
                 f"{own.num_steps}, or calibrate with more."
             )
+        if own.solver == "sde":
+            raise ConfigError("A stochastic trajectory has no limit to fit to; calibrate a deterministic solver.")
+        if any(map(calibration.contains, spec.ranges)):
+            raise MismatchError(f"Images of seed {spec.seed} were calibrated on; fit to those of another seed.")
         self.model, self.calibration, self.costs = model, calibration, costs
         self.folder, self.on_stage = folder, on_stage
-        self.counts = tuple(n for n in STEPS if n <= own.num_steps) if steps is None else (steps,)
+        any_steps = tuple(n for n in STEPS if n <= own.num_steps) or (own.num_steps,)
+        self.steps, self.counts = steps, any_steps if steps is None else (steps,)
         most = spec.reference_steps or reference_steps(max(self.counts))
         self.spec = dataclasses.replace(spec, reference_steps=most)
         self.unit = costs.of(Schedule.full(own))
-        backend, shape = TorchBackend(model), latent_shape_of(model)
-        done = on_stage("converged trajectories to search on", 1)
-        path = converged_path(backend, own, most, spec.closed_form_images, shape, spec.batch_size, cache=folder)
-        done()
-        self.search = Search(backend, calibration, path, batch_size=spec.batch_size, on_stage=on_stage)
+        self._search: Search | None = None
 
     def find(
         self, *, budget: int | None = None, cost: float | None = None, shared: bool | None = None
@@ -67,14 +69,37 @@ class JointFit:
             raise ConfigError(f"The cost is {cost}; give a number above 0, 1 for the calibrated trajectory, unshared.")
 
         def affordable(schedule: Schedule) -> bool:
-            dear = cost is not None and self.costs.of(schedule) > cost * self.unit
-            return not dear and (budget is None or schedule.budget <= budget)
+            if budget is not None and schedule.budget > budget:
+                return False
+            read = widened(schedule, self.calibration.modulation_bias, self.spec.sources)  # as the fit will have it
+            return cost is None or self.costs.of(read) <= cost * self.unit
 
         found = starts(
-            self.calibration, self.counts, affordable, shared=shared is not False, unshared=shared is not True
+            self.calibration,
+            self.counts,
+            affordable,
+            shared=shared is not False,
+            unshared=shared is not True,
+            worth_it=self.steps is None,
         )
-        best = self.search.best(found, affordable)
-        return best.schedule(self.calibration) if best is not None else None
+        best = self._searched().best(found, affordable)
+        if best is None:
+            return None
+        used = self.spec.closed_form_images
+        return dataclasses.replace(best.schedule(self.calibration), fitted_on=(used.seed, used.first, used.stop))
+
+    def _searched(self) -> Search:
+        if self._search is None:
+            backend, shape, spec = TorchBackend(self.model), latent_shape_of(self.model), self.spec
+            assert spec.reference_steps is not None
+            done = self.on_stage("converged trajectories to search on", 1)
+            path = converged_path(
+                backend, self.calibration.spec, spec.reference_steps, spec.closed_form_images, shape, spec.batch_size,
+                cache=self.folder,
+            )  # fmt: skip
+            done()
+            self._search = Search(backend, self.calibration, path, batch_size=spec.batch_size, on_stage=self.on_stage)
+        return self._search
 
     def fitted(self, cost: float, *, shared: bool) -> Schedule | None:
         """The best schedule of at most that cost, found and fitted; None where nothing is as cheap."""

@@ -25,6 +25,7 @@ from ddt_accel.schedule import Schedule
 from ddt_accel.solver.solve import Method, Statistics, schedule_with, solve_curve
 from ddt_accel.solver.split import split, split_with
 from ddt_accel.spec import SamplingSpec
+from ddt_accel.stages import OnStage
 
 STEPS = (4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 18, 20, 24, 28, 32, 36, 42, 50)
 # Time shifts that are tried, relative to the calibrated one.
@@ -66,9 +67,11 @@ class Pattern:
             moved = _moved(self.unconditional_steps, first + 1, count)
             found += [change(self, unconditional_steps=steps) for steps in moved]
         for factor in (STEP_OF_SHIFT, 1 / STEP_OF_SHIFT):
-            spec = change(self.spec, timeshift=round(self.spec.timeshift * factor, 3))
+            spec = _shifted(self.spec, factor)
             # The guided steps may be others there.
-            if self.unconditional_steps is None or (spec.guidance_weights == self.spec.guidance_weights).all():
+            if spec is not None and (
+                self.unconditional_steps is None or (spec.guidance_weights == self.spec.guidance_weights).all()
+            ):
                 found.append(change(self, spec=spec))
         if len(self.refresh_steps) < count:
             found.append(change(self, sources=5 - self.sources))
@@ -119,7 +122,7 @@ class Search:
         path: ConvergedPath,
         *,
         batch_size: int,
-        on_stage: Callable[[str, int], Callable[[], None]],
+        on_stage: OnStage,
     ) -> None:
         self.calibration, self.on_stage = calibration, on_stage
         self.jury = Jury(backend, calibration, path, batch_size)
@@ -159,33 +162,36 @@ def starts(
     *,
     shared: bool = True,
     unshared: bool = True,
+    worth_it: bool = True,
 ) -> list[Pattern]:
     """Patterns to start a search from, on grids of so many `steps` at some time shifts, by second-order
-    Adams–Bashforth: those that run the encoder at every step, and the exact program's that share its runs."""
+    Adams–Bashforth: those that run the encoder at every step, and the exact program's that share its runs.
+
+    With `worth_it` only those of two encoder runs in five steps: with fewer, fewer steps are better.
+    """
     own, found = calibration.spec, []
     for count in steps:
         for shift in SHIFTS:
-            timeshift = round(own.timeshift * shift, 3)
-            spec = dataclasses.replace(own, num_steps=count, solver="ab2", last_step=None, timeshift=timeshift)
-            if unshared:
+            spec = _shifted(dataclasses.replace(own, num_steps=count, solver="ab2", last_step=None), shift)
+            if spec is not None and unshared:
                 found.append(Pattern(spec=spec, refresh_steps=tuple(range(count))))
-            if shared:
-                found += _solved(calibration, spec, affordable)
+            if spec is not None and shared:
+                found += _solved(calibration, spec, affordable, least=0.4 * count if worth_it else 0.0)
     return found
 
 
-def _solved(calibration: Calibration, spec: SamplingSpec, affordable: Callable[[Schedule], bool]) -> list[Pattern]:
-    """Of the most affordable encoder runs on a grid, with common refreshes, and with branches that have their own.
-
-    Fewer runs than two in five steps are not worth it: fewer steps are better then.
-    """
-    if spec.num_steps < POINTS or spec.num_steps > calibration.spec.num_steps:
+def _solved(
+    calibration: Calibration, spec: SamplingSpec, affordable: Callable[[Schedule], bool], least: float
+) -> list[Pattern]:
+    """Of the most affordable encoder runs on a grid, at least so many, with common refreshes, and with branches that
+    have their own."""
+    if spec.num_steps < 2 or not POINTS <= calibration.spec.num_steps >= spec.num_steps:
         return []
     statistics, found = _statistics(calibration, spec), []
     for centred in (True, False):
         method = Method(centred=centred)
         curve = [schedule for schedule, _ in solve_curve(statistics, spec.num_steps - 1, method)]
-        enough = [schedule for schedule in curve if 5 * schedule.budget >= 2 * spec.num_steps and affordable(schedule)]
+        enough = [schedule for schedule in curve if schedule.budget >= least and affordable(schedule)]
         for schedule in enough[-1:]:
             found.append(Pattern(spec=spec, refresh_steps=schedule.refresh_steps, centred=centred))
             if not centred and (spec.guidance_weights != 1.0).any():
@@ -195,7 +201,16 @@ def _solved(calibration: Calibration, spec: SamplingSpec, affordable: Callable[[
     return found
 
 
-@lru_cache(maxsize=256)
+def _shifted(spec: SamplingSpec, factor: float) -> SamplingSpec | None:
+    """With so many times the time shift; None where that is out of range."""
+    try:
+        # Rounded, so that up and down again is where it was.
+        return dataclasses.replace(spec, timeshift=float(f"{spec.timeshift * factor:.4g}"))
+    except ConfigError:
+        return None
+
+
+@lru_cache(maxsize=64)
 def _statistics(calibration: Calibration, spec: SamplingSpec) -> Statistics:
     return resample(calibration, spec)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
@@ -25,6 +25,7 @@ from ddt_accel.schedule import FITTED, Schedule
 from ddt_accel.solver.solve import OBJECTIVES, Method, Statistics, solve_curve
 from ddt_accel.solver.solve import PUBLISHED as PUBLISHED_METHOD
 from ddt_accel.spec import SamplingSpec
+from ddt_accel.stages import OnStage
 
 UNSHARED, UNIFORM, PUBLISHED, SOLVED, GIVEN = "unshared", "uniform", "published", "solved", "given"
 # The limit that trajectories are compared with has this many times their steps.
@@ -86,12 +87,12 @@ def conduct(
     curve_images: int,
     seed: int,
     batch_size: int,
-    progress: Callable[[str, int], Callable[[], None]],
+    on_stage: OnStage,
     others: Mapping[str, Schedule] | None = None,
 ) -> Study:
     """Measures all budgets, then the schedule beside unshared, uniform, the published method, fewer steps and others.
 
-    `progress(label, total)` opens a bar and returns what advances it. Raises MismatchError where the images were
+    `on_stage` is called with what comes next and how many steps it takes. Raises MismatchError where the images were
     calibrated on: what is reported must hold for images that no statistic has seen.
     """
     if num_images < 2 or curve_images < 2 or batch_size < 1:
@@ -121,7 +122,7 @@ def conduct(
     def go(
         schedules: dict[str, Schedule], images: int, batch: int, label: str
     ) -> tuple[list[Measurement], dict[str, Tensor]]:
-        advance = progress(label, -(-images // batch) * len(schedules))
+        advance = on_stage(label, -(-images // batch) * len(schedules))
         return measure(
             backend,
             schedules,
@@ -160,7 +161,7 @@ def conduct(
     limits: dict[str, list[float | None]] = {}
     limit = schedule.spec if schedule.is_fitted else spec
     if limit.solver != "sde":
-        done = progress("measuring the converged trajectory", 1)
+        done = on_stage("measuring the converged trajectory", 1)
         ends = converged_ends(backend, limit, CONVERGED * spec.num_steps, first, latent_shape, batch_size)
         pixels = is_pixel_space(backend.config)
         for name, found in latents.items():
