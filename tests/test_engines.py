@@ -13,12 +13,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddt_accel import export, load_model, open_backend
+from ddt_accel import SamplingSpec, Schedule, draw_noise, export, load_model, open_backend, sample
 from ddt_accel.artifacts import read_arrays
-from ddt_accel.backends.manifest import Manifest
+from ddt_accel.backends.manifest import REFERENCE_FORMAT, REFERENCE_NAME, REFERENCE_VERSION, Engine, Manifest
 from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel.backends.tensorrt import check_engine
 from ddt_accel.backends.tensors import Cut, tensor_table
-from ddt_accel.errors import ConfigError, DependencyError, ParityError
+from ddt_accel.errors import ConfigError, DependencyError, MismatchError, ParityError
 from ddt_accel.exporting import export as exporting
 from ddt_accel.exporting.engines import EngineOptions, build_engine, find_library
 from ddt_accel.exporting.networks import DecoderNetwork, EncoderNetwork
@@ -51,7 +52,7 @@ def test_engines_say_what_they_are(engines) -> None:
     assert (manifest.format, manifest.precision, manifest.cache, manifest.sources) == (
         "tensorrt", "bf16", "modulations", 2
     )  # fmt: skip
-    assert set(manifest.files) == {"encoder.engine", "decoder.engine", exporting.REFERENCE_NAME}
+    assert set(manifest.files) == {"encoder.engine", "decoder.engine", REFERENCE_NAME}
     engine = manifest.engine
     assert (engine.library, engine.version, engine.gpu) == (library.name, library.version, None)
     assert engine.batches == ((1, 2, 4),)
@@ -76,9 +77,52 @@ def test_products_are_in_the_precision_that_was_asked_for(engines) -> None:
 
 
 @builds
-def test_engines_are_not_mistaken_for_onnx(engines) -> None:
-    with pytest.raises(ConfigError, match="tensorrt-rtx"):
+def test_engines_need_a_gpu(engines) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ConfigError, match="NVIDIA GPU"):
         open_backend(engines)
+
+
+@builds
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_engines_draw_the_pictures_that_pytorch_draws(engines) -> None:
+    """Verified at the first opening, and on a guided trajectory with forecasts from both branches' own refreshes."""
+    backend = open_backend(engines)
+    assert 0 < Manifest.load(engines).engine.verified < exporting.TOLERANCE["bf16"]
+    spec = SamplingSpec(num_steps=8, solver="ab2")
+    schedule = Schedule(
+        spec=spec, refresh_steps=(0, 2, 5), forecasts={3: ((0, -0.4), (2, 1.4)), 6: ((5, 1.0),)},
+        unconditional_steps=(2, 4), unconditional_forecasts={6: ((2, -1.0), (4, 2.0))},
+    )  # fmt: skip
+    noise, labels = draw_noise((3, 32, 32), seed=4, indices=range(2)), torch.tensor([1, 7])
+    expected = sample(load_model("cifar10"), schedule, noise, labels)
+    got = sample(backend, schedule, noise, labels).cpu()
+    assert (got - expected).norm() < 0.05 * expected.norm()
+    with pytest.raises(ConfigError, match="at most 4"):
+        sample(backend, schedule, draw_noise((3, 32, 32), seed=4, indices=range(9)), torch.zeros(9, dtype=torch.int64))
+
+
+ENGINE = Engine(
+    library="tensorrt", version="10.9.0", gpu="sm_90", batches=((1, 8, 32),), version_compatible=False,
+    hardware_compatible=False, products={}, verified=None,
+)  # fmt: skip
+
+
+def test_engines_of_another_version_or_gpu_are_refused() -> None:
+    check_engine(ENGINE, "10.9.0", "sm_90")
+    with pytest.raises(MismatchError, match=r"10\.9\.0.*10\.10\.1"):
+        check_engine(ENGINE, "10.10.1", "sm_90")
+    with pytest.raises(MismatchError, match=r"sm_90.*sm_86"):
+        check_engine(ENGINE, "10.9.0", "sm_86")
+    with pytest.raises(ConfigError, match="NVIDIA GPU"):
+        check_engine(ENGINE, "10.9.0", None)
+    portable = dataclasses.replace(ENGINE, version_compatible=True, hardware_compatible=True)
+    check_engine(portable, "10.10.1", "sm_86")
+    with pytest.raises(MismatchError):
+        check_engine(portable, "11.0.0", "sm_86")
+    check_engine(dataclasses.replace(ENGINE, gpu=None), "10.9.0", "sm_120")
 
 
 @pytest.mark.parametrize("cache", ["modulations", "state"])
@@ -174,9 +218,7 @@ def test_every_cut_can_be_built(model, tmp_path, precision: str, cache: str, sou
     assert Manifest.load(tmp_path / "made") == manifest
     assert manifest.engine.batches == options.batches
     assert any(label.startswith("encoder: ") and total > 1 for label, total in stages)
-    _, arrays = read_arrays(
-        tmp_path / "made" / exporting.REFERENCE_NAME, exporting.REFERENCE_FORMAT, exporting.REFERENCE_VERSION
-    )
+    _, arrays = read_arrays(tmp_path / "made" / REFERENCE_NAME, REFERENCE_FORMAT, REFERENCE_VERSION)
     points = reference_points(model, SHAPE, sources=sources, cache=cache)
     np.testing.assert_allclose(arrays["velocity"], points.velocity, atol=1e-5)
 
@@ -235,7 +277,7 @@ def test_from_the_command_line(cli, workspace) -> None:
     assert "tensorrt-rtx" in explained.out
     explained = cli("inspect", workspace / "engines" / "decoder.engine")
     assert explained.code == 0, explained.err
-    explained = cli("inspect", workspace / "engines" / exporting.REFERENCE_NAME)
+    explained = cli("inspect", workspace / "engines" / REFERENCE_NAME)
     assert "velocity" in explained.out
     for wrong in (["--batch", "x"], ["--cache", "x"], ["--sources", 9], ["--engine", "onnx"], ["--precision", "int8"],
                   ["--optimization-level", 9], ["--workspace-gib", 0], ["--workspace-gib", "inf"],

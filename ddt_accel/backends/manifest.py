@@ -14,6 +14,14 @@ from ddt_accel.networks.config import DDTConfig
 
 FORMAT, VERSION = "ddt-accel export", 2
 FILE_NAME = "manifest.json"
+# The largest error, relative to the largest value of the output, that an export may have; and what to try beyond it.
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 8e-2}
+WIDER = {"bf16": "fp16", "fp16": "fp32"}
+# What engines are verified with at their first run (`exporting.reference`).
+REFERENCE_NAME = "reference.safetensors"
+REFERENCE_FORMAT, REFERENCE_VERSION = "ddt-accel export reference", 1
+# The Python packages of the libraries, by preference: TensorRT is faster where it is installed and finds a GPU.
+ENGINE_LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _READY = ".export-ready"
 
 

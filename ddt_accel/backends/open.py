@@ -6,18 +6,16 @@ from pathlib import Path
 
 from ddt_accel.backends.manifest import Manifest
 from ddt_accel.backends.ort import OnnxRuntimeBackend
-from ddt_accel.errors import ConfigError
+from ddt_accel.backends.tensorrt import TensorRTBackend
 
 
-def open_backend(out_dir: str | Path, *, device: str = "cpu") -> OnnxRuntimeBackend:
-    """Opens what `export` wrote, every file verified against the manifest, on "cpu" or "cuda".
+def open_backend(out_dir: str | Path, *, device: str = "cpu") -> OnnxRuntimeBackend | TensorRTBackend:
+    """Opens what `export` wrote, every file verified against the manifest: ONNX files on "cpu" or "cuda", engines on
+    the current GPU.
 
     Raises ArtifactError for a folder without a whole export, DependencyError where the runtime is not installed.
     """
     manifest = Manifest.load(Path(out_dir))
-    if (engine := manifest.engine) is not None:
-        raise ConfigError(
-            f"{out_dir} holds engines of {engine.library}; this version builds them, but cannot run them yet: export "
-            "to ONNX, or run with PyTorch."
-        )
+    if manifest.engine is not None:
+        return TensorRTBackend(out_dir, manifest=manifest)
     return OnnxRuntimeBackend(out_dir, device=device, manifest=manifest)

@@ -179,14 +179,14 @@ def _kind(path: Path) -> str | None:
 def _arrays(path: Path, kind: str) -> dict[str, Any]:
     """Mean modulations, converged trajectories, a fit that was interrupted, what engines are verified with."""
     from ddt_accel.artifacts import read_arrays
+    from ddt_accel.backends import manifest
     from ddt_accel.errors import ArtifactError
     from ddt_accel.evaluation import converged
-    from ddt_accel.exporting import export
     from ddt_accel.fitting import fit
     from ddt_accel.schedule import MEANS_FORMAT, MEANS_VERSION
 
     versions = {
-        export.REFERENCE_FORMAT: export.REFERENCE_VERSION,
+        manifest.REFERENCE_FORMAT: manifest.REFERENCE_VERSION,
         MEANS_FORMAT: MEANS_VERSION,
         converged.FORMAT: converged.VERSION,
         fit.FORMAT: fit.VERSION,

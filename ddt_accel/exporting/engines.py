@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from ddt_accel.artifacts import write_atomic
+from ddt_accel.backends.manifest import ENGINE_LIBRARIES
+from ddt_accel.backends.tensorrt import gpu
 from ddt_accel.backends.tensors import TensorSpec
 from ddt_accel.errors import ArtifactError, ConfigError, DependencyError
 from ddt_accel.stages import OnStage
 
-# By preference: TensorRT is faster where it is installed and finds a GPU.
-LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 GIB = 1 << 30
 MAX_BATCH, MAX_WORKSPACE_GIB = 4096, 4096
 
@@ -42,8 +42,8 @@ class EngineOptions:
     timing_cache: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.engine not in ("auto", *LIBRARIES):
-            raise ConfigError(f"engine is {self.engine!r}; choose one of auto, {', '.join(LIBRARIES)}.")
+        if self.engine not in ("auto", *ENGINE_LIBRARIES):
+            raise ConfigError(f"engine is {self.engine!r}; choose one of auto, {', '.join(ENGINE_LIBRARIES)}.")
         if not self.batches or not all(len(b) == 3 and 1 <= b[0] <= b[1] <= b[2] <= MAX_BATCH for b in self.batches):
             raise ConfigError(
                 f"batches are {self.batches}; give min:opt:max with 1 ≤ min ≤ opt ≤ max ≤ {MAX_BATCH}, such as 1:8:32."
@@ -81,11 +81,11 @@ class Library:
 
 def find_library(engine: str) -> Library:
     """The library that is asked for; for "auto" the first that is installed, TensorRT only where it finds a GPU."""
-    wanted = list(LIBRARIES) if engine == "auto" else [engine]
+    wanted = list(ENGINE_LIBRARIES) if engine == "auto" else [engine]
     without_gpu = ""
     for name in wanted:
         try:
-            module = importlib.import_module(LIBRARIES[name])
+            module = importlib.import_module(ENGINE_LIBRARIES[name])
         except ImportError:
             continue
         library = Library(name=name, version=str(module.__version__), module=module)
@@ -97,13 +97,6 @@ def find_library(engine: str) -> Library:
         + "`pip install 'ddt-accel[trt]'` brings tensorrt, 'ddt-accel[trt-rtx]' TensorRT for RTX, which builds engines "
         "without a GPU."
     )
-
-
-def gpu() -> str | None:
-    """The architecture of the GPU at hand, as "sm_90"; None without one."""
-    import torch
-
-    return "sm_{}{}".format(*torch.cuda.get_device_capability()) if torch.cuda.is_available() else None
 
 
 def build_engine(

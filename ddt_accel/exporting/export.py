@@ -11,10 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from ddt_accel.artifacts import sha256_of, write_arrays
-from ddt_accel.backends.manifest import Engine, Manifest, finish_publication, publish
+from ddt_accel.backends.manifest import (
+    REFERENCE_FORMAT,
+    REFERENCE_NAME,
+    REFERENCE_VERSION,
+    TOLERANCE,
+    WIDER,
+    Engine,
+    Manifest,
+    finish_publication,
+    publish,
+)
+from ddt_accel.backends.tensorrt import gpu
 from ddt_accel.backends.tensors import Cut, as_lists, tensor_table
 from ddt_accel.errors import ArtifactError, ConfigError, ParityError
-from ddt_accel.exporting.engines import EngineOptions, build_engine, find_library, gpu
+from ddt_accel.exporting.engines import EngineOptions, build_engine, find_library
 from ddt_accel.exporting.networks import DecoderNetwork, EncoderNetwork, in_precision
 from ddt_accel.exporting.onnx import OPSET, parity, versions, write_network
 from ddt_accel.exporting.reference import Reference, reference_points
@@ -22,12 +33,6 @@ from ddt_accel.networks.ddt import DDT
 from ddt_accel.stages import OnStage, silent
 
 FORMATS = ("onnx", "tensorrt")
-# The largest error, relative to the largest value of the output, that an export may have.
-TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 8e-2}
-# What to try where a precision is not precise enough.
-WIDER = {"bf16": "fp16", "fp16": "fp32"}
-REFERENCE_NAME = "reference.safetensors"
-REFERENCE_FORMAT, REFERENCE_VERSION = "ddt-accel export reference", 1
 STAGING_PREFIX = ".export-staging-"
 
 

@@ -1,0 +1,171 @@
+"""The networks run by TensorRT, or by TensorRT for RTX, on PyTorch's buffers and stream.
+
+Nothing is copied: tensors are bound by address, and calls are queued on the current CUDA stream without waiting for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddt_accel.artifacts import read_arrays
+from ddt_accel.backends.manifest import (
+    ENGINE_LIBRARIES,
+    REFERENCE_FORMAT,
+    REFERENCE_NAME,
+    REFERENCE_VERSION,
+    TOLERANCE,
+    WIDER,
+    Engine,
+    Manifest,
+)
+from ddt_accel.backends.session import BoundSession
+from ddt_accel.errors import ArtifactError, ConfigError, DependencyError, MismatchError, ParityError
+
+
+def gpu() -> str | None:
+    """The architecture of the GPU at hand, as "sm_90"; None without one."""
+    return "sm_{}{}".format(*torch.cuda.get_device_capability()) if torch.cuda.is_available() else None
+
+
+def check_engine(engine: Engine, installed: str, architecture: str | None) -> None:
+    """Refuses engines of another version of their library, or for another GPU than the one at hand.
+
+    Raises MismatchError, or ConfigError where there is no GPU at all.
+    """
+    same_major = engine.version.split(".")[0] == installed.split(".")[0]
+    if engine.version != installed and not (engine.version_compatible and same_major):
+        raise MismatchError(
+            f"The engines were built by {engine.library} {engine.version}, and {installed} is installed; export anew."
+        )
+    if architecture is None:
+        raise ConfigError("Engines run on an NVIDIA GPU, and there is none here; export to ONNX, or run with PyTorch.")
+    if engine.gpu not in (None, architecture) and not engine.hardware_compatible:
+        raise MismatchError(
+            f"The engines were built for {engine.gpu}, and this GPU is {architecture}; export anew here, or with "
+            "--hardware-compatible there."
+        )
+
+
+class TensorRTBackend:
+    """A folder of engines, opened on the current GPU.
+
+    Engines that were never run are compared with what PyTorch has found at some points of a trajectory, and the result
+    goes into the manifest. Raises MismatchError for engines that are not for this library or GPU, ConfigError without a
+    GPU, ParityError where they compute something else.
+    """
+
+    def __init__(self, folder: str | Path, *, manifest: Manifest | None = None) -> None:
+        self.folder = Path(folder)
+        self.manifest = manifest or Manifest.load(self.folder)
+        engine = self.manifest.engine
+        if engine is None:
+            raise ConfigError(f"{self.folder} holds no engines; build them with `ddt-accel export --trt`.")
+        try:
+            self._trt: Any = importlib.import_module(ENGINE_LIBRARIES[engine.library])
+        except ImportError:
+            raise DependencyError(f"{engine.library} is not installed, which has built these engines.") from None
+        check_engine(engine, str(self._trt.__version__), gpu())
+        self.config, self.checkpoint_sha256 = self.manifest.config, self.manifest.checkpoint_sha256
+        self.name = f"{engine.library} {engine.version}, {self.manifest.precision}"
+        self.device = torch.device("cuda", torch.cuda.current_device())
+        self._logger = self._trt.Logger(self._trt.Logger.ERROR)
+        self._runtime = self._trt.Runtime(self._logger)
+        if engine.version_compatible and hasattr(self._runtime, "engine_host_code_allowed"):
+            self._runtime.engine_host_code_allowed = True  # its lean runtime, out of a file whose checksum is ours
+        self._engines = {name: self._deserialized(name) for name in ("encoder", "decoder")}
+        self._contexts: dict[tuple[str, int], Any] = {}
+        if engine.verified is None:
+            self._verify(engine)
+
+    def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int) -> BoundSession:
+        if latent_shape != self.manifest.latent_shape:
+            raise ConfigError(
+                f"Latents of shape {list(latent_shape)}: these engines are for {list(self.manifest.latent_shape)}."
+            )
+        return BoundSession(self, batch, slots)
+
+    def bind(self, network: str, tensors: dict[str, Tensor]) -> Callable[[], None]:
+        """See `backends.session.Runner`."""
+        engine, context = self._engines[network], self._context(network, len(next(iter(tensors.values()))))
+        inputs = {name for name in tensors if engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT}
+        bound = [(name, tuple(tensor.shape), tensor.data_ptr(), name in inputs) for name, tensor in tensors.items()]
+
+        def call() -> None:
+            for name, shape, address, is_input in bound:
+                if is_input:
+                    context.set_input_shape(name, shape)
+                context.set_tensor_address(name, address)
+            if not context.execute_async_v3(torch.cuda.current_stream(self.device).cuda_stream):
+                raise ArtifactError(f"The {network} engine in {self.folder} does not run; export anew.")
+
+        return call
+
+    def _context(self, network: str, rows: int) -> Any:
+        """An execution context of the profile for so many rows; each has its own working memory, so there are few."""
+        profile = self._profile(rows)
+        if (network, profile) not in self._contexts:
+            context = self._engines[network].create_execution_context()
+            stream = torch.cuda.current_stream(self.device)
+            context.set_optimization_profile_async(profile, stream.cuda_stream)
+            stream.synchronize()
+            self._contexts[network, profile] = context
+        return self._contexts[network, profile]
+
+    def _profile(self, rows: int) -> int:
+        """The profile for so many rows that is made for the nearest number of them."""
+        assert self.manifest.engine is not None
+        profiles = self.manifest.engine.batches
+        fitting = [k for k, (least, _, most) in enumerate(profiles) if least <= rows <= 2 * most]
+        if not fitting:
+            most = max(profile[2] for profile in profiles)
+            raise ConfigError(
+                f"{rows} rows at once, and these engines take at most {most} images, twice with guidance; sample in "
+                f"batches of {most}, or export with a larger --batch."
+            )
+        return min(fitting, key=lambda k: abs(2 * profiles[k][1] - rows))
+
+    def _deserialized(self, network: str) -> Any:
+        path = self.folder / f"{network}.engine"
+        engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if engine is None:
+            raise ArtifactError(f"{path} cannot be loaded by {self.name}; export anew.")
+        return engine
+
+    def _verify(self, engine: Engine) -> None:
+        """Compares with the reference points, and writes down how far the engines are from them."""
+        _, points = read_arrays(self.folder / REFERENCE_NAME, REFERENCE_FORMAT, REFERENCE_VERSION)
+        expected = torch.from_numpy(points["velocity"])
+        got = torch.cat([self._at(points, p) for p in range(len(expected))])
+        error = float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+        limit = TOLERANCE[self.manifest.precision]
+        if not error <= limit:
+            wider = WIDER.get(self.manifest.precision)
+            raise ParityError(
+                f"The engines are {error:.2e} away from PyTorch in float32, and {self.manifest.precision} allows "
+                f"{limit:.0e}; {f'export with --precision {wider}' if wider else 'please report it'}."
+            )
+        self.manifest = dataclasses.replace(self.manifest, engine=dataclasses.replace(engine, verified=error))
+        self.manifest.save(self.folder)
+
+    def _at(self, points: dict[str, Any], p: int) -> Tensor:
+        """The velocity [1, C, H, W] at one of the points: its refreshes encoded, forecast from, and decoded."""
+        count = len(points["refresh_times"])
+        session = self.open(1, self.manifest.latent_shape, count + 1)
+        rows = slice(0, 1)
+        session.labels[rows] = int(points["labels"][p])
+        for s in range(count):
+            session.latents[rows] = torch.from_numpy(points["refresh_latents"][s, p]).to(self.device)
+            session.times[rows] = float(points["refresh_times"][s, p])
+            session.encode(s, rows)
+        constant = torch.from_numpy(points["constant"][p]).to(self.device)
+        session.forecast(count, list(enumerate(points["weights"][p].tolist())), constant, rows)
+        session.latents[rows] = torch.from_numpy(points["latents"][p]).to(self.device)
+        session.decode(count, rows)
+        return session.velocity[rows].cpu()
