@@ -41,7 +41,7 @@ def bench(
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     calibration: Annotated[Path | None, typer.Option(help="A calibration file.")] = None,
     schedule: Annotated[Path | None, typer.Option(help="A schedule file, or the name of a shipped one.")] = None,
-    backend: Annotated[str, typer.Option(help="onnx (the workspace's export) or torch.")] = "onnx",
+    backend: Annotated[str, typer.Option(help="onnx or trt (the workspace's export), or torch.")] = "onnx",
     export_folder: Annotated[Path | None, typer.Option("--export", help="An export folder.")] = None,
     model: ModelOption = None,
     config: ConfigOption = None,

@@ -37,7 +37,7 @@ def plan(
     ] = None,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     calibration: Annotated[Path | None, typer.Option(help="A calibration file, of a fine grid.")] = None,
-    backend: Annotated[str, typer.Option(help="onnx (the workspace's export) or torch.")] = "torch",
+    backend: Annotated[str, typer.Option(help="onnx or trt (the workspace's export), or torch.")] = "torch",
     export_folder: Annotated[Path | None, typer.Option("--export", help="An export folder.")] = None,
     model: ModelOption = None,
     config: ConfigOption = None,

@@ -129,7 +129,7 @@ def sample(
     full: Annotated[bool, typer.Option("--full", help="Run the encoder at every step, for comparison.")] = False,
     steps_wanted: Annotated[int | None, typer.Option("--steps", help="Refuse a schedule for other steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Refuse a schedule for other guidance.")] = None,
-    backend: Annotated[str, typer.Option(help="onnx (the workspace's export) or torch.")] = "onnx",
+    backend: Annotated[str, typer.Option(help="onnx or trt (the workspace's export), or torch.")] = "onnx",
     export_folder: Annotated[Path | None, typer.Option("--export", help="An export folder.")] = None,
     model: ModelOption = None,
     config: ConfigOption = None,
@@ -222,8 +222,9 @@ def open_networks(place: Workspace, backend: str, folder: Path | None, said: dic
     from ddt_accel.errors import ConfigError, MismatchError
 
     check_device(device)
-    if backend == "onnx":
-        engines = open_backend(folder or place.export_path, device=device)
+    if backend in ("onnx", "trt"):
+        made = place.export_path if backend == "onnx" else place.engines_path
+        engines = open_backend(folder or made, device=device)
         told = engines.manifest
         if said:
             chosen = place.load_model(said).source
@@ -234,7 +235,7 @@ def open_networks(place: Workspace, backend: str, folder: Path | None, said: dic
                 )
         return Opened(backend=engines, name=told.model, latent_shape=told.latent_shape, class_names=told.class_names)
     if backend != "torch":
-        raise ConfigError(f"--backend is {backend!r}; choose onnx or torch.")
+        raise ConfigError(f"--backend is {backend!r}; choose onnx, trt or torch.")
     network = place.load_model(said).to(device)
     source = network.source
     if source is None or source.latent_shape is None:
