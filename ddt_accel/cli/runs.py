@@ -48,7 +48,7 @@ def export(
         str, typer.Option(help="What is kept between refreshes: modulations; or state, smaller, with --sources.")
     ] = "modulations",
     sources: Annotated[
-        int | None, typer.Option(help="States that an engine's forecasts are made from: 1 to 3.")
+        int | None, typer.Option(help="Forecast inside the decoder, from 1 to 3 states; engines do, from 2.")
     ] = None,
     engine: Annotated[
         str, typer.Option(help="tensorrt, which needs the GPU; tensorrt-rtx, which builds without; or auto.")
