@@ -1,0 +1,170 @@
+"""Seconds per image beside what a user would run instead: the published implementation, shared or not, and fewer steps.
+
+The same weights, the same noise, the same sampling, one batch after the other through all contestants in turn, in one
+process. The published implementation is run as it is from a clone of github.com/MCG-NJU/DDT: its own network and its
+own sampler, given the refresh steps that its dynamic program finds from our calibration (its own needs a GPU), eager
+and with `--compile` under torch.compile. Ours are the torch backend and, on a CPU, ONNX Runtime. Also prints how much
+of our time the measured parts leave unexplained.
+
+Usage: python benchmarks/peers.py --published CLONE [--model NAME] [--device cuda] [--batch 8] [--rounds 5] [--out FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddt_accel import SamplingSpec, Schedule, calibrate, draw_labels, draw_noise, export, load_model, open_backend
+from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel.evaluation.benchmark import Clock, TimedBackend, synchronize
+from ddt_accel.evaluation.fidelity import psnr, to_images
+from ddt_accel.networks.ddt import DDT
+from ddt_accel.report.study import processor
+from ddt_accel.sampling.backend import Backend
+from ddt_accel.sampling.program import compile_program
+from ddt_accel.sampling.trajectory import run
+from ddt_accel.solver.solve import PUBLISHED, solve_curve
+
+SEED = 1
+Sampler = Callable[[Tensor, Tensor], Tensor]
+
+
+def published(clone: Path, model: DDT, schedule: Schedule, *, compiled: bool, autocast: bool) -> Sampler:
+    """Its network with our weights, and its sampler with the schedule's refresh steps."""
+    sys.path.insert(0, str(clone))
+    from src.diffusion.base.guidance import simple_guidance_fn
+    from src.diffusion.flow_matching.scheduling import LinearScheduler
+    from src.diffusion.stateful_flow_matching.sharing_sampling import EulerSampler
+    from src.models.denoiser import decoupled_improved_dit
+
+    config, spec, device = model.config, schedule.spec, model.final_layer.linear.weight.device
+    network: Any = decoupled_improved_dit.DDT(**dataclasses.asdict(config)).to(device).eval()
+    network.load_state_dict(model.state_dict())
+    sampler = EulerSampler(
+        scheduler=LinearScheduler(), guidance_fn=simple_guidance_fn, num_steps=spec.num_steps, guidance=spec.guidance,
+        guidance_interval_min=spec.guidance_interval[0], guidance_interval_max=spec.guidance_interval[1],
+        timeshift=spec.timeshift, last_step=spec.last_step, state_refresh_rate=spec.num_steps / schedule.budget,
+    )  # fmt: skip
+    sampler.recompute_timesteps = list(schedule.refresh_steps)
+    if compiled:
+        network = torch.compile(network)
+
+    @torch.inference_mode()
+    def draw(noise: Tensor, labels: Tensor) -> Tensor:
+        null = torch.full_like(labels, config.num_classes)
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            drawn: Tensor = sampler(network, noise.to(device), labels.to(device), null.to(device))
+        return drawn.float().cpu()
+
+    return draw
+
+
+def ours(backend: Backend, schedule: Schedule, clock: Clock) -> Sampler:
+    program = compile_program(schedule)
+
+    def draw(noise: Tensor, labels: Tensor) -> Tensor:
+        return run(TimedBackend(backend, clock), program, noise, labels).cpu()
+
+    return draw
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--published", type=Path, required=True, help="a clone of github.com/MCG-NJU/DDT")
+    parser.add_argument("--model", default="cifar10")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--budget", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+
+    model = load_model(arguments.model).to(arguments.device)
+    assert model.source is not None
+    assert model.source.latent_shape is not None
+    shape, spec = model.source.latent_shape, SamplingSpec(num_steps=arguments.steps)
+    calibration = calibrate(model, spec, num_samples=8)
+    full = Schedule.full(spec)
+    held = solve_curve(calibration, arguments.budget, PUBLISHED)[-1][0]
+    solved = solve_curve(calibration, arguments.budget)[-1][0]
+    on_gpu = arguments.device != "cpu"
+    backends: dict[str, Backend] = {"torch": TorchBackend(model)}
+    if not on_gpu:
+        folder = tempfile.TemporaryDirectory()
+        export(model, folder.name)
+        backends["ONNX Runtime"] = open_backend(folder.name)
+    contestants: dict[str, Sampler] = {}
+    for compiled in (False, True) if arguments.compile else (False,):
+        kind = "compiled" if compiled else "eager"
+        for name, schedule in (("unshared", full), ("its sharing", held)):
+            contestants[f"published, {kind}, {name}"] = published(
+                arguments.published, model, schedule, compiled=compiled, autocast=on_gpu
+            )
+    clocks: dict[str, Clock] = {}
+    for backend_name, backend in backends.items():
+        for name, schedule in (("unshared", full), ("its refresh steps, held", held), ("default", solved)):
+            clock = clocks[f"ours, {backend_name}, {name}"] = Clock()
+            contestants[f"ours, {backend_name}, {name}"] = ours(backend, schedule, clock)
+
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    decibels: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(arguments.rounds + 1):
+        images = range(turn * arguments.batch, (turn + 1) * arguments.batch)
+        noise = draw_noise(shape, seed=SEED, indices=images)
+        labels = draw_labels(model.config.num_classes, seed=SEED, indices=images)
+        ends: dict[str, Tensor] = {}
+        order = list(contestants)
+        for name in order[turn % len(order) :] + order[: turn % len(order)]:
+            synchronize(torch.device(arguments.device))
+            started = time.perf_counter()
+            ends[name] = contestants[name](noise, labels)
+            taken = (time.perf_counter() - started) / arguments.batch
+            if turn:  # the first warms up
+                seconds[name].append(taken)
+        if turn == 0:
+            for clock in clocks.values():
+                clock.encoder_seconds = clock.decoder_seconds = clock.forecast_seconds = 0.0
+            continue
+        for name, end in ends.items():
+            values = psnr(to_images(end), to_images(ends["published, eager, unshared"]))
+            decibels[name] += np.minimum(values, 99.0).tolist()
+
+    base = float(np.mean(seconds["published, eager, unshared"]))
+    conditions = (
+        f"{arguments.model}, {arguments.steps} steps, {arguments.budget} encoder runs, guidance {spec.guidance:g} on "
+        f"{spec.guidance_interval}, batch {arguments.batch}, {arguments.rounds} rounds, torch {torch.__version__}; "
+        f"{torch.cuda.get_device_name() if on_gpu else processor()}"
+    )
+    print(conditions, end="\n\n")
+    print("| contestant | ms per image | × published unshared | dB to it | not in its parts |\n|---|---|---|---|---|")
+    rows = []
+    for name, taken in seconds.items():
+        mean = float(np.mean(taken))
+        clock = clocks.get(name, Clock())
+        images_drawn = arguments.rounds * arguments.batch
+        parts = (clock.encoder_seconds + clock.decoder_seconds + clock.forecast_seconds) / images_drawn
+        gap = mean / parts - 1 if parts else None
+        row = {"contestant": name, "seconds": taken, "speedup": base / mean, "psnr": float(np.mean(decibels[name])),
+               "gap": gap}  # fmt: skip
+        rows.append(row)
+        told = f"{gap:.1%}" if gap is not None else "–"
+        print(f"| {name} | {1e3 * mean:.1f} | {base / mean:.2f} | {row['psnr']:.1f} | {told} |")
+    if arguments.out:
+        arguments.out.write_text(json.dumps({"conditions": conditions, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
