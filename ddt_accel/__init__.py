@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ddt_accel.backends.open import open_backend
     from ddt_accel.backends.sample import sample
+    from ddt_accel.backends.sampler import Sampler
     from ddt_accel.calibration.calibrate import calibrate
     from ddt_accel.calibration.statistics import Calibration
     from ddt_accel.exporting.export import export
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Calibration": "calibration.statistics",
+    "Sampler": "backends.sampler",
     "SamplingSpec": "spec",
     "Schedule": "schedule",
     "calibrate": "calibration.calibrate",
@@ -44,6 +46,7 @@ _HOMES = {
 
 __all__ = [
     "Calibration",
+    "Sampler",
     "SamplingSpec",
     "Schedule",
     "calibrate",

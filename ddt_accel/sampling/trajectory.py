@@ -43,7 +43,6 @@ class Trajectory:
         self._velocity_slots, self._modulation_slots = _plan(program)
         slots = 1 + max(self._modulation_slots.values())
         self.session = session = backend.open(self.batch, (noise.shape[1], noise.shape[2], noise.shape[3]), slots)
-        session.labels[: self.batch] = labels
         session.labels[self.batch :] = backend.config.num_classes
         self._velocities = noise.new_empty(
             (1 + max(self._velocity_slots.values()), *noise.shape), device=backend.device
@@ -58,6 +57,13 @@ class Trajectory:
         if any(len(constant) != wanted for constant in self._constants.values()):
             raise MismatchError(f"The schedule's mean modulations are not the {wanted} values of this network.")
         self.latents, self._copy = session.latents[: self.batch], session.latents[self.batch :]
+        self._backend = backend
+        self.start(noise, labels)
+
+    def start(self, noise: Tensor, labels: Tensor) -> None:
+        """Back to the beginning, from other noise for other labels; a batch as large as the first."""
+        noise, labels = _checked(self._backend, noise, labels)
+        self.session.labels[: self.batch] = labels
         self.latents.copy_(noise)
 
     def step(self, k: int) -> None:
@@ -111,6 +117,17 @@ class Trajectory:
             return [(conditional, slice(0, 2 * batch))]
         return [(conditional, slice(0, batch)), (unconditional, slice(batch, 2 * batch))]
 
+    def end(self) -> Tensor:
+        """A copy of the latents; raises NumericsError where they are NaN or infinite."""
+        latents = self.latents.clone()
+        if not torch.isfinite(latents).all():
+            broken = int((~torch.isfinite(latents)).flatten(1).any(1).sum())
+            raise NumericsError(
+                f"{broken} of {len(latents)} trajectories ended in NaN or infinity on {self._backend.name}; try fp32, "
+                "a smaller guidance, or a schedule with more encoder runs."
+            )
+        return latents
+
     def snapshot(self) -> tuple[Tensor, Tensor]:
         """All that the coming steps of an unshared trajectory depend on, for `restore`."""
         return self.latents.clone(), self._velocities.clone()
@@ -138,14 +155,7 @@ def run(
         trajectory.step(k)
         if watch is not None:
             watch(k)
-    latents = trajectory.latents.clone()
-    if not torch.isfinite(latents).all():
-        broken = int((~torch.isfinite(latents)).flatten(1).any(1).sum())
-        raise NumericsError(
-            f"{broken} of {len(latents)} trajectories ended in NaN or infinity on {backend.name}; try fp32, a smaller "
-            "guidance, or a schedule with more encoder runs."
-        )
-    return latents
+    return trajectory.end()
 
 
 def _plan(program: Program) -> tuple[dict[int, int], dict[int, int]]:

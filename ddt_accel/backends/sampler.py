@@ -1,0 +1,117 @@
+"""`Sampler`: a backend and a schedule as one thing to call, for pipelines and servers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel.backends.sample import check_checkpoint
+from ddt_accel.errors import ConfigError
+from ddt_accel.networks.ddt import DDT
+from ddt_accel.sampling.backend import Backend
+from ddt_accel.sampling.noise import draw_noise
+from ddt_accel.sampling.program import compile_program
+from ddt_accel.sampling.trajectory import Trajectory
+from ddt_accel.schedule import Schedule
+
+# As in diffusers: (sampler, step, time, {"latents": x}) → None, or a mapping whose "latents" take the place of x.
+StepCallback = Callable[["Sampler", int, float, dict[str, Tensor]], dict[str, Tensor] | None]
+
+
+class Sampler:
+    """Draws images along a schedule: `Sampler(backend, schedule)(labels, seeds)`.
+
+    What a batch needs, buffers and bindings, is made for the first one of its size and used again. More images than
+    `batch_size` go through in several batches. `decode` makes images [B, …] of latents [B, C, H, W]; without it latents
+    are returned, which for models in pixel space are the images, in [−1, 1].
+    """
+
+    def __init__(
+        self,
+        model_or_backend: DDT | Backend,
+        schedule: Schedule,
+        *,
+        latent_shape: tuple[int, int, int] | None = None,
+        batch_size: int = 16,
+        decode: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.backend: Backend
+        known: Any
+        if isinstance(model_or_backend, DDT):
+            self.backend, known = TorchBackend(model_or_backend), model_or_backend.source
+        else:
+            self.backend, known = model_or_backend, getattr(model_or_backend, "manifest", None)
+        check_checkpoint(schedule, self.backend.checkpoint_sha256)
+        latent_shape = latent_shape or (known.latent_shape if known is not None else None)
+        if latent_shape is None:
+            raise ConfigError("The model does not say which latents it is for; give latent_shape=(C, H, W).")
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; give at least 1.")
+        self.schedule, self.latent_shape, self.batch_size, self.decode = schedule, latent_shape, batch_size, decode
+        self.program = compile_program(schedule)
+        if self.program.stochastic:
+            raise ConfigError("A stochastic sampler takes noise at every step; use ddt_accel.sample.")
+        self._trajectories: dict[int, Trajectory] = {}
+
+    def __call__(
+        self, labels: Sequence[int] | Tensor, seeds: Sequence[int] | int, *, callback: StepCallback | None = None
+    ) -> Tensor:
+        """Images of `labels`, one for each, from the noise of as many `seeds`; one seed counts up from there.
+
+        An image depends on its label and its seed alone, whatever it is drawn together with. Raises ConfigError for
+        impossible labels or seeds, and where a batch does not fit into memory, with the size of one that does.
+        """
+        labels = torch.as_tensor(labels)
+        if isinstance(seeds, int):
+            seeds = range(seeds, seeds + len(labels))
+        if labels.ndim != 1 or len(seeds) != len(labels) or len(labels) == 0:
+            raise ConfigError(f"{len(seeds)} seeds for labels of shape {list(labels.shape)}; give one for each image.")
+        parts = []
+        for start in range(0, len(labels), self.batch_size):
+            chosen = slice(start, start + self.batch_size)
+            noise = torch.cat([draw_noise(self.latent_shape, seed=seed, indices=[0]) for seed in seeds[chosen]])
+            latents = self._drawn(noise, labels[chosen], callback)
+            parts.append(latents if self.decode is None else self.decode(latents))
+        return torch.cat(parts)
+
+    def _drawn(self, noise: Tensor, labels: Tensor, callback: StepCallback | None) -> Tensor:
+        try:
+            trajectory = self._started(noise, labels)
+            for k, evaluation in enumerate(self.program.evaluations):
+                trajectory.step(k)
+                if callback is not None:
+                    changed = callback(self, k, evaluation.time, {"latents": trajectory.latents})
+                    if changed and "latents" in changed:
+                        trajectory.latents.copy_(changed["latents"])
+            return trajectory.end()
+        except torch.OutOfMemoryError:
+            fitting = self._fitting(noise, labels)
+        advice = f"; give batch_size={fitting}, which does" if fitting else ", and one image does not, either"
+        raise ConfigError(f"A batch of {len(noise)} does not fit into memory{advice}.")
+
+    def _started(self, noise: Tensor, labels: Tensor) -> Trajectory:
+        size = len(noise)
+        if size in self._trajectories:
+            self._trajectories[size].start(noise, labels)
+        else:
+            self._trajectories[size] = Trajectory(self.backend, self.program, noise, labels)
+        return self._trajectories[size]
+
+    def _fitting(self, noise: Tensor, labels: Tensor) -> int:
+        """The largest half, quarter, … of a batch that runs; 0 where none does."""
+        size = len(noise) // 2
+        while size:
+            self._trajectories.clear()
+            try:
+                trajectory = self._started(noise[:size], labels[:size])
+                for k in range(len(self.program.evaluations)):
+                    trajectory.step(k)
+            except torch.OutOfMemoryError:
+                size //= 2
+            else:
+                return size
+        return 0

@@ -1,0 +1,112 @@
+"""The sampler as one thing to call, against `sample` on the same noise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ddt_accel import Sampler, SamplingSpec, Schedule, draw_noise, export, load_model, open_backend, sample
+from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel.errors import ConfigError, MismatchError
+
+SHAPE = (3, 8, 8)
+SCHEDULE = Schedule(
+    spec=SamplingSpec(num_steps=6, guidance=1.5), refresh_steps=(0, 2, 4), forecasts={3: ((0, -0.5), (2, 1.5))}
+)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_path):
+    return load_model(tiny_model_path)
+
+
+def expected(model, labels: list[int], seeds: list[int]) -> torch.Tensor:
+    noise = torch.cat([draw_noise(SHAPE, seed=seed, indices=[0]) for seed in seeds])
+    return sample(model, SCHEDULE, noise, torch.tensor(labels))
+
+
+def test_an_image_depends_on_its_label_and_seed_alone(model, tmp_path) -> None:
+    """Through PyTorch and ONNX Runtime, in one batch or several, and again with the buffers of the last call."""
+    export(model, tmp_path)
+    labels, seeds = [0, 3, 1, 1, 2], [7, 8, 9, 10, 11]
+    whole = expected(model, labels, seeds)
+    for networks in (model, TorchBackend(model), open_backend(tmp_path)):
+        given = {} if networks is model or hasattr(networks, "manifest") else {"latent_shape": SHAPE}
+        sampler = Sampler(networks, SCHEDULE, batch_size=2, **given)
+        for _ in range(2):
+            torch.testing.assert_close(sampler(labels, 7), whole, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(sampler(labels[1:3], seeds[1:3]), whole[1:3], atol=1e-4, rtol=1e-4)
+        assert set(sampler._trajectories) == {1, 2}
+
+
+def test_buffers_are_made_once(model) -> None:
+    sampler = Sampler(model, SCHEDULE)
+    sampler([0, 1], 0)
+    (trajectory,) = sampler._trajectories.values()
+    address = trajectory.latents.data_ptr()
+    first = sampler([2, 3], 5)
+    assert sampler._trajectories[2] is trajectory
+    assert trajectory.latents.data_ptr() == address
+    kept = first.clone()
+    sampler([0, 1], 0)
+    assert torch.equal(first, kept)  # what was returned is no buffer
+
+
+def test_images_are_decoded_and_steps_are_called_back(model) -> None:
+    seen = []
+
+    def watch(sampler: Sampler, k: int, time: float, tensors: dict) -> None:
+        seen.append((k, time, tensors["latents"].clone()))
+
+    sampler = Sampler(model, SCHEDULE, decode=lambda latents: latents.mean((1, 2, 3)))
+    means = sampler([1, 2], [3, 4], callback=watch)
+    whole = expected(model, [1, 2], [3, 4])
+    torch.testing.assert_close(means, whole.mean((1, 2, 3)), atol=1e-5, rtol=1e-4)
+    assert [(k, time) for k, time, _ in seen] == [
+        (k, pytest.approx(time)) for k, time in enumerate(SCHEDULE.spec.times)
+    ]
+    torch.testing.assert_close(seen[-1][2], whole, atol=1e-5, rtol=1e-4)
+    stopped = Sampler(model, SCHEDULE)(
+        [1], 3, callback=lambda s, k, t, tensors: {"latents": 0 * tensors["latents"]} if k == 5 else None
+    )
+    assert torch.equal(stopped, torch.zeros(1, *SHAPE))
+
+
+class Small(TorchBackend):
+    """A device that runs out of memory at more than three images, in the middle of a trajectory or at once."""
+
+    def __init__(self, model, fits: int) -> None:
+        super().__init__(model)
+        self.fits = fits
+
+    def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int):
+        if batch > self.fits + 2:
+            raise torch.OutOfMemoryError("no room for buffers")
+        session = super().open(batch, latent_shape, slots)
+        if batch > self.fits:
+            session.decode = self.fail
+        return session
+
+    def fail(self, slot: int, rows: slice) -> None:
+        raise torch.OutOfMemoryError("no room for activations")
+
+
+@pytest.mark.parametrize(("fits", "said"), [(3, "batch_size=3"), (2, "batch_size=1"), (0, "one image does not")])
+def test_out_of_memory_names_a_batch_that_fits(model, fits: int, said: str) -> None:
+    sampler = Sampler(Small(model, fits), SCHEDULE, latent_shape=SHAPE, batch_size=6)
+    with pytest.raises(ConfigError, match=said):
+        sampler([0, 1, 2, 3, 0, 1], 0)
+
+
+def test_impossible_calls_are_refused(model) -> None:
+    sampler = Sampler(model, SCHEDULE)
+    for labels, seeds in (([0, 1], [1]), ([], []), ([9], [0]), ([0], [-1]), ([[0]], [1])):
+        with pytest.raises(ConfigError):
+            sampler(labels, seeds)
+    for settings in ({"batch_size": 0}, {"schedule": Schedule.full(SamplingSpec(num_steps=2, solver="sde"))}):
+        with pytest.raises(ConfigError):
+            Sampler(model, **{"schedule": SCHEDULE, **settings})
+    with pytest.raises(ConfigError, match="latent_shape"):
+        Sampler(TorchBackend(model), SCHEDULE)
+    with pytest.raises(MismatchError):
+        Sampler(model, Schedule(spec=SCHEDULE.spec, refresh_steps=(0,), checkpoint_sha256="0" * 64))
