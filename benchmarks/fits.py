@@ -59,12 +59,12 @@ class Bench:
     def fitted(self) -> Schedule:
         return self.fit()
 
-    def fit(self, model: DDT | None = None, start: Schedule | None = None, **changes: object) -> Schedule:
+    def fit(self, model: DDT | None = None, **changes: object) -> Schedule:
         """What `fit` returns: the schedule that it started from, where it gained nothing significant."""
         spec = dataclasses.replace(self.spec, **changes)  # type: ignore[arg-type]
         cache = self.folder if model is None else None  # other weights, the same checksum
         began = time.monotonic()
-        schedule = Fitter(model or self.model, start or self.start, spec, cache=cache).run().schedule
+        schedule = Fitter(model or self.model, self.start, spec, cache=cache).run().schedule
         print(f"fitted in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
         return schedule
 
@@ -103,7 +103,7 @@ def classes(bench: Bench) -> list[dict[str, object]]:
 
 
 def guidance(bench: Bench) -> list[dict[str, object]]:
-    """Fitted at the calibrated guidance, used at another; beside it a closed form and a fit for that one."""
+    """Fitted at the calibrated guidance, used at another; beside it a closed form for that one."""
     fitted, rows = bench.fitted, []
     for weight in (*GUIDANCE, bench.start.spec.guidance):
         spec_at = dataclasses.replace(bench.start.spec, guidance=weight)
@@ -117,7 +117,6 @@ def guidance(bench: Bench) -> list[dict[str, object]]:
                 "not fitted": bench.decibels(start),
                 f"fitted at {bench.start.spec.guidance:g}": bench.decibels(used),
                 "closed form for it": bench.decibels(closed_form(backend, start, path, BATCH)),
-                "fitted for it": bench.decibels(bench.fit(start=start)),
             }
         )
     return rows
@@ -151,7 +150,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--budget", type=int, default=8)
     parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--iterations", type=int, default=60)
+    parser.add_argument("--iterations", type=int, default=40)
     parser.add_argument("--reference-steps", type=int, default=120)
     parser.add_argument("--tables", default=",".join(TABLES))
     parser.add_argument("--folder", type=Path, default=Path("ddt-accel-run/fit"))
