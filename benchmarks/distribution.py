@@ -98,6 +98,8 @@ def main() -> None:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     pictures = load_images(arguments.data, size=shape[1], split="test")
     chosen = np.random.default_rng(0).permutation(len(pictures.images))[:count]
+    if len(chosen) < count or arguments.reference_steps <= 50:
+        parser.error(f"--images is at most {len(chosen)} there, and --reference-steps above 50")
     real = features(
         arguments.folder, "real", pictures.sha256, lambda start, stop: pictures.images[chosen[start:stop]], count
     )

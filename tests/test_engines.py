@@ -100,7 +100,7 @@ def test_engines_draw_the_pictures_that_pytorch_draws(engines) -> None:
     expected = sample(load_model("cifar10"), schedule, noise, labels)
     got = sample(backend, schedule, noise, labels).cpu()
     assert (got - expected).norm() < 0.05 * expected.norm()
-    with pytest.raises(ConfigError, match="at most 4"):
+    with pytest.raises(ConfigError, match="1 to 8"):
         sample(backend, schedule, draw_noise((3, 32, 32), seed=4, indices=range(9)), torch.zeros(9, dtype=torch.int64))
 
 
@@ -120,8 +120,9 @@ def test_engines_of_another_version_or_gpu_are_refused() -> None:
         check_engine(ENGINE, "10.9.0", None)
     portable = dataclasses.replace(ENGINE, version_compatible=True, hardware_compatible=True)
     check_engine(portable, "10.10.1", "sm_86")
-    with pytest.raises(MismatchError):
-        check_engine(portable, "11.0.0", "sm_86")
+    for other in ("11.0.0", "10.8.2"):  # another major version, an earlier one
+        with pytest.raises(MismatchError):
+            check_engine(portable, other, "sm_86")
     check_engine(dataclasses.replace(ENGINE, gpu=None), "10.9.0", "sm_120")
 
 
@@ -172,7 +173,6 @@ def test_reference_points_lie_on_a_trajectory(model, cache: str) -> None:
             points.velocity, model.decode_modulated(points.latents, modulations), atol=1e-4, rtol=1e-4
         )
     assert len(set(AT)) == len(points.latents)
-    assert points.latents[-1].std() < points.latents[0].std() * 5
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
@@ -244,6 +244,11 @@ def test_tensors_that_are_not_those_of_the_table_are_refused(model, tmp_path) ->
 @given(st.lists(st.lists(st.integers(1, 64), min_size=3, max_size=3).map(sorted), min_size=1, max_size=3))
 def test_profiles_are_read_as_they_are_written(profiles: list[list[int]]) -> None:
     text = ",".join(":".join(map(str, profile)) for profile in profiles)
+    covered = set().union(*(range(least, 2 * most + 1) for least, _, most in profiles))
+    if covered != set(range(min(covered), max(covered) + 1)):
+        with pytest.raises(ConfigError, match="meet"):
+            EngineOptions.parse_batches(text)
+        return
     assert EngineOptions.parse_batches(text) == tuple(map(tuple, profiles))
     assert EngineOptions.parse_batches(str(profiles[0][0])) == ((profiles[0][0],) * 3,)
 

@@ -7,12 +7,13 @@ import torch
 
 from ddt_accel import Sampler, SamplingSpec, Schedule, draw_noise, export, load_model, open_backend, sample
 from ddt_accel.backends.pytorch import TorchBackend
-from ddt_accel.errors import ConfigError, MismatchError
+from ddt_accel.errors import ConfigError, MismatchError, NumericsError
 
 SHAPE = (3, 8, 8)
 SCHEDULE = Schedule(
-    spec=SamplingSpec(num_steps=6, guidance=1.5), refresh_steps=(0, 2, 4), forecasts={3: ((0, -0.5), (2, 1.5))}
-)
+    spec=SamplingSpec(num_steps=6, guidance=1.5), refresh_steps=(0, 2, 4), forecasts={3: ((0, -0.5), (2, 1.5))},
+    unconditional_steps=(1, 3), unconditional_forecasts={4: ((1, -1.0), (3, 2.0)), 5: ((1, 0.5), (3, 0.5))},
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +28,13 @@ def expected(model, labels: list[int], seeds: list[int]) -> torch.Tensor:
 
 def test_an_image_depends_on_its_label_and_seed_alone(model, tmp_path) -> None:
     """Through PyTorch and ONNX Runtime, in one batch or several, and again with the buffers of the last call."""
-    export(model, tmp_path)
+    export(model, tmp_path / "forecasts outside")
+    export(model, tmp_path / "inside", sources=2)
+    export(model, tmp_path / "of states", sources=2, cache="state")
+    exports = [open_backend(folder) for folder in sorted(tmp_path.iterdir())]
     labels, seeds = [0, 3, 1, 1, 2], [7, 8, 9, 10, 11]
     whole = expected(model, labels, seeds)
-    for networks in (model, TorchBackend(model), open_backend(tmp_path)):
+    for networks in (model, TorchBackend(model), *exports):
         given = {} if networks is model or hasattr(networks, "manifest") else {"latent_shape": SHAPE}
         sampler = Sampler(networks, SCHEDULE, batch_size=2, **given)
         for _ in range(2):
@@ -72,6 +76,15 @@ def test_images_are_decoded_and_steps_are_called_back(model) -> None:
     assert torch.equal(stopped, torch.zeros(1, *SHAPE))
 
 
+def test_what_is_not_finite_does_not_stay(model) -> None:
+    """A callback that spoils a trajectory spoils that one only."""
+    sampler = Sampler(model, SCHEDULE)
+    whole = sampler([1, 2], 3)
+    with pytest.raises(NumericsError):
+        sampler([1, 2], 3, callback=lambda s, k, t, tensors: {"latents": tensors["latents"] / 0} if k == 1 else None)
+    assert torch.equal(sampler([1, 2], 3), whole)
+
+
 class Small(TorchBackend):
     """A device that runs out of memory at more than three images, in the middle of a trajectory or at once."""
 
@@ -100,9 +113,20 @@ def test_out_of_memory_names_a_batch_that_fits(model, fits: int, said: str) -> N
 
 def test_impossible_calls_are_refused(model) -> None:
     sampler = Sampler(model, SCHEDULE)
-    for labels, seeds in (([0, 1], [1]), ([], []), ([9], [0]), ([0], [-1]), ([[0]], [1])):
+    for labels, seeds in (
+        ([0, 1], [1]),
+        ([], []),
+        ([9], [0]),
+        ([0], [-1]),
+        ([[0]], [1]),
+        (3, 7),
+        (["cat"], 0),
+        ([0], [0.5]),
+    ):
         with pytest.raises(ConfigError):
             sampler(labels, seeds)
+    with pytest.raises(ConfigError, match="callback"):
+        sampler([0], 0, callback=lambda s, k, t, tensors: {"latents": torch.zeros(1)})
     for settings in ({"batch_size": 0}, {"schedule": Schedule.full(SamplingSpec(num_steps=2, solver="sde"))}):
         with pytest.raises(ConfigError):
             Sampler(model, **{"schedule": SCHEDULE, **settings})

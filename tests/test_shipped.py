@@ -60,7 +60,7 @@ def test_they_do_what_they_are_for() -> None:
 
 @pytest.mark.parametrize("name", FITTED)
 def test_fitted_ones_lead_where_many_steps_do(name: str) -> None:
-    """On noise that was not fitted: closer than the same grid as it was, unshared; `docs/method.md` says by how much."""
+    """On noise that was not fitted: closer than the same grid as it was, unshared; `docs/method.md` has more."""
     model, fitted = load_model("cifar10"), Schedule.load(name)
     seed, first, stop = fitted.fitted_on
     assert (seed, first, stop) == (3, 0, 96)

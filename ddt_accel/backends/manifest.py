@@ -96,6 +96,8 @@ class Manifest:
             if content["engine"] is not None:
                 batches = tuple(map(tuple, content["engine"].pop("batches")))
                 content["engine"] = Engine(**content["engine"], batches=batches)
+                if content["engine"].library not in ENGINE_LIBRARIES:
+                    raise ConfigError(f"it names the library {content['engine'].library}")
             manifest = cls(**content)
             manifest.config.num_tokens(manifest.latent_shape)
             files = dict(manifest.files)
@@ -105,7 +107,7 @@ class Manifest:
             table = tensor_table(manifest.config, manifest.latent_shape, manifest.cut)
             if as_lists(table) != manifest.tensors:
                 raise ConfigError("its tensors are not those of its networks")
-        except (ConfigError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, ConfigError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} is not a usable manifest ({error}); export anew.") from None
         for name, expected in files.items():
             if sha256_of(folder / name) != expected:

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.backends.sample import check_checkpoint
-from ddt_accel.errors import ConfigError
+from ddt_accel.errors import ConfigError, NumericsError
 from ddt_accel.networks.ddt import DDT
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.noise import draw_noise
 from ddt_accel.sampling.program import compile_program
 from ddt_accel.sampling.trajectory import Trajectory
 from ddt_accel.schedule import Schedule
+from ddt_accel.spec import is_whole
 
 # As in diffusers: (sampler, step, time, {"latents": x}) → None, or a mapping whose "latents" take the place of x.
 StepCallback = Callable[["Sampler", int, float, dict[str, Tensor]], dict[str, Tensor] | None]
@@ -65,53 +66,70 @@ class Sampler:
         An image depends on its label and its seed alone, whatever it is drawn together with. Raises ConfigError for
         impossible labels or seeds, and where a batch does not fit into memory, with the size of one that does.
         """
-        labels = torch.as_tensor(labels)
-        if isinstance(seeds, int):
-            seeds = range(seeds, seeds + len(labels))
-        if labels.ndim != 1 or len(seeds) != len(labels) or len(labels) == 0:
-            raise ConfigError(f"{len(seeds)} seeds for labels of shape {list(labels.shape)}; give one for each image.")
+        given = labels.tolist() if isinstance(labels, Tensor) else labels
+        if not isinstance(given, Sequence) or not given or not all(map(is_whole, given)):
+            raise ConfigError(f"labels are {given!r}; give whole numbers, one for each image.")
+        chosen = range(seeds, seeds + len(given)) if isinstance(seeds, int) else seeds
+        if len(chosen) != len(given) or not all(map(is_whole, chosen)):
+            raise ConfigError(f"{len(chosen)} seeds for {len(given)} labels; give a whole number for each image.")
         parts = []
-        for start in range(0, len(labels), self.batch_size):
-            chosen = slice(start, start + self.batch_size)
-            noise = torch.cat([draw_noise(self.latent_shape, seed=seed, indices=[0]) for seed in seeds[chosen]])
-            latents = self._drawn(noise, labels[chosen], callback)
+        for start in range(0, len(given), self.batch_size):
+            stop = start + self.batch_size
+            noise = torch.cat(
+                [draw_noise(self.latent_shape, seed=int(seed), indices=[0]) for seed in chosen[start:stop]]
+            )
+            latents = self._drawn(noise, torch.tensor([int(label) for label in given[start:stop]]), callback)
             parts.append(latents if self.decode is None else self.decode(latents))
         return torch.cat(parts)
 
     def _drawn(self, noise: Tensor, labels: Tensor, callback: StepCallback | None) -> Tensor:
-        try:
-            trajectory = self._started(noise, labels)
-            for k, evaluation in enumerate(self.program.evaluations):
-                trajectory.step(k)
-                if callback is not None:
-                    changed = callback(self, k, evaluation.time, {"latents": trajectory.latents})
-                    if changed and "latents" in changed:
-                        trajectory.latents.copy_(changed["latents"])
-            return trajectory.end()
-        except torch.OutOfMemoryError:
-            fitting = self._fitting(noise, labels)
+        for others in (True, False):  # with the buffers of other batches in memory, and without
+            try:
+                return self._run(noise, labels, callback)
+            except NumericsError:
+                self._trajectories.clear()  # what is not finite may stay in a buffer
+                raise
+            except torch.OutOfMemoryError:
+                others = others and len(self._trajectories) > 1
+            self._trajectories.clear()
+            if not others:
+                break
+        fitting = self._fitting(noise, labels)
         advice = f"; give batch_size={fitting}, which does" if fitting else ", and one image does not, either"
         raise ConfigError(f"A batch of {len(noise)} does not fit into memory{advice}.")
 
-    def _started(self, noise: Tensor, labels: Tensor) -> Trajectory:
+    def _run(self, noise: Tensor, labels: Tensor, callback: StepCallback | None) -> Tensor:
         size = len(noise)
         if size in self._trajectories:
             self._trajectories[size].start(noise, labels)
         else:
             self._trajectories[size] = Trajectory(self.backend, self.program, noise, labels)
-        return self._trajectories[size]
+        trajectory = self._trajectories[size]
+        for k, evaluation in enumerate(self.program.evaluations):
+            trajectory.step(k)
+            if callback is not None:
+                changed = callback(self, k, evaluation.time, {"latents": trajectory.latents})
+                if changed and "latents" in changed:
+                    if changed["latents"].shape != trajectory.latents.shape:
+                        raise ConfigError(
+                            f"The callback returned latents of shape {list(changed['latents'].shape)}; expected "
+                            f"{list(trajectory.latents.shape)}."
+                        )
+                    trajectory.latents.copy_(changed["latents"])
+        return trajectory.end()
 
     def _fitting(self, noise: Tensor, labels: Tensor) -> int:
         """The largest half, quarter, … of a batch that runs; 0 where none does."""
         size = len(noise) // 2
         while size:
-            self._trajectories.clear()
             try:
-                trajectory = self._started(noise[:size], labels[:size])
-                for k in range(len(self.program.evaluations)):
-                    trajectory.step(k)
+                self._run(noise[:size], labels[:size], None)
             except torch.OutOfMemoryError:
-                size //= 2
+                fits = False
             else:
-                return size
-        return 0
+                fits = True
+            self._trajectories.clear()
+            if fits:
+                break
+            size //= 2
+        return size

@@ -57,7 +57,7 @@ class BoundSession:
         self._weights: dict[tuple[float, ...], Tensor] = {}
         self._zero = torch.zeros((), device=device)
         self._encoders: dict[tuple[int, int, int], Callable[[], None]] = {}
-        self._decoders: dict[tuple[tuple[int, ...], int], Callable[[], None]] = {}
+        self._decoders: dict[tuple[tuple[int, ...], int, int], Callable[[], None]] = {}
 
     def encode(self, slot: int, rows: slice) -> None:
         key = (slot, rows.start, rows.stop)
@@ -84,6 +84,10 @@ class BoundSession:
             return
         halves = self._halves(rows)
         drawn = self._drawn(slot, halves)
+        if len(drawn) > self._cut.sources and len(halves) == 2:  # branches that draw on different refreshes
+            for half in halves:
+                self.decode(slot, slice(half * self._batch, (half + 1) * self._batch))
+            return
         if len(drawn) > self._cut.sources:
             self._materialise(slot, halves)
             drawn = (slot,)
@@ -131,7 +135,7 @@ class BoundSession:
         self._given[half] = ordered
 
     def _decoder(self, slots: tuple[int, ...], rows: slice) -> Callable[[], None]:
-        key = (slots, rows.stop)
+        key = (slots, rows.start, rows.stop)
         if key not in self._decoders:
             tensors = {
                 tensor.name: self._buffers[tensor.name][rows]

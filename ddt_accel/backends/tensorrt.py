@@ -5,8 +5,10 @@ Nothing is copied: tensors are bound by address, and calls are queued on the cur
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ from ddt_accel.backends.manifest import (
 from ddt_accel.backends.session import BoundSession
 from ddt_accel.errors import ArtifactError, ConfigError, DependencyError, MismatchError, ParityError
 
+ALIGNMENT = 256
+
 
 def gpu() -> str | None:
     """The architecture of the GPU at hand, as "sm_90"; None without one."""
@@ -39,8 +43,9 @@ def check_engine(engine: Engine, installed: str, architecture: str | None) -> No
 
     Raises MismatchError, or ConfigError where there is no GPU at all.
     """
-    same_major = engine.version.split(".")[0] == installed.split(".")[0]
-    if engine.version != installed and not (engine.version_compatible and same_major):
+    built, here = (tuple(map(int, re.findall(r"\d+", version))) for version in (engine.version, installed))
+    later = engine.version_compatible and built[:1] == here[:1] and here >= built
+    if built != here and not later:
         raise MismatchError(
             f"The engines were built by {engine.library} {engine.version}, and {installed} is installed; export anew."
         )
@@ -80,6 +85,7 @@ class TensorRTBackend:
         if engine.version_compatible and hasattr(self._runtime, "engine_host_code_allowed"):
             self._runtime.engine_host_code_allowed = True  # its lean runtime, out of a file whose checksum is ours
         self._engines = {name: self._deserialized(name) for name in ("encoder", "decoder")}
+        self._stream = torch.cuda.Stream(self.device)
         self._contexts: dict[tuple[str, int], Any] = {}
         if engine.verified is None:
             self._verify(engine)
@@ -89,21 +95,38 @@ class TensorRTBackend:
             raise ConfigError(
                 f"Latents of shape {list(latent_shape)}: these engines are for {list(self.manifest.latent_shape)}."
             )
+        for rows in (batch, 2 * batch):
+            self._profile(rows)
         return BoundSession(self, batch, slots)
 
     def bind(self, network: str, tensors: dict[str, Tensor]) -> Callable[[], None]:
         """See `backends.session.Runner`."""
         engine, context = self._engines[network], self._context(network, len(next(iter(tensors.values()))))
+        # Engines want addresses that are multiples of 256 bytes, which rows in the middle of a buffer may not have.
+        aligned = {name: tensor for name, tensor in tensors.items() if tensor.data_ptr() % ALIGNMENT}
+        aligned = {name: torch.empty_like(tensor) for name, tensor in aligned.items()}
         inputs = {name for name in tensors if engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT}
-        bound = [(name, tuple(tensor.shape), tensor.data_ptr(), name in inputs) for name, tensor in tensors.items()]
+        shapes = [(name, tuple(tensors[name].shape)) for name in inputs]
+        addresses = [(name, aligned.get(name, tensor).data_ptr()) for name, tensor in tensors.items()]
+        before = [(aligned[name], tensors[name]) for name in aligned if name in inputs]
+        after = [(tensors[name], aligned[name]) for name in aligned if name not in inputs]
 
         def call() -> None:
-            for name, shape, address, is_input in bound:
-                if is_input:
-                    context.set_input_shape(name, shape)
-                context.set_tensor_address(name, address)
-            if not context.execute_async_v3(torch.cuda.current_stream(self.device).cuda_stream):
+            for target, source in before:
+                target.copy_(source)
+            set_up = all(context.set_input_shape(name, shape) for name, shape in shapes)
+            set_up = set_up and all(context.set_tensor_address(name, address) for name, address in addresses)
+            current = torch.cuda.current_stream(self.device)
+            # On the default stream TensorRT would wait for the device at every call.
+            stream = self._stream if current.cuda_stream == 0 else current
+            if stream is self._stream:
+                stream.wait_stream(current)
+            if not set_up or not context.execute_async_v3(stream.cuda_stream):
                 raise ArtifactError(f"The {network} engine in {self.folder} does not run; export anew.")
+            if stream is self._stream:
+                current.wait_stream(stream)
+            for target, source in after:
+                target.copy_(source)
 
         return call
 
@@ -112,11 +135,22 @@ class TensorRTBackend:
         profile = self._profile(rows)
         if (network, profile) not in self._contexts:
             context = self._engines[network].create_execution_context()
+            if context is None:
+                torch.cuda.empty_cache()  # what PyTorch holds but does not use
+                context = self._engines[network].create_execution_context()
+            if context is None:
+                raise torch.OutOfMemoryError(f"There is no memory left for the {network} engine.")
             stream = torch.cuda.current_stream(self.device)
-            context.set_optimization_profile_async(profile, stream.cuda_stream)
+            if not context.set_optimization_profile_async(profile, stream.cuda_stream):
+                raise ArtifactError(f"The {network} engine in {self.folder} has no profile {profile}; export anew.")
             stream.synchronize()
             self._contexts[network, profile] = context
         return self._contexts[network, profile]
+
+    @property
+    def least_batch(self) -> int:
+        assert self.manifest.engine is not None
+        return min(least for least, _, _ in self.manifest.engine.batches)
 
     def _profile(self, rows: int) -> int:
         """The profile for so many rows that is made for the nearest number of them."""
@@ -124,10 +158,10 @@ class TensorRTBackend:
         profiles = self.manifest.engine.batches
         fitting = [k for k, (least, _, most) in enumerate(profiles) if least <= rows <= 2 * most]
         if not fitting:
-            most = max(profile[2] for profile in profiles)
+            said = ", ".join(f"{least} to {2 * most}" for least, _, most in profiles)
             raise ConfigError(
-                f"{rows} rows at once, and these engines take at most {most} images, twice with guidance; sample in "
-                f"batches of {most}, or export with a larger --batch."
+                f"{rows} rows at once, and these engines take {said}; guidance needs two for each image: sample in "
+                "other batches, or export with another --batch."
             )
         return min(fitting, key=lambda k: abs(2 * profiles[k][1] - rows))
 
@@ -152,13 +186,15 @@ class TensorRTBackend:
                 f"{limit:.0e}; {f'export with --precision {wider}' if wider else 'please report it'}."
             )
         self.manifest = dataclasses.replace(self.manifest, engine=dataclasses.replace(engine, verified=error))
-        self.manifest.save(self.folder)
+        # Where it cannot be kept, the next opening verifies again.
+        with contextlib.suppress(ArtifactError):
+            self.manifest.save(self.folder)
 
     def _at(self, points: dict[str, Any], p: int) -> Tensor:
         """The velocity [1, C, H, W] at one of the points: its refreshes encoded, forecast from, and decoded."""
-        count = len(points["refresh_times"])
-        session = self.open(1, self.manifest.latent_shape, count + 1)
-        rows = slice(0, 1)
+        count, batch = len(points["refresh_times"]), self.least_batch
+        session = self.open(batch, self.manifest.latent_shape, count + 1)
+        rows = slice(0, batch)  # all alike
         session.labels[rows] = int(points["labels"][p])
         for s in range(count):
             session.latents[rows] = torch.from_numpy(points["refresh_latents"][s, p]).to(self.device)
@@ -168,4 +204,4 @@ class TensorRTBackend:
         session.forecast(count, list(enumerate(points["weights"][p].tolist())), constant, rows)
         session.latents[rows] = torch.from_numpy(points["latents"][p]).to(self.device)
         session.decode(count, rows)
-        return session.velocity[rows].cpu()
+        return session.velocity[:1].cpu()

@@ -11,6 +11,7 @@ import importlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,12 @@ class EngineOptions:
         if not self.batches or not all(len(b) == 3 and 1 <= b[0] <= b[1] <= b[2] <= MAX_BATCH for b in self.batches):
             raise ConfigError(
                 f"batches are {self.batches}; give min:opt:max with 1 ≤ min ≤ opt ≤ max ≤ {MAX_BATCH}, such as 1:8:32."
+            )
+        covered = sorted(self.batches)
+        if any(after[0] > 2 * before[2] + 1 for before, after in pairwise(covered)):
+            raise ConfigError(
+                f"batches are {self.batches}, which leave out what lies between them; give profiles that meet, such as "
+                "1:1:4,4:16:32: guidance doubles them inside."
             )
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
             raise ConfigError(f"The optimisation level is {self.optimization_level}; give 0 to 5.")
