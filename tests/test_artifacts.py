@@ -31,7 +31,8 @@ from ddt_accel.artifacts import (
     write_atomic,
     write_json,
 )
-from ddt_accel.backends.manifest import Manifest
+from ddt_accel.backends.manifest import Engine, Manifest
+from ddt_accel.backends.tensors import Cut, as_lists, tensor_table
 from ddt_accel.errors import ArtifactError
 from ddt_accel.networks.config import DDTConfig
 from ddt_accel.sampling.noise import ImageRange
@@ -84,11 +85,14 @@ def manifest(folder: Path) -> Manifest:
     for name in ("encoder.onnx", "decoder.onnx"):
         (folder / name).write_bytes(b"a network")
         files[name] = sha256_of(folder / name)
+    config = DDTConfig(
+        in_channels=3, patch_size=2, num_groups=2, hidden_size=16, num_blocks=3, num_encoder_blocks=2, num_classes=2
+    )
     made = Manifest(
         format="onnx", model="tiny", checkpoint_sha256="ab", latent_shape=(3, 8, 8), class_names=("a", "b"),
-        config=DDTConfig(in_channels=3, patch_size=2, num_groups=2, hidden_size=16, num_blocks=3, num_encoder_blocks=2,
-                         num_classes=2),
-        precision="fp32", opset=20, files=files, tensors={}, parity={"encoder": 1e-7}, versions={"torch": "2"},
+        config=config, precision="fp32", cache="modulations", sources=0, opset=20, files=files,
+        tensors=as_lists(tensor_table(config, (3, 8, 8), Cut())), parity={"encoder": 1e-7}, engine=None,
+        versions={"torch": "2"},
     )  # fmt: skip
     made.save(folder)
     return Manifest.load(folder)
@@ -321,3 +325,15 @@ def test_a_manifest_names_both_networks(tmp_path: Path) -> None:
     dataclasses.replace(made, files={}).save(tmp_path)
     with pytest.raises(ArtifactError, match=r"no encoder\.onnx"):
         Manifest.load(tmp_path)
+    dataclasses.replace(made, sources=2).save(tmp_path)
+    with pytest.raises(ArtifactError, match="tensors"):
+        Manifest.load(tmp_path)
+    batches = ((1, 8, 32),)
+    engine = Engine(
+        library="tensorrt", version="10.9", gpu="sm_90", batches=batches, version_compatible=False,
+        hardware_compatible=True, products={}, verified=None,
+    )  # fmt: skip
+    for wrong, said in ((engine, r"no encoder\.engine"), (dataclasses.replace(engine, library="x"), "library x")):
+        dataclasses.replace(made, engine=wrong).save(tmp_path)
+        with pytest.raises(ArtifactError, match=said):
+            Manifest.load(tmp_path)
