@@ -111,6 +111,22 @@ def test_out_of_memory_names_a_batch_that_fits(model, fits: int, said: str) -> N
         sampler([0, 1, 2, 3, 0, 1], 0)
 
 
+def test_buffers_of_other_batches_are_given_up_before_a_batch_is_refused(model) -> None:
+    """A device with room for three images in all."""
+
+    class Crowded(TorchBackend):
+        def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int):
+            if batch + sum(sampler._trajectories) > 3:
+                raise torch.OutOfMemoryError("no room beside the others")
+            return super().open(batch, latent_shape, slots)
+
+    sampler = Sampler(Crowded(model), SCHEDULE, latent_shape=SHAPE, batch_size=4)
+    for count in (1, 2, 3):
+        assert len(sampler(list(range(count)), 0)) == count
+    with pytest.raises(ConfigError, match="batch_size=2"):
+        sampler([0, 1, 2, 3], 0)
+
+
 def test_impossible_calls_are_refused(model) -> None:
     sampler = Sampler(model, SCHEDULE)
     for labels, seeds in (
@@ -122,6 +138,7 @@ def test_impossible_calls_are_refused(model) -> None:
         (3, 7),
         (["cat"], 0),
         ([0], [0.5]),
+        ([0], 0.5),
     ):
         with pytest.raises(ConfigError):
             sampler(labels, seeds)

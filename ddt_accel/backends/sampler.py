@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -69,9 +70,9 @@ class Sampler:
         given = labels.tolist() if isinstance(labels, Tensor) else labels
         if not isinstance(given, Sequence) or not given or not all(map(is_whole, given)):
             raise ConfigError(f"labels are {given!r}; give whole numbers, one for each image.")
-        chosen = range(seeds, seeds + len(given)) if isinstance(seeds, int) else seeds
-        if len(chosen) != len(given) or not all(map(is_whole, chosen)):
-            raise ConfigError(f"{len(chosen)} seeds for {len(given)} labels; give a whole number for each image.")
+        chosen = range(int(seeds), int(seeds) + len(given)) if isinstance(seeds, Integral) else seeds
+        if not isinstance(chosen, Sequence) or len(chosen) != len(given) or not all(map(is_whole, chosen)):
+            raise ConfigError(f"seeds are {seeds!r} for {len(given)} labels; give a whole number for each image.")
         parts = []
         for start in range(0, len(given), self.batch_size):
             stop = start + self.batch_size
@@ -83,16 +84,17 @@ class Sampler:
         return torch.cat(parts)
 
     def _drawn(self, noise: Tensor, labels: Tensor, callback: StepCallback | None) -> Tensor:
-        for others in (True, False):  # with the buffers of other batches in memory, and without
+        while True:
+            others = self._trajectories.keys() - {len(noise)}
             try:
                 return self._run(noise, labels, callback)
             except NumericsError:
                 self._trajectories.clear()  # what is not finite may stay in a buffer
                 raise
             except torch.OutOfMemoryError:
-                others = others and len(self._trajectories) > 1
+                pass  # what the failed call holds is free only after this block
             self._trajectories.clear()
-            if not others:
+            if not others:  # else once more, without the buffers of other batches
                 break
         fitting = self._fitting(noise, labels)
         advice = f"; give batch_size={fitting}, which does" if fitting else ", and one image does not, either"

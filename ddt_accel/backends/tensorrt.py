@@ -1,6 +1,7 @@
 """The networks run by TensorRT, or by TensorRT for RTX, on PyTorch's buffers and stream.
 
-Nothing is copied: tensors are bound by address, and calls are queued on the current CUDA stream without waiting for it.
+Tensors are bound by address; only rows that do not begin where TensorRT wants them to are copied. Calls are queued in
+the order of the current CUDA stream, without waiting for it.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,10 +41,8 @@ class Inception:
         self._network = torch.jit.load(Path(found.origin).parent / WEIGHTS, map_location=self.device).eval()
 
     @torch.inference_mode()
-    def features(
-        self, images: NDArray[np.uint8], *, batch_size: int = 32, advance: Callable[[], None] = lambda: None
-    ) -> Tensor:
-        """Float32 features [M, 2048] on the CPU of RGB pictures [M, H, W, 3]; `advance` is called after each batch."""
+    def features(self, images: NDArray[np.uint8], *, batch_size: int = 32) -> Tensor:
+        """Float32 features [M, 2048] on the CPU of RGB pictures [M, H, W, 3]."""
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise ConfigError(f"The pictures are {images.dtype}{list(images.shape)}; give uint8 [M, H, W, 3].")
         parts = []
@@ -54,7 +51,6 @@ class Inception:
             pixels = torch.nn.functional.interpolate(pixels, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
             found: Tensor = self._network((pixels - 128) / 128)
             parts.append(found.flatten(2).mean(2).cpu() if found.ndim > 2 else found.cpu())
-            advance()
         return torch.cat(parts)
 
 
