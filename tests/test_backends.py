@@ -13,6 +13,7 @@ import torch
 
 from ddt_accel import SamplingSpec, Schedule, draw_labels, draw_noise, export, load_model, open_backend, sample
 from ddt_accel.backends import manifest
+from ddt_accel.backends.compiled import CompiledBackend
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError, ParityError
 from ddt_accel.exporting import export as exporting
@@ -23,7 +24,8 @@ from ddt_accel.sampling.trajectory import run
 SHAPE = (3, 8, 8)
 # Relative to the size of the latents: rounding in float32, and in float16 over a whole trajectory.
 TOLERANCE = {
-    "torch": 1e-5, "onnx-fp32": 1e-4, "onnx-fp16": 3e-2, "onnx-forecasts": 1e-4, "onnx-states": 1e-4
+    "torch": 1e-5, "onnx-fp32": 1e-4, "onnx-fp16": 3e-2, "onnx-forecasts": 1e-4, "onnx-states": 1e-4,
+    "compiled-fp32": 1e-4, "compiled-bf16": 1e-1
 }  # fmt: skip
 
 
@@ -40,11 +42,19 @@ def exports(tiny_model_path, tmp_path_factory) -> dict[str, Path]:
     return folders
 
 
+@pytest.fixture(scope="session")
+def compiled(tiny_model_path) -> dict[str, CompiledBackend]:
+    model = load_model(tiny_model_path)
+    return {precision: CompiledBackend(model, precision=precision) for precision in ("fp32", "bf16")}
+
+
 @pytest.fixture(params=list(TOLERANCE))
-def backend(request, tiny_model_path, exports):
-    kind = request.param
-    opened = TorchBackend(load_model(tiny_model_path)) if kind == "torch" else open_backend(exports[kind[5:]])
-    return opened, TOLERANCE[kind]
+def backend(request, tiny_model_path, exports, compiled):
+    runner, _, kind = request.param.partition("-")
+    if runner == "compiled":
+        return compiled[kind], TOLERANCE[request.param]
+    opened = TorchBackend(load_model(tiny_model_path)) if runner == "torch" else open_backend(exports[kind])
+    return opened, TOLERANCE[request.param]
 
 
 def close(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:

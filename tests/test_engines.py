@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 from ddt_accel import SamplingSpec, Schedule, draw_noise, export, load_model, open_backend, sample
 from ddt_accel.artifacts import read_arrays
 from ddt_accel.backends.manifest import REFERENCE_FORMAT, REFERENCE_NAME, REFERENCE_VERSION, Engine, Manifest
+from ddt_accel.backends.networks import DecoderNetwork, EncoderNetwork
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.backends.tensorrt import check_engine
 from ddt_accel.backends.tensors import Cut, tensor_table
 from ddt_accel.errors import ConfigError, DependencyError, MismatchError, ParityError
 from ddt_accel.exporting import export as exporting
 from ddt_accel.exporting.engines import EngineOptions, build_engine, find_library
-from ddt_accel.exporting.networks import DecoderNetwork, EncoderNetwork
 from ddt_accel.exporting.reference import AT, reference_points
+from ddt_accel.networks.inference import InferenceDDT
 
 builds = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed"
@@ -68,11 +69,11 @@ def test_engines_say_what_they_are(engines) -> None:
 
 @builds
 def test_products_are_in_the_precision_that_was_asked_for(engines) -> None:
-    """All but the two of the timestep embedding: seven a block, modulations, patches in and patches out."""
+    """All but the two of the timestep embedding: six a block, both modulations, patches in and patches out."""
     config = Manifest.load(engines).config
     assert Manifest.load(engines).engine.products == {
-        "encoder": {"BF16": 8 * config.num_encoder_blocks + 2, "FLOAT": 2},
-        "decoder": {"BF16": 7 * config.num_decoder_blocks + 2},
+        "encoder": {"BF16": 6 * config.num_encoder_blocks + 3, "FLOAT": 2},
+        "decoder": {"BF16": 6 * config.num_decoder_blocks + 2},
     }
 
 
@@ -131,7 +132,8 @@ def test_engines_of_another_version_or_gpu_are_refused() -> None:
 def test_cut_networks_compute_what_the_runtime_does(model, cache: str, sources: int) -> None:
     """Encoder and decoder with the forecast inside, against the session that forecasts outside."""
     cut = Cut(cache=cache, sources=sources)
-    encoder, decoder = EncoderNetwork(model, cut), DecoderNetwork(model, cut)
+    prepared = InferenceDDT(model, SHAPE)
+    encoder, decoder = EncoderNetwork(prepared, cut), DecoderNetwork(prepared, cut)
     generator = torch.Generator().manual_seed(3)
     count = max(1, sources)
     x = torch.randn(count + 1, 2, *SHAPE, generator=generator)
@@ -185,7 +187,7 @@ def test_a_decoder_that_forgets_something_is_noticed(model, precision: str, forg
     cut = Cut(precision=precision, sources=sources)
     points = reference_points(model, SHAPE, sources=sources, cache="modulations")
     inputs, outputs = exporting._examples(points, cut)
-    decoder = DecoderNetwork(exporting.in_precision(model, precision), cut)
+    decoder = DecoderNetwork(InferenceDDT(model, SHAPE, precision), cut)
     whole = exporting._error(decoder, inputs["decoder"], outputs["decoder"])
     changed = dict(inputs["decoder"])
     name = f"modulations_{forgotten + 1}" if isinstance(forgotten, int) else forgotten
@@ -229,7 +231,7 @@ def test_tensors_that_are_not_those_of_the_table_are_refused(model, tmp_path) ->
     points = reference_points(model, SHAPE, sources=2, cache="modulations")
     inputs, _ = exporting._examples(points, cut)
     path = tmp_path / "decoder.onnx"
-    exporting.write_network(DecoderNetwork(model, cut), inputs["decoder"], "velocity", path)
+    exporting.write_network(DecoderNetwork(InferenceDDT(model, SHAPE), cut), inputs["decoder"], "velocity", path)
     table = tensor_table(model.config, SHAPE, cut)["decoder"]
     library = find_library("tensorrt-rtx")
     for wrong in (

@@ -19,6 +19,8 @@ _TYPES = {torch.float32: "float32", torch.float16: "float16", torch.int64: "int6
 class OnnxRuntimeBackend:
     """An export folder, opened by ONNX Runtime on "cpu" or "cuda"."""
 
+    takes_all = True
+
     def __init__(
         self, folder: str | Path, *, device: str = "cpu", threads: int | None = None, manifest: Manifest | None = None
     ) -> None:
@@ -37,6 +39,7 @@ class OnnxRuntimeBackend:
         self.folder = Path(folder)
         self.manifest = manifest or Manifest.load(self.folder)
         self.config, self.checkpoint_sha256 = self.manifest.config, self.manifest.checkpoint_sha256
+        self.latent_shape, self.cut = self.manifest.latent_shape, self.manifest.cut
         workers = f", {threads or 'all'} threads" if device == "cpu" else ""
         self.name = f"ONNX Runtime, {self.manifest.precision}{workers}"
         self.device = torch.device(device)
@@ -56,10 +59,8 @@ class OnnxRuntimeBackend:
                 raise ArtifactError(f"{path} cannot be opened ({str(error)[:200]}); export anew.") from None
 
     def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int) -> BoundSession:
-        if latent_shape != self.manifest.latent_shape:
-            raise ConfigError(
-                f"Latents of shape {list(latent_shape)}: this export is for {list(self.manifest.latent_shape)}."
-            )
+        if latent_shape != self.latent_shape:
+            raise ConfigError(f"Latents of shape {list(latent_shape)}: this export is for {list(self.latent_shape)}.")
         return BoundSession(self, batch, slots)
 
     def bind(self, network: str, tensors: dict[str, Tensor]) -> Callable[[], None]:

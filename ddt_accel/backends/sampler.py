@@ -46,9 +46,9 @@ class Sampler:
         if isinstance(model_or_backend, DDT):
             self.backend, known = TorchBackend(model_or_backend), model_or_backend.source
         else:
-            self.backend, known = model_or_backend, getattr(model_or_backend, "manifest", None)
+            self.backend, known = model_or_backend, model_or_backend
         check_checkpoint(schedule, self.backend.checkpoint_sha256)
-        latent_shape = latent_shape or (known.latent_shape if known is not None else None)
+        latent_shape = latent_shape or getattr(known, "latent_shape", None)
         if latent_shape is None:
             raise ConfigError("The model does not say which latents it is for; give latent_shape=(C, H, W).")
         if batch_size < 1:

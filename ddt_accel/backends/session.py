@@ -1,4 +1,4 @@
-"""A session on networks whose tensors are bound by address: the same for ONNX Runtime and TensorRT engines.
+"""A session on networks whose tensors are bound once: the same for ONNX Runtime, TensorRT and compiled networks.
 
 Buffers are made once for a batch. The encoder writes into the slot that the decoder reads; between them nothing is
 copied. Where the decoder makes forecasts itself, `forecast` only notes which slots it draws on and with what weights.
@@ -7,22 +7,27 @@ copied. Where the decoder makes forecasts itself, `forecast` only notes which sl
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ddt_accel.backends.manifest import Manifest
 from ddt_accel.backends.pytorch import combine
-from ddt_accel.backends.tensors import tensor_table
+from ddt_accel.backends.tensors import Cut, tensor_table
 from ddt_accel.errors import ConfigError
+from ddt_accel.networks.config import DDTConfig
 
 
 class Runner(Protocol):
     """Whatever runs the two networks on buffers that it is given."""
 
-    manifest: Manifest
+    config: DDTConfig
+    latent_shape: tuple[int, int, int]
+    cut: Cut
     device: torch.device
+    # Whether the decoder takes exactly `cut.sources` states; else any smaller number, and one as it is without weights.
+    takes_all: bool
 
     def bind(self, network: str, tensors: dict[str, Tensor]) -> Callable[[], None]:
         """A call of "encoder" or "decoder" on `tensors`, inputs and output by name, whose addresses stay."""
@@ -36,14 +41,14 @@ class BoundSession:
     """See `sampling.backend.Session`."""
 
     def __init__(self, runner: Runner, batch: int, slots: int) -> None:
-        manifest, device = runner.manifest, runner.device
-        self._runner, self._batch, self._cut = runner, batch, manifest.cut
-        self._table = tensor_table(manifest.config, manifest.latent_shape, manifest.cut)
+        cut, device = runner.cut, runner.device
+        self._runner, self._batch, self._cut = runner, batch, cut
+        self._table = tensor_table(runner.config, runner.latent_shape, cut)
         buffers = {
             tensor.name: torch.zeros(tensor.at(2 * batch), dtype=getattr(torch, tensor.dtype), device=device)
             for network in self._table.values()
             for tensor in network
-            if tensor.name != manifest.cache and tensor.name not in manifest.cut.caches()
+            if tensor.name != cut.cache and tensor.name not in cut.caches()
         }
         self.latents, self.times, self.labels = buffers["latents"], buffers["times"], buffers["labels"]
         self.velocity, self._buffers = buffers["velocity"], buffers
@@ -57,7 +62,7 @@ class BoundSession:
         self._weights: dict[tuple[float, ...], Tensor] = {}
         self._zero = torch.zeros((), device=device)
         self._encoders: dict[tuple[int, int, int], Callable[[], None]] = {}
-        self._decoders: dict[tuple[tuple[int, ...], int, int], Callable[[], None]] = {}
+        self._decoders: dict[tuple[tuple[int, ...], bool, int, int], Callable[[], None]] = {}
 
     def encode(self, slot: int, rows: slice) -> None:
         key = (slot, rows.start, rows.stop)
@@ -80,7 +85,7 @@ class BoundSession:
 
     def decode(self, slot: int, rows: slice) -> None:
         if self._cut.sources == 0:
-            self._decoder((slot,), rows)()
+            self._decoder((slot,), rows, held=True)()
             return
         halves = self._halves(rows)
         drawn = self._drawn(slot, halves)
@@ -91,7 +96,13 @@ class BoundSession:
         if len(drawn) > self._cut.sources:
             self._materialise(slot, halves)
             drawn = (slot,)
-        padded = (*drawn, *drawn[:1] * (self._cut.sources - len(drawn)))
+        if self._runner.takes_all:
+            padded = (*drawn, *drawn[:1] * (self._cut.sources - len(drawn)))
+        elif len(drawn) == 1 and all(_is_held(self._recipes[slot, half]) for half in halves):
+            self._decoder(drawn, rows, held=True)()
+            return
+        else:
+            padded = drawn
         for half in halves:
             self._give(half, self._recipes[slot, half], drawn)
         self._decoder(padded, rows)()
@@ -134,14 +145,19 @@ class BoundSession:
         self._buffers["constant"][rows] = self._zero if constant is None else constant
         self._given[half] = ordered
 
-    def _decoder(self, slots: tuple[int, ...], rows: slice) -> Callable[[], None]:
-        key = (slots, rows.start, rows.stop)
+    def _decoder(self, slots: tuple[int, ...], rows: slice, *, held: bool = False) -> Callable[[], None]:
+        key = (slots, held, rows.start, rows.stop)
         if key not in self._decoders:
+            cut = replace(self._cut, sources=0 if held else len(slots))
+            cached = {name: self.slots[slot][rows] for name, slot in zip(cut.caches(), slots, strict=True)}
             tensors = {
-                tensor.name: self._buffers[tensor.name][rows]
-                for tensor in self._table["decoder"]
-                if tensor.name in self._buffers
+                tensor.name: cached[tensor.name] if tensor.name in cached else self._buffers[tensor.name][rows]
+                for tensor in tensor_table(self._runner.config, self._runner.latent_shape, cut)["decoder"]
             }
-            cached = {name: self.slots[slot][rows] for name, slot in zip(self._cut.caches(), slots, strict=True)}
-            self._decoders[key] = self._runner.bind("decoder", {**tensors, **cached})
+            self._decoders[key] = self._runner.bind("decoder", tensors)
         return self._decoders[key]
+
+
+def _is_held(recipe: Recipe) -> bool:
+    """Whether a state is used as it is."""
+    return recipe[1] == (1.0,) and recipe[2] is None

@@ -67,6 +67,8 @@ class TensorRTBackend:
     GPU, ParityError where they compute something else.
     """
 
+    takes_all = True
+
     def __init__(self, folder: str | Path, *, manifest: Manifest | None = None) -> None:
         self.folder = Path(folder)
         self.manifest = manifest or Manifest.load(self.folder)
@@ -79,6 +81,7 @@ class TensorRTBackend:
             raise DependencyError(f"{engine.library} is not installed, which has built these engines.") from None
         check_engine(engine, str(self._trt.__version__), gpu())
         self.config, self.checkpoint_sha256 = self.manifest.config, self.manifest.checkpoint_sha256
+        self.latent_shape, self.cut = self.manifest.latent_shape, self.manifest.cut
         self.name = f"{engine.library} {engine.version}, {self.manifest.precision}"
         self.device = torch.device("cuda", torch.cuda.current_device())
         self._logger = self._trt.Logger(self._trt.Logger.ERROR)
@@ -92,9 +95,9 @@ class TensorRTBackend:
             self._verify(engine)
 
     def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int) -> BoundSession:
-        if latent_shape != self.manifest.latent_shape:
+        if latent_shape != self.latent_shape:
             raise ConfigError(
-                f"Latents of shape {list(latent_shape)}: these engines are for {list(self.manifest.latent_shape)}."
+                f"Latents of shape {list(latent_shape)}: these engines are for {list(self.latent_shape)}."
             )
         for rows in (batch, 2 * batch):
             self._profile(rows)

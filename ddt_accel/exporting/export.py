@@ -3,6 +3,7 @@ names."""
 
 from __future__ import annotations
 
+import copy
 import shutil
 import tempfile
 from pathlib import Path
@@ -22,14 +23,15 @@ from ddt_accel.backends.manifest import (
     finish_publication,
     publish,
 )
+from ddt_accel.backends.networks import DecoderNetwork, EncoderNetwork
 from ddt_accel.backends.tensorrt import gpu
 from ddt_accel.backends.tensors import Cut, as_lists, tensor_table
 from ddt_accel.errors import ArtifactError, ConfigError, ParityError
 from ddt_accel.exporting.engines import EngineOptions, build_engine, find_library
-from ddt_accel.exporting.networks import DecoderNetwork, EncoderNetwork, in_precision
 from ddt_accel.exporting.onnx import OPSET, parity, versions, write_network
 from ddt_accel.exporting.reference import Reference, reference_points
 from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.inference import InferenceDDT
 from ddt_accel.stages import OnStage, silent
 
 FORMATS = ("onnx", "tensorrt")
@@ -80,11 +82,10 @@ def export(
     library = find_library(options.engine) if as_engines else None
 
     done = on_stage("a trajectory to compare with", 1)
-    points = reference_points(in_precision(model, "fp32"), latent_shape, sources=sources, cache=cache)
-    reduced = in_precision(model, precision)
-    networks = {"encoder": EncoderNetwork(reduced, cut), "decoder": DecoderNetwork(reduced, cut)}
+    points = reference_points(_reference(model), latent_shape, sources=sources, cache=cache)
+    prepared = InferenceDDT(model, latent_shape, precision).cpu()
+    networks = {"encoder": EncoderNetwork(prepared, cut), "decoder": DecoderNetwork(prepared, cut)}
     inputs, outputs = _examples(points, cut)
-    _fill_rotary_tables(reduced, points)
     done()
     folder = Path(out_dir)
     staging = _staging(folder)
@@ -168,10 +169,11 @@ def _examples(points: Reference, cut: Cut) -> tuple[dict[str, dict[str, Tensor]]
     return inputs, {"encoder": points.caches[-1], "decoder": points.velocity}
 
 
-@torch.inference_mode()
-def _fill_rotary_tables(reduced: DDT, points: Reference) -> None:
-    """They become constants of the graph; an export itself sees no values."""
-    reduced.encode(points.latents[:1].to(reduced.final_layer.linear.weight.dtype), points.times[:1], points.labels[:1])
+def _reference(model: DDT) -> DDT:
+    """The model in float32 on the CPU; a copy where it is not."""
+    parameter = model.final_layer.linear.weight
+    as_it_is = (parameter.device.type, parameter.dtype) == ("cpu", torch.float32)
+    return model if as_it_is else copy.deepcopy(model).cpu().float()
 
 
 @torch.inference_mode()

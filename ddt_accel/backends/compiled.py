@@ -1,0 +1,85 @@
+"""The networks compiled by PyTorch, in bfloat16 where the processor or GPU multiplies it in hardware.
+
+One program for all batches; the encoder's is compiled at the first call, and the decoder's for each number of states
+that a forecast draws on, with the forecast inside. PyTorch keeps what it has compiled on the disk for the next process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddt_accel.backends.networks import DecoderNetwork, EncoderNetwork
+from ddt_accel.backends.session import BoundSession
+from ddt_accel.backends.tensors import MAX_ENGINE_SOURCES, Cut
+from ddt_accel.errors import ConfigError, DependencyError
+from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.inference import InferenceDDT
+from ddt_accel.networks.precision import supports_bf16
+
+
+class CompiledBackend:
+    """A model on the device where it lies, for latents of one shape, by default its own.
+
+    `precision` is "fp32", "fp16" or "bf16", by default bf16 where the device multiplies it in hardware. Calls raise
+    DependencyError where PyTorch finds no compiler: on a CPU one for C++, on a GPU Triton.
+    """
+
+    takes_all = False
+
+    def __init__(
+        self, model: DDT, *, precision: str | None = None, latent_shape: tuple[int, int, int] | None = None
+    ) -> None:
+        latent_shape = latent_shape or (model.source.latent_shape if model.source else None)
+        if latent_shape is None:
+            raise ConfigError("The model does not say which latents it is for; give latent_shape=(C, H, W).")
+        self.config, self.latent_shape = model.config, latent_shape
+        self.checkpoint_sha256 = model.source.sha256 if model.source else None
+        self.device = model.final_layer.linear.weight.device
+        precision = precision or ("bf16" if supports_bf16(self.device) else "fp32")
+        self.cut = Cut(precision=precision, sources=MAX_ENGINE_SOURCES)
+        self.name = f"torch compiled, {precision}"
+        self._model = InferenceDDT(model, latent_shape, precision)
+        self._compiled: dict[tuple[str, int], Callable[..., None]] = {}
+
+    def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int) -> BoundSession:
+        if latent_shape != self.latent_shape:
+            raise ConfigError(
+                f"Latents of shape {list(latent_shape)}: the networks were prepared for {list(self.latent_shape)}."
+            )
+        return BoundSession(self, batch, slots)
+
+    def bind(self, network: str, tensors: dict[str, Tensor]) -> Callable[[], None]:
+        """See `backends.session.Runner`."""
+        *inputs, output = tensors.values()
+        compiled = self._network(network, sum(name.startswith(f"{self.cut.cache}_") for name in tensors))
+        for tensor in (*inputs, output):
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+
+        def call() -> None:
+            try:
+                compiled(output, *inputs)
+            except torch._dynamo.exc.BackendCompilerFailed as error:
+                reason = str(error).strip().splitlines()[0]
+                raise DependencyError(
+                    f"PyTorch cannot compile the networks here ({reason}); install a C++ compiler, on a GPU Triton, or "
+                    "use another backend."
+                ) from None
+
+        return call
+
+    def _network(self, network: str, sources: int) -> Callable[..., None]:
+        """The compiled program of a network that writes its output, given first, from its inputs."""
+        if (network, sources) not in self._compiled:
+            cut = replace(self.cut, sources=sources)
+            module: Any = EncoderNetwork(self._model, cut) if network == "encoder" else DecoderNetwork(self._model, cut)
+
+            def write(output: Tensor, *inputs: Tensor) -> None:
+                output.copy_(module(*inputs))
+
+            self._compiled[network, sources] = torch.no_grad()(torch.compile(write))
+        return self._compiled[network, sources]

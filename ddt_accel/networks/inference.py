@@ -1,0 +1,166 @@
+"""The same network laid out for inference: its weights prepared once, in the precision that they are multiplied in.
+
+Four rearrangements, none of which changes a number but for rounding: the products of SwiGLU's two halves are one, its
+hidden features filled up with zeros to whole vectors; the rotated pairs (2m, 2m + 1) of queries and keys lie apart, as
+(m, m + d / 2), since the order of a dot product's terms is free; the modulations of all encoder blocks are one product
+of the condition, and those of the decoder one product of the state.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ddt_accel.errors import ConfigError
+from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.layers import Block, FinalLayer, attend, modulate, patchify, rotary_table, unpatchify
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+VECTOR = 32  # features, 64 bytes of 16-bit numbers
+
+
+class Affine(nn.Module):
+    """`x Wᵀ + b` of weights that are not trained."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight.detach().to(dtype).contiguous())
+        self.register_buffer("bias", None if bias is None else bias.detach().to(dtype))
+
+    @classmethod
+    def stacked(cls, maps: list[nn.Sequential], dtype: torch.dtype) -> Affine:
+        """The modulations of several layers as one product."""
+        weights, biases = (
+            torch.cat([affine.get_parameter(name) for affine in maps]) for name in ("0.weight", "0.bias")
+        )
+        return cls(weights, biases, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class InferenceBlock(nn.Module):
+    """See `layers.Block`; modulations come from outside, as there."""
+
+    norm1: Tensor
+    norm2: Tensor
+    norm_qk: Tensor
+
+    def __init__(self, block: Block, dtype: torch.dtype) -> None:
+        super().__init__()
+        attention, mlp = block.attn, block.mlp
+        width, self.heads, self.dtype = attention.proj.in_features, attention.heads, dtype
+        depth = width // self.heads
+        halves = torch.cat([torch.arange(0, depth, 2), torch.arange(1, depth, 2)])
+        query, key, value = attention.qkv.weight.detach().unflatten(0, (3, self.heads, depth))
+        self.qkv = Affine(torch.cat([query[:, halves], key[:, halves], value]).flatten(0, 1), None, dtype)
+        self.proj = Affine(attention.proj.weight, attention.proj.bias, dtype)
+        filling = -mlp.w1.out_features % VECTOR
+        gate, up = (F.pad(layer.weight.detach(), (0, 0, 0, filling)) for layer in (mlp.w1, mlp.w3))
+        self.w13 = Affine(torch.cat([gate, up]), None, dtype)
+        self.w2 = Affine(F.pad(mlp.w2.weight.detach(), (0, filling)), None, dtype)
+        self.register_buffer("norm1", block.norm1.weight.detach().float())
+        self.register_buffer("norm2", block.norm2.weight.detach().float())
+        # [2, 1, d]: over heads.
+        scales = torch.stack([attention.q_norm.weight.detach()[halves], attention.k_norm.weight.detach()[halves]])
+        self.register_buffer("norm_qk", scales[:, None].float())
+
+    def forward(self, x: Tensor, modulations: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x [B, L, D] in float32; modulations [B, 1 or L, 6D]; cos and sin [L, 1, 1, d / 2]."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulations.chunk(Block.MODULATIONS, dim=-1)
+        x = x + gate1 * self._attention(self._modulated(x, self.norm1, shift1, scale1), cos, sin)
+        gate, up = self.w13(self._modulated(x, self.norm2, shift2, scale2)).chunk(2, dim=-1)
+        out: Tensor = x + gate2 * self.w2(F.silu(gate) * up)
+        return out
+
+    def _attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        b, length, _ = x.shape
+        qkv = self.qkv(x).reshape(b, length, 3, self.heads, -1)
+        first, second = _normed(qkv[:, :, :2], self.norm_qk).chunk(2, dim=-1)
+        rotated = torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(self.dtype)
+        query, key, value = (heads.transpose(1, 2) for heads in (rotated[:, :, 0], rotated[:, :, 1], qkv[:, :, 2]))
+        projected: Tensor = self.proj(attend(query, key, value).transpose(1, 2).reshape(b, length, -1))
+        return projected
+
+    def _modulated(self, x: Tensor, weight: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        return modulate(_normed(x, weight), shift, scale).to(self.dtype)
+
+
+def _normed(x: Tensor, weight: Tensor) -> Tensor:
+    """`layers.RMSNorm`, whose result stays in float32."""
+    y = x.float()
+    return y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-6) * weight
+
+
+class InferenceDDT(nn.Module):
+    """A DDT for latents [C, H, W] of one size, with its matrix products in "fp32", "fp16" or "bf16".
+
+    Norms, softmax, rotation, modulation and the residual stream are in float32, the timestep embedding entirely; in
+    bfloat16 that halves the error. Raises ConfigError for latents that the patches do not fit.
+    """
+
+    label_table: Tensor
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, model: DDT, latent_shape: tuple[int, int, int], precision: str = "fp32") -> None:
+        super().__init__()
+        if precision not in PRECISIONS:
+            raise ConfigError(f"precision is {precision!r}; choose one of {', '.join(PRECISIONS)}.")
+        config, dtype = model.config, PRECISIONS[precision]
+        config.num_tokens(latent_shape)
+        self.config, self.latent_shape, self.dtype = config, latent_shape, dtype
+        self.t_embedder = copy.deepcopy(model.t_embedder).float().requires_grad_(False)
+        self.register_buffer("label_table", model.y_embedder.embedding_table.weight.detach().float())
+        self.s_embedder, self.x_embedder, self.final = (
+            Affine(layer.weight, layer.bias, dtype)
+            for layer in (model.s_embedder.proj, model.x_embedder.proj, model.final_layer.linear)
+        )
+        self.condition_map = Affine.stacked([block.adaLN_modulation for block in model.encoder_blocks], dtype)
+        per_block = [block.adaLN_modulation for block in model.decoder_blocks]
+        self.modulation_map = Affine.stacked([*per_block, model.final_layer.adaLN_modulation], dtype)
+        self.encoder_blocks = nn.ModuleList(InferenceBlock(block, dtype) for block in model.encoder_blocks)
+        self.decoder_blocks = nn.ModuleList(InferenceBlock(block, dtype) for block in model.decoder_blocks)
+        rows, columns = (size // config.patch_size for size in latent_shape[1:])
+        for name, table in zip(
+            ("cos", "sin"), rotary_table(config.hidden_size // config.num_groups, rows, columns), strict=True
+        ):
+            # [L, 1, 1, d / 2]: over queries and keys, and over heads.
+            self.register_buffer(name, table[:, None, None].to(self.label_table.device))
+
+    def encode(self, latents: Tensor, times: Tensor, labels: Tensor) -> Tensor:
+        """The encoder state [B, L, D] of float32 latents [B, C, H, W] at times [B] for labels [B]."""
+        tokens = self.s_embedder(self._patches(latents)).float()
+        time = self.t_embedder(times)
+        condition = F.silu(time + F.embedding(labels, self.label_table)).to(self.dtype)
+        per_block = self.condition_map(condition)[:, None].chunk(self.config.num_encoder_blocks, dim=-1)
+        for block, modulation in zip(self.encoder_blocks, per_block, strict=True):
+            tokens = block(tokens, modulation, self.cos, self.sin)
+        return F.silu(time[:, None] + tokens).to(self.dtype)
+
+    def modulations(self, state: Tensor) -> Tensor:
+        """All of the decoder's modulations [B, L, M] of a state [B, L, D]."""
+        modulated: Tensor = self.modulation_map(state)
+        return modulated
+
+    def decode_modulated(self, latents: Tensor, modulations: Tensor) -> Tensor:
+        """Velocity, float32 [B, C, H, W], of float32 latents [B, C, H, W] under cached modulations."""
+        config, width = self.config, self.config.hidden_size
+        *per_block, final = modulations.split(
+            [Block.MODULATIONS * width] * config.num_decoder_blocks + [FinalLayer.MODULATIONS * width], dim=-1
+        )
+        tokens = self.x_embedder(self._patches(latents)).float()
+        for block, modulation in zip(self.decoder_blocks, per_block, strict=True):
+            tokens = block(tokens, modulation, self.cos, self.sin)
+        normed = F.layer_norm(tokens, (width,), eps=1e-6)
+        patches = self.final(modulate(normed, *final.chunk(FinalLayer.MODULATIONS, dim=-1)).to(self.dtype))
+        return unpatchify(patches, config.patch_size, latents.shape[-2], latents.shape[-1]).float()
+
+    def _patches(self, latents: Tensor) -> Tensor:
+        return patchify(latents, self.config.patch_size).to(self.dtype)
