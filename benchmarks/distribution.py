@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from ddt_accel import Schedule, load_model
-from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel.backends.compiled import CompiledBackend
 from ddt_accel.backends.sample import sample_images
 from ddt_accel.evaluation.converged import converged
 from ddt_accel.evaluation.costs import counted_costs
@@ -83,7 +83,7 @@ def main() -> None:
     model, fitted, count = load_model(arguments.model), Schedule.load(arguments.schedule), arguments.images
     assert model.source is not None
     assert model.source.latent_shape is not None
-    shape, backend = model.source.latent_shape, TorchBackend(model)
+    shape, backend = model.source.latent_shape, CompiledBackend(model)
     costs = counted_costs(model.config, shape)
     fine = dataclasses.replace(fitted.spec, num_steps=50, solver="ab2", last_step=None, timeshift=1.0)
     unit = costs.of(Schedule.full(fine))
@@ -109,11 +109,16 @@ def main() -> None:
             images = ImageRange(seed=SEED, first=start, stop=stop)
             return to_uint8(sample_images(backend, schedule, images, shape, BATCH))
 
-        return features(arguments.folder, name, [backend.checkpoint_sha256, schedule.document(), SEED], part, count)
+        return features(
+            arguments.folder, name, [backend.checkpoint_sha256, backend.name, schedule.document(), SEED], part, count
+        )
 
     found = {name: drawn(name, schedule) for name, schedule in samplers.items()}
     limit, rows = next(iter(found.values())), []
-    conditions = f"{count} pictures each, noises of seed {SEED}, test split of {arguments.data.name}; {processor()}"
+    conditions = (
+        f"{count} pictures each, noises of seed {SEED}, test split of {arguments.data.name}, "
+        f"{backend.name}; {processor()}"
+    )
     print(conditions, end="\n\n")
     print(f"| sampler | cost | to real pictures | less that of {FIFTY} | to the limit | precision | recall |")
     print("|---|---|---|---|---|---|---|")
