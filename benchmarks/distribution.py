@@ -30,7 +30,7 @@ from ddt_accel.evaluation.converged import converged
 from ddt_accel.evaluation.costs import counted_costs
 from ddt_accel.evaluation.distribution import Inception, coverage, frechet_distance
 from ddt_accel.evaluation.fidelity import to_uint8
-from ddt_accel.report.study import processor
+from ddt_accel.networks.device import processor
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.training.images import load_images
 

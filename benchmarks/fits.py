@@ -30,7 +30,7 @@ from ddt_accel.fitting.closed_form import closed_form
 from ddt_accel.fitting.fit import FitSpec, Fitter
 from ddt_accel.fitting.joint import JointFit
 from ddt_accel.networks.ddt import DDT
-from ddt_accel.report.study import processor
+from ddt_accel.networks.device import processor
 
 HELD_OUT = 7
 NOISES = (4, 16, 64, 256)

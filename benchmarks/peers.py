@@ -23,15 +23,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from ddt_accel.exporting.networks import in_precision
 from torch import Tensor
 
 from ddt_accel import SamplingSpec, Schedule, calibrate, draw_labels, draw_noise, export, load_model, open_backend
 from ddt_accel.backends.pytorch import TorchBackend
-from ddt_accel.evaluation.benchmark import Clock, TimedBackend, synchronize
+from ddt_accel.evaluation.benchmark import Clock, TimedBackend
 from ddt_accel.evaluation.fidelity import psnr, to_images
-from ddt_accel.exporting.networks import in_precision
 from ddt_accel.networks.ddt import DDT
-from ddt_accel.report.study import processor
+from ddt_accel.networks.device import processor, synchronize
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.program import compile_program
 from ddt_accel.sampling.trajectory import run

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from ddt_accel import solve_all_budgets
-from ddt_accel.report.study import processor
+from ddt_accel.networks.device import processor
 from ddt_accel.solver.pairs import solve_pairs
 
 SINGLES = (50, 100, 250, 500, 1000)

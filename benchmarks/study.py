@@ -25,7 +25,7 @@ from ddt_accel import SamplingSpec, Schedule, calibrate, draw_labels, draw_noise
 from ddt_accel.calibration.resample import resample
 from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.evaluation.fidelity import interval, psnr, to_images
-from ddt_accel.report.study import processor
+from ddt_accel.networks.device import processor
 from ddt_accel.solver.solve import PUBLISHED, Method, schedule_with, solve_curve
 from ddt_accel.solver.split import encoder_runs, splits
 

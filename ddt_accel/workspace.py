@@ -18,6 +18,7 @@ from ddt_accel.schedule import Schedule
 
 FORMAT, VERSION = "ddt-accel workspace", 1
 SETTINGS_NAME = "workspace.json"
+SPEEDS_FORMAT, SPEEDS_VERSION = "ddt-accel speeds", 1
 DEFAULT_MODEL = "cifar10"
 
 
@@ -65,6 +66,7 @@ class Workspace:
         self.samples_path = folder / "samples"
         self.fit_path = folder / "fit"
         self.plans_path = folder / "plans"
+        self.speeds_path = folder / "speeds.json"
         self._settings_path = folder / SETTINGS_NAME
 
     def load_model(self, said: Mapping[str, Any]) -> DDT:
@@ -89,6 +91,17 @@ class Workspace:
 
     def schedule(self, path: Path | None = None) -> Schedule:
         return Schedule.load(path or self.schedule_path)
+
+    def speeds(self, conditions: Mapping[str, Any]) -> dict[str, float] | None:
+        """Seconds of backends by name, if they were measured under these conditions."""
+        if not self.speeds_path.exists():
+            return None
+        content = read_json(self.speeds_path, SPEEDS_FORMAT, SPEEDS_VERSION)
+        return dict(content["seconds"]) if content.get("conditions") == conditions else None
+
+    def keep_speeds(self, conditions: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
+        content = {"conditions": dict(conditions), "seconds": dict(seconds)}
+        write_json(self.speeds_path, SPEEDS_FORMAT, SPEEDS_VERSION, content)
 
     def remembered(self) -> ModelChoice | None:
         """The model of the last command that was given one."""

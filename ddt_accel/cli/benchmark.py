@@ -10,6 +10,7 @@ import typer
 
 from ddt_accel.cli.calibration import run_calibration
 from ddt_accel.cli.console import emit, out, say, stages
+from ddt_accel.cli.networks import BackendOption, Opened, open_networks
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
     BatchOption,
@@ -22,7 +23,6 @@ from ddt_accel.cli.options import (
     WorkspaceOption,
     model_options,
 )
-from ddt_accel.cli.runs import Opened, open_networks
 from ddt_accel.cli.solving import describe
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def bench(
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     calibration: Annotated[Path | None, typer.Option(help="A calibration file.")] = None,
     schedule: Annotated[Path | None, typer.Option(help="A schedule file, or the name of a shipped one.")] = None,
-    backend: Annotated[str, typer.Option(help="onnx or trt (the workspace's export), or torch.")] = "onnx",
+    backend: BackendOption = "onnx",
     export_folder: Annotated[Path | None, typer.Option("--export", help="An export folder.")] = None,
     model: ModelOption = None,
     config: ConfigOption = None,
@@ -68,7 +68,7 @@ def bench(
         )
     place = Workspace(workspace)
     said = model_options(model, config, weights, latent_shape)
-    networks = open_networks(place, backend, export_folder, said, device)
+    networks = open_networks(place, backend, export_folder, said, device, batch_size)
     study = _study(place, networks, calibration, schedule, images, curve_images, seed, batch_size)
     _costs(study, networks).save(place.costs_path)
     _report(study, folder or place.folder, json)
@@ -114,7 +114,7 @@ def demo(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = Fals
     with stages() as on_stage:
         export(network, place.export_path, on_stage=on_stage)
     say("4/4  Measuring with ONNX Runtime on images that were not calibrated on")
-    networks = open_networks(place, "onnx", None, {}, "cpu")
+    networks = open_networks(place, "onnx", None, {}, "cpu", 16)
     # Fitted beforehand, which takes some minutes.
     fitted = Schedule.load(FITTED)
     others = {f"fitted, {fitted.spec.num_steps} steps": fitted}

@@ -145,7 +145,7 @@ def fit(
 def wants_autocast(precision: str | None, device: torch.device) -> bool:
     """Whether networks multiply in bfloat16 while a schedule is fitted: as asked for, else on a GPU that has it."""
     from ddt_accel.errors import ConfigError
-    from ddt_accel.networks.precision import supports_bf16
+    from ddt_accel.networks.device import supports_bf16
 
     if precision not in (None, "bf16", "fp32"):
         raise ConfigError(f"--precision is {precision!r}; choose bf16 or fp32.")

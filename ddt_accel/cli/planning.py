@@ -9,6 +9,7 @@ import typer
 
 from ddt_accel.cli.console import emit, out, say, stages
 from ddt_accel.cli.fitting import wants_autocast
+from ddt_accel.cli.networks import BackendOption, open_networks
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
     BatchOption,
@@ -22,7 +23,6 @@ from ddt_accel.cli.options import (
     check_device,
     model_options,
 )
-from ddt_accel.cli.runs import open_networks
 
 if TYPE_CHECKING:
     from ddt_accel.evaluation.fidelity import Interval
@@ -37,7 +37,7 @@ def plan(
     ] = None,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     calibration: Annotated[Path | None, typer.Option(help="A calibration file, of a fine grid.")] = None,
-    backend: Annotated[str, typer.Option(help="onnx or trt (the workspace's export), or torch.")] = "torch",
+    backend: BackendOption = "torch",
     export_folder: Annotated[Path | None, typer.Option("--export", help="An export folder.")] = None,
     model: ModelOption = None,
     config: ConfigOption = None,
@@ -77,7 +77,8 @@ def plan(
     path = schedule or place.schedule_path
     check_writable(path)
     statistics = place.calibration(calibration)
-    networks = open_networks(place, backend, export_folder, model_options(model, config, weights, latent_shape), device)
+    said = model_options(model, config, weights, latent_shape)
+    networks = open_networks(place, backend, export_folder, said, device, batch_size)
     costs = kept_costs(place.costs_path, statistics.checkpoint_sha256, say) or counted_costs(
         networks.backend.config, networks.latent_shape
     )
@@ -88,7 +89,7 @@ def plan(
     with stages() as on_stage:
         fitted = None
         if fit:
-            network = place.load_model(model_options(model, config, weights, latent_shape)).to(check_device(device))
+            network = place.load_model(said).to(check_device(device))
             autocast = wants_autocast(None, torch.device(device))
             spec = FitSpec(seed=fit_seed, iterations=iterations, autocast=autocast)
             joint = JointFit(network, statistics, costs, spec, folder=place.fit_path, on_stage=on_stage)

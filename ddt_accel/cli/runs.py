@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ddt_accel.cli.console import emit, stages, steps
+from ddt_accel.cli.networks import BackendOption, open_networks
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
     BatchOption,
@@ -20,14 +20,8 @@ from ddt_accel.cli.options import (
     SeedOption,
     WeightsOption,
     WorkspaceOption,
-    check_device,
     model_options,
 )
-
-if TYPE_CHECKING:
-    from ddt_accel.sampling.backend import Backend
-    from ddt_accel.workspace import Workspace
-
 
 DEFAULT_BATCH = "1:8:32"
 
@@ -129,7 +123,7 @@ def sample(
     full: Annotated[bool, typer.Option("--full", help="Run the encoder at every step, for comparison.")] = False,
     steps_wanted: Annotated[int | None, typer.Option("--steps", help="Refuse a schedule for other steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Refuse a schedule for other guidance.")] = None,
-    backend: Annotated[str, typer.Option(help="onnx or trt (the workspace's export), or torch.")] = "onnx",
+    backend: BackendOption = "onnx",
     export_folder: Annotated[Path | None, typer.Option("--export", help="An export folder.")] = None,
     model: ModelOption = None,
     config: ConfigOption = None,
@@ -172,11 +166,11 @@ def sample(
     if full:
         plan = plan.unshared()
     said = model_options(model, config, weights, latent_shape)
-    opened = open_networks(place, backend, export_folder, said, device)
+    opened = open_networks(place, backend, export_folder, said, device, min(batch_size, images))
     networks, shape = opened.backend, opened.latent_shape
     classes = parse_labels(labels, networks.config.num_classes, opened.class_names)
     writer = SampleWriter(out or place.samples_path, npz, pixels=is_pixel_space(networks.config))
-    seconds = 0.0
+    seconds, compiling_before = 0.0, getattr(networks, "compile_seconds", 0.0)
     with steps("sampling", images) as bar:
         for start in range(0, images, batch_size):
             indices = range(start, min(images, start + batch_size))
@@ -189,6 +183,8 @@ def sample(
             writer.add(latents)
             bar.to(indices.stop)
     written = writer.finish()
+    compiling = getattr(networks, "compile_seconds", 0.0) - compiling_before
+    seconds -= compiling / images
     if out is None:  # a folder of ours: what an earlier, longer run left would pass for this one's
         for stale in set(place.samples_path.glob("[0-9]*.png")) - set(written):
             stale.unlink()
@@ -197,54 +193,13 @@ def sample(
             "folder": str(written[0].parent),
             "images": images,
             "seconds_per_image": seconds,
+            "compile_seconds": compiling,
             "files": [str(p) for p in written],
         },
         as_json=json,
-        text=f"{images} images, {seconds:.3f} s each, {plan.budget} encoder runs of {plan.spec.num_evaluations} → "
-        f"{written[0]}",
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Opened:
-    """Networks that are ready to run, and what is known of them."""
-
-    backend: Backend
-    name: str
-    latent_shape: tuple[int, int, int]
-    class_names: tuple[str, ...] | None
-
-
-def open_networks(place: Workspace, backend: str, folder: Path | None, said: dict[str, Any], device: str) -> Opened:
-    """The workspace's export or that of `folder`, or the chosen model by PyTorch."""
-    from ddt_accel.backends.open import open_backend
-    from ddt_accel.backends.pytorch import TorchBackend
-    from ddt_accel.errors import ConfigError, MismatchError
-
-    check_device(device)
-    if backend in ("onnx", "trt"):
-        made = place.export_path if backend == "onnx" else place.engines_path
-        engines = open_backend(folder or made, device=device)
-        told = engines.manifest
-        if said:
-            chosen = place.load_model(said).source
-            if chosen is None or chosen.sha256 != told.checkpoint_sha256:
-                raise MismatchError(
-                    f"{engines.folder} is an export of {told.model}, other weights than the model that was asked for; "
-                    "export that one first, or use --backend torch."
-                )
-        return Opened(backend=engines, name=told.model, latent_shape=told.latent_shape, class_names=told.class_names)
-    if backend != "torch":
-        raise ConfigError(f"--backend is {backend!r}; choose onnx, trt or torch.")
-    network = place.load_model(said).to(device)
-    source = network.source
-    if source is None or source.latent_shape is None:
-        raise ConfigError("The model does not say which latents it is for; give --latent-shape C,H,W.")
-    return Opened(
-        backend=TorchBackend(network),
-        name=source.name,
-        latent_shape=source.latent_shape,
-        class_names=source.class_names,
+        text=f"{images} images, {seconds:.3f} s each, {plan.budget} encoder runs of {plan.spec.num_evaluations}"
+        + (f", compiled in {compiling:.0f} s before" if compiling else "")
+        + f" → {written[0]}",
     )
 
 

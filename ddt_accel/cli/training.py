@@ -42,7 +42,7 @@ def train(
     from ddt_accel.artifacts import check_writable, write_atomic
     from ddt_accel.errors import ConfigError
     from ddt_accel.networks.config import DDTConfig
-    from ddt_accel.networks.precision import supports_bf16
+    from ddt_accel.networks.device import supports_bf16
     from ddt_accel.report.figures import loss_curve
     from ddt_accel.training.images import load_images
     from ddt_accel.training.loop import LOG_EVERY, Progress, Trainer, TrainSpec

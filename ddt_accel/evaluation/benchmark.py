@@ -14,6 +14,7 @@ from torch import Tensor
 from ddt_accel.backends.sample import check_checkpoint
 from ddt_accel.evaluation.fidelity import Interval, interval, psnr, relative_l2, to_images
 from ddt_accel.networks.config import DDTConfig
+from ddt_accel.networks.device import synchronize
 from ddt_accel.sampling.backend import Backend, Session
 from ddt_accel.sampling.noise import draw_labels, draw_noise, draw_step_noise
 from ddt_accel.sampling.program import Program, compile_program
@@ -66,11 +67,6 @@ class _TimedSession:
         return time.perf_counter() - started
 
 
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
     """One schedule against the unshared trajectory of the same noise, on the same machine in the same run.
@@ -117,7 +113,7 @@ def measure(
     """Runs every schedule on the images 0 … num_images − 1 of a seed; the first one is the reference.
 
     Every batch goes through all schedules in turn, in an order that rotates, so that a machine that slows down slows
-    all of them; one discarded batch warms up. Returns a measurement and the final latents for each.
+    all of them; discarded batches warm up. Returns a measurement and the final latents for each.
     """
     for schedule in schedules.values():
         check_checkpoint(schedule, backend.checkpoint_sha256)
@@ -125,6 +121,8 @@ def measure(
     reference = next(iter(runs.values()))
     starts = list(range(0, num_images, batch_size))
     _run_batch(backend, reference, range(min(batch_size, num_images)), latent_shape, seed, keep=False)
+    for one in runs.values():  # of which each may be the first to need something compiled
+        _run_batch(backend, one, range(min(2, batch_size, num_images)), latent_shape, seed, keep=False)
     for turn, start in enumerate(starts):
         indices = range(start, min(start + batch_size, num_images))
         order = list(runs.values())

@@ -19,6 +19,7 @@ from ddt_accel.errors import ConfigError, MismatchError
 from ddt_accel.evaluation.benchmark import Measurement, is_pixel_space, measure
 from ddt_accel.evaluation.converged import converged_ends
 from ddt_accel.evaluation.fidelity import Interval, interval, latent_decibels, psnr, to_images
+from ddt_accel.networks.device import processor
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.schedule import FITTED, Schedule
@@ -266,16 +267,6 @@ def _own_steps(schedule: Schedule) -> str:
     if schedule.unconditional_steps is None:
         return ""
     return f"; the unconditional branch refreshes at {', '.join(map(str, schedule.unconditional_steps))}"
-
-
-def processor() -> str:
-    """The CPU's own name, where the system tells."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str:

@@ -1,0 +1,62 @@
+"""`auto`: which of several backends is the fastest here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+from ddt_accel.errors import ConfigError, DDTAccelError
+from ddt_accel.networks.device import synchronize
+from ddt_accel.sampling.backend import Backend
+
+SECONDS = 2.0
+STEPS_A_REFRESH = 5
+
+
+@torch.inference_mode()
+def seconds_a_refresh(
+    backend: Backend, latent_shape: tuple[int, int, int], batch: int, *, within: float = SECONDS
+) -> float:
+    """The least that one encoder run and five decoder runs, guided, of `batch` images were measured to take.
+
+    Measured for as long as `within` seconds, after a first call, in which networks may be compiled.
+    """
+    session, rows = backend.open(batch, latent_shape, 1), slice(0, 2 * batch)
+    session.latents.normal_()
+    session.times.fill_(0.5)
+    session.labels.zero_()
+
+    def once() -> float:
+        synchronize(backend.device)
+        started = time.perf_counter()
+        session.encode(0, rows)
+        for _ in range(STEPS_A_REFRESH):
+            session.decode(0, rows)
+        synchronize(backend.device)
+        return time.perf_counter() - started
+
+    once()
+    ends = time.monotonic() + within
+    least = once()
+    while time.monotonic() < ends:
+        least = min(least, once())
+    return least
+
+
+def measure_all(
+    candidates: Mapping[str, Callable[[], Backend]], latent_shape: tuple[int, int, int], batch: int
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Seconds of those that run, by name, and why the others do not; raises ConfigError where none does."""
+    seconds: dict[str, float] = {}
+    reasons: dict[str, str] = {}
+    for name, opened in candidates.items():
+        try:
+            seconds[name] = seconds_a_refresh(opened(), latent_shape, batch)
+        except DDTAccelError as error:
+            reasons[name] = str(error)
+    if not seconds:
+        told = " ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise ConfigError(f"No backend runs here. {told}")
+    return seconds, reasons

@@ -1,0 +1,131 @@
+"""From `--backend` to networks that are ready to run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ddt_accel.cli.console import say
+from ddt_accel.cli.options import check_device
+
+if TYPE_CHECKING:
+    from ddt_accel.sampling.backend import Backend
+    from ddt_accel.workspace import Workspace
+
+BackendOption = Annotated[
+    str,
+    typer.Option(
+        help="onnx or trt (the workspace's export), torch, compiled (torch.compile, bf16 where the hardware has it), "
+        "or auto: the fastest of them, measured once."
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """Networks that are ready to run, and what is known of them."""
+
+    backend: Backend
+    name: str
+    latent_shape: tuple[int, int, int]
+    class_names: tuple[str, ...] | None
+
+
+def open_networks(
+    place: Workspace, backend: str, folder: Path | None, said: dict[str, Any], device: str, batch: int
+) -> Opened:
+    """The workspace's export or that of `folder`, or the chosen model by PyTorch; `batch` is how many images will be
+    drawn at once."""
+    check_device(device)
+    if backend == "auto":
+        backend = _fastest(place, folder, said, device, batch)
+    return _open(place, backend, folder, said, device)
+
+
+def _open(place: Workspace, backend: str, folder: Path | None, said: dict[str, Any], device: str) -> Opened:
+    from ddt_accel.backends.compiled import CompiledBackend
+    from ddt_accel.backends.pytorch import TorchBackend
+    from ddt_accel.errors import ConfigError
+
+    if backend in ("onnx", "trt"):
+        return _open_export(place, backend, folder, said, device)
+    if backend not in ("torch", "compiled"):
+        raise ConfigError(f"--backend is {backend!r}; choose auto, compiled, onnx, torch or trt.")
+    network = place.load_model(said).to(device)
+    source = network.source
+    if source is None or source.latent_shape is None:
+        raise ConfigError("The model does not say which latents it is for; give --latent-shape C,H,W.")
+    return Opened(
+        backend=TorchBackend(network) if backend == "torch" else CompiledBackend(network),
+        name=source.name,
+        latent_shape=source.latent_shape,
+        class_names=source.class_names,
+    )
+
+
+def _open_export(place: Workspace, backend: str, folder: Path | None, said: dict[str, Any], device: str) -> Opened:
+    from ddt_accel.backends.open import open_backend
+    from ddt_accel.errors import MismatchError
+
+    made = place.export_path if backend == "onnx" else place.engines_path
+    engines = open_backend(folder or made, device=device)
+    told = engines.manifest
+    if said:
+        chosen = place.load_model(said).source
+        if chosen is None or chosen.sha256 != told.checkpoint_sha256:
+            raise MismatchError(
+                f"{engines.folder} is an export of {told.model}, other weights than the model that was asked for; "
+                "export that one first, or use --backend torch."
+            )
+    return Opened(backend=engines, name=told.model, latent_shape=told.latent_shape, class_names=told.class_names)
+
+
+def _fastest(place: Workspace, folder: Path | None, said: dict[str, Any], device: str, batch: int) -> str:
+    """The name of what is fastest here with the chosen model, measured unless the workspace knows."""
+    import torch
+
+    from ddt_accel.artifacts import sha256_of
+    from ddt_accel.backends.choose import measure_all
+    from ddt_accel.backends.manifest import FILE_NAME
+    from ddt_accel.errors import MismatchError
+    from ddt_accel.networks.device import device_name
+
+    model = _open(place, "torch", None, said, device)
+    found = {"onnx": folder or place.export_path, "trt": folder or place.engines_path}
+    made = {name: path / FILE_NAME for name, path in found.items() if name == "onnx" or device == "cuda"}
+    exports = {name: sha256_of(path) for name, path in made.items() if path.exists()}
+    conditions = {
+        "checkpoint": model.backend.checkpoint_sha256,
+        "latents": list(model.latent_shape),
+        "batch": batch,
+        "device": device_name(torch.device(device)),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "exports": exports,
+    }
+
+    def opened(name: str) -> Backend:
+        backend = _open(place, name, folder, said, device).backend
+        if backend.checkpoint_sha256 != model.backend.checkpoint_sha256:
+            raise MismatchError("the export is one of other weights.")
+        return backend
+
+    seconds = place.speeds(conditions)
+    if seconds is None:
+        say(f"Measuring which backend is fastest for batches of {batch} (compiling takes half a minute, once) ...")
+        candidates = {name: partial(opened, name) for name in ("compiled", "torch", *exports)}
+        seconds, reasons = measure_all(candidates, model.latent_shape, batch)
+        for name, reason in reasons.items():
+            say(f"  {name}: {reason}")
+        place.keep_speeds(conditions, seconds)
+    told = ", ".join(
+        f"{name} {1e3 * taken / batch:.1f} ms" for name, taken in sorted(seconds.items(), key=itemgetter(1))
+    )
+    chosen = min(seconds, key=lambda name: seconds[name])
+    say(f"Backend: {chosen}. One encoder and five decoder runs, per image: {told}")
+    return chosen
