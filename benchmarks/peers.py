@@ -23,21 +23,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from ddt_accel.exporting.networks import in_precision
+from setting import conditions, latent_shape, network
 from torch import Tensor
 
-from ddt_accel import SamplingSpec, Schedule, calibrate, draw_labels, draw_noise, export, load_model, open_backend
-from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel import SamplingSpec, Schedule, calibrate, draw_labels, draw_noise, export, open_backend
+from ddt_accel.backends.compiled import CompiledBackend
 from ddt_accel.evaluation.benchmark import Clock, TimedBackend
-from ddt_accel.evaluation.fidelity import psnr, to_images
+from ddt_accel.evaluation.fidelity import latent_decibels, psnr, to_images
 from ddt_accel.networks.ddt import DDT
-from ddt_accel.networks.device import processor, synchronize
+from ddt_accel.networks.device import synchronize
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.program import compile_program
-from ddt_accel.sampling.trajectory import run
+from ddt_accel.sampling.trajectory import Trajectory
 from ddt_accel.solver.solve import PUBLISHED, solve_curve
 
 SEED = 1
+WARM_UP = 2  # rounds, in the second of which trajectories become CUDA graphs
 Sampler = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -72,10 +73,15 @@ def published(clone: Path, model: DDT, schedule: Schedule, *, compiled: bool, au
 
 
 def ours(backend: Backend, schedule: Schedule) -> Sampler:
-    program = compile_program(schedule)
+    program, kept = compile_program(schedule), list[Trajectory]()
 
     def draw(noise: Tensor, labels: Tensor) -> Tensor:
-        return run(backend, program, noise, labels).cpu()
+        if kept:
+            kept[0].start(noise, labels)
+        else:
+            kept.append(Trajectory(backend, program, noise, labels))
+        kept[0].run()
+        return kept[0].end().cpu()
 
     return draw
 
@@ -90,21 +96,20 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--engines", type=Path, help="a folder of TensorRT engines, to take part on a GPU")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
 
-    model = load_model(arguments.model).to(arguments.device)
-    assert model.source is not None
-    assert model.source.latent_shape is not None
-    shape, spec = model.source.latent_shape, SamplingSpec(num_steps=arguments.steps)
+    model = network(arguments.model, arguments.device)
+    shape, spec = latent_shape(model), SamplingSpec(num_steps=arguments.steps)
     calibration = calibrate(model, spec, num_samples=8)
     full = Schedule.full(spec)
     held = solve_curve(calibration, arguments.budget, PUBLISHED)[-1][0]
     solved = solve_curve(calibration, arguments.budget)[-1][0]
     on_gpu = arguments.device != "cpu"
-    # On a GPU both multiply in bf16, the published network by autocast, as its own evaluation does.
-    mine = in_precision(model, "bf16").to(arguments.device) if on_gpu else model
-    backends: dict[str, Backend] = {"torch": TorchBackend(mine)}
+    backends: dict[str, Backend] = {"compiled": CompiledBackend(model)}
+    if arguments.engines:
+        backends["TensorRT"] = open_backend(arguments.engines)
     if not on_gpu:
         folder = tempfile.TemporaryDirectory()
         export(model, folder.name)
@@ -127,7 +132,7 @@ def main() -> None:
     gaps: dict[str, list[float]] = {name: [] for name in timed}
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     decibels: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(arguments.rounds + 1):
+    for turn in range(WARM_UP + arguments.rounds):
         images = range(turn * arguments.batch, (turn + 1) * arguments.batch)
         noise = draw_noise(shape, seed=SEED, indices=images)
         labels = draw_labels(model.config.num_classes, seed=SEED, indices=images)
@@ -137,10 +142,9 @@ def main() -> None:
             synchronize(torch.device(arguments.device))
             started = time.perf_counter()
             ends[name] = contestants[name](noise, labels)
-            taken = (time.perf_counter() - started) / arguments.batch
-            if turn:  # the first warms up
-                seconds[name].append(taken)
-        if turn == 0:
+            if turn >= WARM_UP:
+                seconds[name].append((time.perf_counter() - started) / arguments.batch)
+        if turn < WARM_UP:
             continue
         for name, (draw, clock) in timed.items():
             before = clock.encoder_seconds + clock.decoder_seconds + clock.forecast_seconds
@@ -151,17 +155,16 @@ def main() -> None:
                 whole / (clock.encoder_seconds + clock.decoder_seconds + clock.forecast_seconds - before) - 1
             )
         for name, end in ends.items():
-            values = psnr(to_images(end), to_images(ends["published, eager, unshared"]))
+            reference = ends["published, eager, unshared"]
+            values = psnr(to_images(end), to_images(reference)) if shape[0] == 3 else latent_decibels(end, reference)
             decibels[name] += np.minimum(values, 99.0).tolist()
 
     base = float(np.mean(seconds["published, eager, unshared"]))
-    conditions = (
-        f"{arguments.model}, {arguments.steps} steps, {arguments.budget} encoder runs, guidance {spec.guidance:g} on "
-        f"{spec.guidance_interval}, batch {arguments.batch}, {arguments.rounds} rounds, "
-        f"{'bf16' if on_gpu else 'fp32'}, torch {torch.__version__}; "
-        f"{torch.cuda.get_device_name() if on_gpu else processor()}"
-    )
-    print(conditions, end="\n\n")
+    told = conditions(
+        model, arguments.device, f"{arguments.steps} steps, {arguments.budget} encoder runs, guidance {spec.guidance:g} "
+        f"on {spec.guidance_interval}, batch {arguments.batch}, {arguments.rounds} rounds",
+    )  # fmt: skip
+    print(told, end="\n\n")
     print("| contestant | ms per image | × published unshared | dB to it | not in its parts |\n|---|---|---|---|---|")
     rows = []
     for name, taken in seconds.items():
@@ -173,7 +176,7 @@ def main() -> None:
         told = f"{gap:.1%}" if gap is not None else "–"
         print(f"| {name} | {1e3 * mean:.1f} | {base / mean:.2f} | {row['psnr']:.1f} | {told} |")
     if arguments.out:
-        arguments.out.write_text(json.dumps({"conditions": conditions, "rows": rows}, indent=1) + "\n")
+        arguments.out.write_text(json.dumps({"conditions": told, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ class CompiledBackend:
     """
 
     takes_all = False
+    capturable = True
 
     def __init__(
         self, model: DDT, *, precision: str | None = None, latent_shape: tuple[int, int, int] | None = None

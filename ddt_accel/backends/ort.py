@@ -20,6 +20,7 @@ class OnnxRuntimeBackend:
     """An export folder, opened by ONNX Runtime on "cpu" or "cuda"."""
 
     takes_all = True
+    capturable = False  # it has a stream of its own
 
     def __init__(
         self, folder: str | Path, *, device: str = "cpu", threads: int | None = None, manifest: Manifest | None = None

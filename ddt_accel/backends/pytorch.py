@@ -17,6 +17,7 @@ class TorchBackend:
     """
 
     name = "torch"
+    capturable = True
 
     def __init__(self, model: DDT, *, on_state: Callable[[Tensor], None] | None = None) -> None:
         self.model = model

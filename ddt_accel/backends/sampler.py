@@ -107,6 +107,9 @@ class Sampler:
         else:
             self._trajectories[size] = Trajectory(self.backend, self.program, noise, labels)
         trajectory = self._trajectories[size]
+        if callback is None:
+            trajectory.run()
+            return trajectory.end()
         for k, evaluation in enumerate(self.program.evaluations):
             trajectory.step(k)
             if callback is not None:

@@ -72,6 +72,8 @@ class BoundSession:
             self._encoders[key] = self._runner.bind("encoder", {**tensors, output.name: self.slots[slot][rows]})
         for half in self._halves(rows):
             self._recipes[slot, half] = ((slot,), (1.0,), None)
+            # Every trajectory writes what it reads, so that one that was captured runs after any other.
+            self._given[half] = None
         self._encoders[key]()
 
     def forecast(self, slot: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: slice) -> None:

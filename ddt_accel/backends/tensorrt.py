@@ -68,6 +68,7 @@ class TensorRTBackend:
     """
 
     takes_all = True
+    capturable = True
 
     def __init__(self, folder: str | Path, *, manifest: Manifest | None = None) -> None:
         self.folder = Path(folder)
@@ -135,9 +136,12 @@ class TensorRTBackend:
         return call
 
     def _context(self, network: str, rows: int) -> Any:
-        """An execution context of the profile for so many rows; each has its own working memory, so there are few."""
+        """An execution context for so many rows, whose shapes never change: only then may a CUDA graph hold its calls.
+
+        Each has its own working memory.
+        """
         profile = self._profile(rows)
-        if (network, profile) not in self._contexts:
+        if (network, rows) not in self._contexts:
             context = self._engines[network].create_execution_context()
             if context is None:
                 torch.cuda.empty_cache()  # what PyTorch holds but does not use
@@ -148,8 +152,8 @@ class TensorRTBackend:
             if not context.set_optimization_profile_async(profile, stream.cuda_stream):
                 raise ArtifactError(f"The {network} engine in {self.folder} has no profile {profile}; export anew.")
             stream.synchronize()
-            self._contexts[network, profile] = context
-        return self._contexts[network, profile]
+            self._contexts[network, rows] = context
+        return self._contexts[network, rows]
 
     @property
     def least_batch(self) -> int:

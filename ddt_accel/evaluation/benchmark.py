@@ -34,6 +34,8 @@ class Clock:
 class TimedBackend:
     """A backend whose sessions keep time; on a GPU every call is waited for."""
 
+    capturable = False
+
     def __init__(self, backend: Backend, clock: Clock) -> None:
         self.backend, self.clock = backend, clock
         self.name, self.config, self.device = backend.name, backend.config, backend.device

@@ -49,6 +49,10 @@ class Backend(Protocol):
         """Where a session's buffers lie."""
 
     @property
+    def capturable(self) -> bool:
+        """Whether all that its sessions do on a GPU is queued on PyTorch's current stream, for a CUDA graph."""
+
+    @property
     def checkpoint_sha256(self) -> str | None:
         """Which weights these are, where known."""
 

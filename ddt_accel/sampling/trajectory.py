@@ -8,6 +8,7 @@ x   ← a_k x + Σ_j B[k, j] v_j + n_k ξ_k
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -57,7 +58,9 @@ class Trajectory:
         if any(len(constant) != wanted for constant in self._constants.values()):
             raise MismatchError(f"The schedule's mean modulations are not the {wanted} values of this network.")
         self.latents, self._copy = session.latents[: self.batch], session.latents[self.batch :]
-        self._backend = backend
+        self._backend, self._ran = backend, False
+        self._capturable = backend.device.type == "cuda" and backend.capturable and not program.stochastic
+        self._graph: torch.cuda.CUDAGraph | None = None
         self.start(noise, labels)
 
     def start(self, noise: Tensor, labels: Tensor) -> None:
@@ -65,6 +68,36 @@ class Trajectory:
         noise, labels = _checked(self._backend, noise, labels)
         self.session.labels[: self.batch] = labels
         self.latents.copy_(noise)
+
+    def run(self) -> None:
+        """All evaluations; on a GPU as one CUDA graph from the second time on, where the backend allows.
+
+        The first time everything is prepared that a graph cannot hold: compiled networks, bindings, constants.
+        """
+        if self._graph is None and self._ran and self._capturable:
+            self._graph = self._captured()
+        if self._graph is None:
+            self._steps()
+        else:
+            self._graph.replay()
+        self._ran = True
+
+    def _captured(self) -> torch.cuda.CUDAGraph | None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self._steps()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # what cannot be captured can still be run
+            warnings.warn(f"{self._backend.name} runs without a CUDA graph: {error}", stacklevel=3)
+            self._capturable = False
+            return None
+        return graph
+
+    def _steps(self) -> None:
+        for k in range(len(self.program.evaluations)):
+            self.step(k)
 
     def step(self, k: int) -> None:
         """Evaluation k of the program."""
