@@ -161,8 +161,9 @@ def main() -> None:
 
     base = float(np.mean(seconds["published, eager, unshared"]))
     told = conditions(
-        model, arguments.device, f"{arguments.steps} steps, {arguments.budget} encoder runs, guidance {spec.guidance:g} "
-        f"on {spec.guidance_interval}, batch {arguments.batch}, {arguments.rounds} rounds",
+        model, arguments.device, f"{arguments.steps} steps, {arguments.budget} encoder runs",
+        f"guidance {spec.guidance:g} on {spec.guidance_interval}", f"batch {arguments.batch}",
+        f"{arguments.rounds} rounds",
     )  # fmt: skip
     print(told, end="\n\n")
     print("| contestant | ms per image | × published unshared | dB to it | not in its parts |\n|---|---|---|---|---|")

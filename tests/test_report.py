@@ -193,7 +193,7 @@ def test_samples_are_written_as_adm_reads_them(tmp_path) -> None:
     assert len(pictures) == 5
     assert np.array_equal(np.asarray(Image.open(pictures[3])), array[3])
     assert sheet.exists()
-    with pytest.raises(ConfigError, match="VAE"):
+    with pytest.raises(ConfigError, match="--vae"):
         SampleWriter(tmp_path, tmp_path / "x.npz", pixels=False)
     latent = SampleWriter(tmp_path, None, pixels=False)
     latent.add(torch.ones(2, 4, 8, 8))

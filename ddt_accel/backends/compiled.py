@@ -76,7 +76,7 @@ class CompiledBackend:
             try:
                 compiled(output, *inputs)
             except torch._dynamo.exc.BackendCompilerFailed as error:
-                reason = str(error).strip().splitlines()[0]
+                reason = str(error.inner_exception).strip().partition("\n")[0]
                 raise DependencyError(
                     f"PyTorch cannot compile the networks here ({reason}); install a C++ compiler, on a GPU Triton, or "
                     "use another backend."

@@ -135,6 +135,10 @@ def sample(
     npz: Annotated[
         Path | None, typer.Option(help="Also write arr_0, uint8 NHWC, as ADM's evaluation reads it.")
     ] = None,
+    vae: Annotated[
+        str | None,
+        typer.Option(help="Makes pictures of latents: an autoencoder's Hugging Face repository or folder."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Draw images along the schedule."""
@@ -144,6 +148,7 @@ def sample(
     import torch
 
     from ddt_accel.backends.sample import sample as draw
+    from ddt_accel.backends.vae import LatentDecoder
     from ddt_accel.errors import ConfigError, MismatchError
     from ddt_accel.evaluation.benchmark import is_pixel_space
     from ddt_accel.report.pictures import SampleWriter
@@ -169,7 +174,11 @@ def sample(
     opened = open_networks(place, backend, export_folder, said, device, min(batch_size, images))
     networks, shape = opened.backend, opened.latent_shape
     classes = parse_labels(labels, networks.config.num_classes, opened.class_names)
-    writer = SampleWriter(out or place.samples_path, npz, pixels=is_pixel_space(networks.config))
+    pixels = is_pixel_space(networks.config)
+    if vae is not None and pixels:
+        raise ConfigError("--vae makes pictures of latents, and this model draws pictures itself; leave it out.")
+    decode = LatentDecoder(vae, device=device) if vae is not None else None
+    writer = SampleWriter(out or place.samples_path, npz, pixels=pixels or decode is not None)
     seconds, compiling_before = 0.0, getattr(networks, "compile_seconds", 0.0)
     with steps("sampling", images) as bar:
         for start in range(0, images, batch_size):
@@ -180,7 +189,7 @@ def sample(
             started = time.perf_counter()
             latents = draw(networks, plan, noise, chosen, step_noise=step_noise).cpu()
             seconds += (time.perf_counter() - started) / images
-            writer.add(latents)
+            writer.add(latents if decode is None else decode(latents).cpu())
             bar.to(indices.stop)
     written = writer.finish()
     compiling = getattr(networks, "compile_seconds", 0.0) - compiling_before

@@ -50,7 +50,7 @@ class SampleWriter:
 
     def __init__(self, folder: Path, npz: Path | None, *, pixels: bool) -> None:
         if npz is not None and not pixels:
-            raise ConfigError("--npz holds images, but these are latents; decode latents.npz with the model's VAE.")
+            raise ConfigError("--npz holds images, but these are latents; give the model's autoencoder with --vae.")
         self._folder, self._npz, self._pixels = folder, npz, pixels
         self._sheet = folder / ("contact-sheet.png" if pixels else "latents.npz")
         for path in [self._sheet, *([npz] if npz else [])]:
@@ -59,7 +59,7 @@ class SampleWriter:
         self._kept: list[NDArray[np.generic]] = []
 
     def add(self, latents: Tensor) -> None:
-        """Writes a batch of final latents [B, C, H, W]."""
+        """Writes a batch of final latents, or of the pictures that were made of them, [B, C, H, W]."""
         if not self._pixels:
             self._kept.append(latents.numpy())
             return

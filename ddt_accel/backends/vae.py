@@ -1,0 +1,58 @@
+"""From latents to pictures: the autoencoder of Stable Diffusion, through diffusers (extra `vae`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddt_accel.errors import CheckpointError, DependencyError
+
+# What the published DDT-XL/2 checkpoints were trained with.
+PUBLISHED = "stabilityai/sd-vae-ft-ema"
+
+
+class LatentDecoder:
+    """`Sampler(…, decode=LatentDecoder())`: float32 images [B, 3, 8H, 8W] in [−1, 1] of latents [B, 4, H, W].
+
+    `source` is a Hugging Face repository or a folder that diffusers' AutoencoderKL reads; latents are divided by the
+    factor that it names. At most `batch_size` images go through at a time: an image takes far more memory there than in
+    DDT. Raises DependencyError without diffusers, CheckpointError where there is no such autoencoder.
+    """
+
+    def __init__(
+        self,
+        source: str | Path = PUBLISHED,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        batch_size: int = 8,
+    ) -> None:
+        try:
+            from diffusers import AutoencoderKL
+        except ImportError:
+            raise DependencyError(
+                "diffusers is not installed; install it with `pip install 'ddt-accel[vae]'`."
+            ) from None
+        try:
+            # Weights as safetensors only: the older format is a program.
+            vae: Any = AutoencoderKL.from_pretrained(str(source), use_safetensors=True, torch_dtype=dtype)
+        except Exception as error:  # diffusers has no common exception type
+            reason = str(error).strip().splitlines()[0][:200]
+            raise CheckpointError(f"No autoencoder can be loaded from {source} ({reason}).") from None
+        self.device, self.dtype, self.batch_size = torch.device(device), dtype, batch_size
+        self.scaling_factor, self.channels = float(vae.config.scaling_factor), int(vae.config.latent_channels)
+        self._vae = vae.to(self.device).eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def __call__(self, latents: Tensor) -> Tensor:
+        if latents.ndim != 4 or latents.shape[1] != self.channels:
+            raise CheckpointError(
+                f"Latents of shape {list(latents.shape)}, and this autoencoder takes [B, {self.channels}, H, W]; give "
+                "the one that the model was trained with."
+            )
+        scaled = (latents.to(self.device) / self.scaling_factor).to(self.dtype)
+        images = [self._vae.decode(part).sample.float() for part in scaled.split(self.batch_size)]
+        return torch.cat(images).clamp(-1.0, 1.0)

@@ -1,0 +1,154 @@
+"""The network as it is laid out for inference, compiled by PyTorch, and the choice of the fastest backend."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from ddt_accel import SamplingSpec, Schedule, draw_labels, draw_noise, load_model, sample
+from ddt_accel.backends.choose import measure_all, seconds_a_refresh
+from ddt_accel.backends.compiled import CompiledBackend
+from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel.errors import ConfigError, MismatchError
+from ddt_accel.networks import inference
+from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.inference import InferenceDDT
+
+SHAPE = (3, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_path) -> DDT:
+    return load_model(tiny_model_path)
+
+
+@pytest.mark.parametrize("max_score", [inference.MAX_SCORE, 0.0])
+def test_it_computes_what_the_published_network_does(reference, monkeypatch, max_score: float) -> None:
+    """With and without the softmax that needs no maximum."""
+    monkeypatch.setattr(inference, "MAX_SCORE", max_score)
+    t = reference.tensors
+    prepared = InferenceDDT(load_model(reference.checkpoint, config=reference.config), tuple(t["x"].shape[1:]))
+    assert all(block.bounded == (max_score > 0) for block in prepared.encoder_blocks)
+    with torch.inference_mode():
+        state = prepared.encode(t["x"], t["t"], t["y"])
+        velocity = prepared.decode_modulated(t["x"], prepared.modulations(state))
+    torch.testing.assert_close(state, t["state"], atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(velocity, t["velocity"], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("precision", "least", "most"), [("bf16", 1e-3, 2e-2), ("fp16", 1e-4, 2e-3)])
+def test_reduced_precision_is_near(model, precision: str, least: float, most: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, t, y = torch.randn(4, *SHAPE, generator=generator), torch.rand(4, generator=generator), torch.arange(4)
+    prepared = InferenceDDT(model, SHAPE, precision)
+    with torch.inference_mode():
+        got = prepared.decode_modulated(x, prepared.modulations(prepared.encode(x, t, y)))
+        expected = model(x, t, y)
+    assert got.dtype == torch.float32
+    assert least < (got - expected).norm() / expected.norm() < most
+
+
+def test_scores_without_a_bound_are_left_to_the_fused_kernel(tiny_model_path) -> None:
+    """Large norms make scores of which exponentials overflow."""
+    model = load_model(tiny_model_path)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.q_norm.weight.fill_(12.0)
+            block.attn.k_norm.weight.fill_(12.0)
+    x, t, y = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0)), torch.rand(2), torch.tensor([0, 1])
+    prepared = InferenceDDT(model, SHAPE)
+    assert not any(block.bounded for block in prepared.decoder_blocks)
+    with torch.inference_mode():
+        torch.testing.assert_close(prepared.encode(x, t, y), model.encode(x, t, y), atol=1e-4, rtol=1e-3)
+
+
+def test_it_refuses_what_it_cannot_prepare(model) -> None:
+    with pytest.raises(ConfigError, match="int8"):
+        InferenceDDT(model, SHAPE, "int8")
+    with pytest.raises(ConfigError, match=r"\[3, 8, 7\]"):
+        InferenceDDT(model, (3, 8, 7))
+    with pytest.raises(ConfigError, match=r"\[3, 16, 16\].*\[3, 8, 8\]"):
+        CompiledBackend(model).open(1, (3, 16, 16), 1)
+
+
+def test_nothing_is_compiled_twice(model) -> None:
+    """Four batches, both branches, forecasts from two: two programs of the encoder and the decoder's, and no more."""
+    backend = CompiledBackend(model, precision="fp32")
+    schedule = Schedule(spec=SamplingSpec(num_steps=4), refresh_steps=(0, 1), forecasts={2: ((0, -1.0), (1, 2.0))})
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    for batch in (2, 3, 5, 4):
+        labels = draw_labels(4, seed=0, indices=range(batch))
+        noise = draw_noise(SHAPE, seed=0, indices=range(batch))
+        got = sample(backend, schedule, noise, labels)
+        torch.testing.assert_close(got, sample(model, schedule, noise, labels), atol=1e-4, rtol=1e-3)
+    assert counters["stats"]["unique_graphs"] == 3
+    assert sum(counters["graph_break"].values()) == 0
+    assert backend.compile_seconds > 0
+
+
+def test_without_a_compiler_it_says_what_is_missing(tiny_model_path, tmp_path) -> None:
+    schedule = tmp_path / "schedule.json"
+    Schedule.uniform(SamplingSpec(num_steps=2), 1).save(schedule)
+    line = ["sample", "--backend", "compiled", "-n", "2", "--schedule", schedule, "--model", tiny_model_path, "-w",
+            tmp_path / "run"]  # fmt: skip
+    environment = {**os.environ, "CXX": "/no/such/compiler", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "ddt_accel", *map(str, line)], env=environment, capture_output=True, text=True
+    )
+    assert ended.returncode == 2
+    assert "error: PyTorch cannot compile the networks here (No working C++ compiler" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+class Slow(TorchBackend):
+    def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int):
+        session = super().open(batch, latent_shape, slots)
+        encode = session.encode
+
+        def slowly(slot: int, rows: slice) -> None:
+            time.sleep(0.05)
+            encode(slot, rows)
+
+        session.encode = slowly
+        return session
+
+
+def test_the_fastest_is_found_and_what_does_not_run_is_told(model, monkeypatch) -> None:
+    monkeypatch.setattr("ddt_accel.backends.choose.SECONDS", 0.1)
+
+    def absent() -> TorchBackend:
+        raise MismatchError("other weights")
+
+    candidates = {"slow": lambda: Slow(model), "fast": lambda: TorchBackend(model), "absent": absent}
+    seconds, reasons = measure_all(candidates, SHAPE, 2)
+    assert seconds["slow"] > 0.05 > seconds["fast"]
+    assert reasons == {"absent": "other weights"}
+    with pytest.raises(ConfigError, match="absent: other weights"):
+        measure_all({"absent": absent}, SHAPE, 2)
+    assert seconds_a_refresh(Slow(model), SHAPE, 2, within=0.0) > 0.05
+
+
+def test_auto_measures_once(cli, tiny_model_path, tmp_path) -> None:
+    schedule = tmp_path / "schedule.json"
+    Schedule.uniform(SamplingSpec(num_steps=3), 2).save(schedule)
+    where = ["-w", str(tmp_path / "run"), "--model", str(tiny_model_path), "--schedule", str(schedule)]
+    first = cli("sample", *where, "--backend", "auto", "-n", "4", "--json")
+    assert first.code == 0, first.err
+    assert "Measuring which backend" in first.err
+    assert "Backend: " in first.err
+    speeds = tmp_path / "run" / "speeds.json"
+    kept = json.loads(speeds.read_text())
+    assert set(kept["seconds"]) == {"compiled", "torch"}
+    again = cli("sample", *where, "--backend", "auto", "-n", "4")
+    assert again.code == 0
+    assert "Measuring" not in again.err
+    assert "Backend: " in again.err
+    assert "Measuring" in cli("sample", *where, "--backend", "auto", "-n", "3").err  # another batch
+    assert "choose auto" in cli("sample", *where, "--backend", "fastest").err
