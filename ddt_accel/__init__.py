@@ -9,9 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ddt_accel.backends.compiled import CompiledBackend
     from ddt_accel.backends.open import open_backend
     from ddt_accel.backends.sample import sample
     from ddt_accel.backends.sampler import Sampler
+    from ddt_accel.backends.vae import LatentDecoder
     from ddt_accel.calibration.calibrate import calibrate
     from ddt_accel.calibration.statistics import Calibration
     from ddt_accel.exporting.export import export
@@ -27,6 +29,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Calibration": "calibration.statistics",
+    "CompiledBackend": "backends.compiled",
+    "LatentDecoder": "backends.vae",
     "Sampler": "backends.sampler",
     "SamplingSpec": "spec",
     "Schedule": "schedule",
@@ -46,6 +50,8 @@ _HOMES = {
 
 __all__ = [
     "Calibration",
+    "CompiledBackend",
+    "LatentDecoder",
     "Sampler",
     "SamplingSpec",
     "Schedule",

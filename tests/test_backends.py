@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 from ddt_accel import SamplingSpec, Schedule, draw_labels, draw_noise, export, load_model, open_backend, sample
 from ddt_accel.backends import manifest
 from ddt_accel.backends.compiled import CompiledBackend
+from ddt_accel.backends.ort import OnnxRuntimeBackend
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError, ParityError
 from ddt_accel.exporting import export as exporting
@@ -22,11 +25,13 @@ from ddt_accel.sampling.program import compile_program
 from ddt_accel.sampling.trajectory import run
 
 SHAPE = (3, 8, 8)
-# Relative to the size of the latents: rounding in float32, and in float16 over a whole trajectory.
+# Relative to the size of the latents: rounding in float32, and in float16 or bfloat16 over a whole trajectory.
 TOLERANCE = {
     "torch": 1e-5, "onnx-fp32": 1e-4, "onnx-fp16": 3e-2, "onnx-forecasts": 1e-4, "onnx-states": 1e-4,
     "compiled-fp32": 1e-4, "compiled-bf16": 1e-1
 }  # fmt: skip
+ON_GPU = {"torch": 1e-4, "onnx-fp32": 1e-3, "onnx-tensorrt": 1e-3, "compiled-fp32": 1e-3, "compiled-bf16": 1e-1}
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 
 
 @pytest.fixture(scope="session")
@@ -43,22 +48,27 @@ def exports(tiny_model_path, tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def compiled(tiny_model_path) -> dict[str, CompiledBackend]:
-    model = load_model(tiny_model_path)
-    return {precision: CompiledBackend(model, precision=precision) for precision in ("fp32", "bf16")}
+def compiled(tiny_model_path) -> Callable[[str, str], CompiledBackend]:
+    """By precision and device, each compiled once."""
+    return cache(lambda kind, device: CompiledBackend(load_model(tiny_model_path).to(device), precision=kind))
 
 
-@pytest.fixture(params=list(TOLERANCE))
+@pytest.fixture(params=[*TOLERANCE, *(pytest.param(f"{kind} on cuda", marks=GPU) for kind in ON_GPU)])
 def backend(request, tiny_model_path, exports, compiled):
-    runner, _, kind = request.param.partition("-")
+    name, _, place = request.param.partition(" on ")
+    runner, _, kind = name.partition("-")
+    tolerance, device = ON_GPU[name] if place else TOLERANCE[name], place or "cpu"
     if runner == "compiled":
-        return compiled[kind], TOLERANCE[request.param]
-    opened = TorchBackend(load_model(tiny_model_path)) if runner == "torch" else open_backend(exports[kind])
-    return opened, TOLERANCE[request.param]
+        return compiled(kind, device), tolerance
+    if runner == "torch":
+        return TorchBackend(load_model(tiny_model_path).to(device)), tolerance
+    if kind == "tensorrt":
+        return OnnxRuntimeBackend(exports["fp32"], device=device, tensorrt=True), tolerance
+    return open_backend(exports[kind], device=device), tolerance
 
 
 def close(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
-    return bool((got - expected).norm() <= tolerance * expected.norm())
+    return bool((got.cpu() - expected.cpu()).norm() <= tolerance * expected.norm())
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun", "ab2"])

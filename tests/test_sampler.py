@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ddt_accel import Sampler, SamplingSpec, Schedule, draw_noise, export, load_model, open_backend, sample
+from ddt_accel.backends.compiled import CompiledBackend
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.errors import ConfigError, MismatchError, NumericsError
 
@@ -34,8 +35,8 @@ def test_an_image_depends_on_its_label_and_seed_alone(model, tmp_path) -> None:
     exports = [open_backend(folder) for folder in sorted(tmp_path.iterdir())]
     labels, seeds = [0, 3, 1, 1, 2], [7, 8, 9, 10, 11]
     whole = expected(model, labels, seeds)
-    for networks in (model, TorchBackend(model), *exports):
-        given = {} if networks is model or hasattr(networks, "manifest") else {"latent_shape": SHAPE}
+    for networks in (model, TorchBackend(model), CompiledBackend(model, precision="fp32"), *exports):
+        given = {} if networks is model or hasattr(networks, "latent_shape") else {"latent_shape": SHAPE}
         sampler = Sampler(networks, SCHEDULE, batch_size=2, **given)
         for _ in range(2):
             torch.testing.assert_close(sampler(labels, 7), whole, atol=1e-4, rtol=1e-4)
@@ -151,3 +152,29 @@ def test_impossible_calls_are_refused(model) -> None:
         Sampler(TorchBackend(model), SCHEDULE)
     with pytest.raises(MismatchError):
         Sampler(model, Schedule(spec=SCHEDULE.spec, refresh_steps=(0,), checkpoint_sha256="0" * 64))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("kind", [TorchBackend, CompiledBackend])
+def test_a_trajectory_that_was_captured_draws_the_same(kind) -> None:
+    """First as single calls, then as one CUDA graph, also after a callback gave up halfway."""
+    model = load_model("cifar10").cuda()
+    schedule = Schedule(
+        spec=SamplingSpec(num_steps=6, solver="ab2"), refresh_steps=(0, 2, 3), forecasts={4: ((2, -1.0), (3, 2.0))}
+    )
+    sampler = Sampler(kind(model), schedule)
+
+    def giving_up(sampler, step: int, time: float, tensors) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+
+    single = sampler([1, 2, 3], 5).clone()
+    captured = [sampler([1, 2, 3], 5).clone(), sampler([4, 5, 6], 9).clone()]
+    with pytest.raises(KeyboardInterrupt):
+        sampler([1, 2, 3], 5, callback=giving_up)
+    captured.append(sampler([1, 2, 3], 5).clone())
+    assert sampler._trajectories[3]._graph is not None
+    torch.testing.assert_close(captured[0], single)
+    torch.testing.assert_close(captured[2], single)
+    torch.testing.assert_close(captured[1], Sampler(kind(model), schedule)([4, 5, 6], 9))

@@ -23,10 +23,17 @@ class OnnxRuntimeBackend:
     capturable = False  # it has a stream of its own
 
     def __init__(
-        self, folder: str | Path, *, device: str = "cpu", threads: int | None = None, manifest: Manifest | None = None
+        self,
+        folder: str | Path,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        tensorrt: bool = False,
+        manifest: Manifest | None = None,
     ) -> None:
-        """`threads` is the number of CPU threads inside an operator; by default one a core. `manifest` is that of the
-        folder, where it was read and the files were verified.
+        """`threads` is the number of CPU threads inside an operator; by default one a core. With `tensorrt` ONNX
+        Runtime's TensorRT provider runs on "cuda" what it can. `manifest` is that of the folder, where it was read and
+        the files were verified.
 
         Raises ArtifactError for a folder without a whole export, DependencyError without onnxruntime.
         """
@@ -34,15 +41,17 @@ class OnnxRuntimeBackend:
             import onnxruntime
         except ImportError:
             raise DependencyError("ONNX Runtime is not installed; install ddt-accel[cpu] or ddt-accel[gpu].") from None
-        provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(device)
-        if provider not in onnxruntime.get_available_providers():
-            raise ConfigError(f"This ONNX Runtime cannot run on {device!r}; install ddt-accel[gpu] for 'cuda'.")
+        providers = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider"]}.get(device, [device])
+        if tensorrt:
+            providers = ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
+        if absent := [one for one in providers if one not in onnxruntime.get_available_providers()]:
+            raise ConfigError(f"This ONNX Runtime has no {absent[0]}; install ddt-accel[gpu] for 'cuda'.")
         self.folder = Path(folder)
         self.manifest = manifest or Manifest.load(self.folder)
         self.config, self.checkpoint_sha256 = self.manifest.config, self.manifest.checkpoint_sha256
         self.latent_shape, self.cut = self.manifest.latent_shape, self.manifest.cut
         workers = f", {threads or 'all'} threads" if device == "cpu" else ""
-        self.name = f"ONNX Runtime, {self.manifest.precision}{workers}"
+        self.name = f"ONNX Runtime{' with TensorRT' * tensorrt}, {self.manifest.precision}{workers}"
         self.device = torch.device(device)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
@@ -55,7 +64,7 @@ class OnnxRuntimeBackend:
         for network in ("encoder", "decoder"):
             path = self.folder / f"{network}.onnx"
             try:
-                self.networks[network] = onnxruntime.InferenceSession(path, options, providers=[provider])
+                self.networks[network] = onnxruntime.InferenceSession(path, options, providers=providers)
             except Exception as error:  # ONNX Runtime has no common exception type
                 raise ArtifactError(f"{path} cannot be opened ({str(error)[:200]}); export anew.") from None
 
