@@ -96,8 +96,8 @@ class Workspace:
         """Seconds of backends by name, if they were measured under these conditions."""
         if not self.speeds_path.exists():
             return None
-        content = read_json(self.speeds_path, SPEEDS_FORMAT, SPEEDS_VERSION)
-        return dict(content["seconds"]) if content.get("conditions") == conditions else None
+        kept, seconds = read_speeds(self.speeds_path)
+        return seconds if kept == conditions else None
 
     def keep_speeds(self, conditions: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
         content = {"conditions": dict(conditions), "seconds": dict(seconds)}
@@ -113,3 +113,15 @@ class Workspace:
             return ModelChoice(**content, latent_shape=tuple(shape) if shape else None)
         except (TypeError, KeyError, ConfigError) as error:
             raise ArtifactError(f"{self._settings_path} makes no sense ({error}); remove it.") from None
+
+
+def read_speeds(path: Path) -> tuple[dict[str, Any], dict[str, float]]:
+    """The conditions of a measurement of backends, and their seconds by name."""
+    content = read_json(path, SPEEDS_FORMAT, SPEEDS_VERSION)
+    try:
+        seconds = {str(name): float(taken) for name, taken in content["seconds"].items()}
+        if not seconds:
+            raise ValueError("it names no backend")
+        return dict(content["conditions"]), seconds
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path} makes no sense ({error}); remove it.") from None

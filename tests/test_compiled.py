@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -151,4 +152,9 @@ def test_auto_measures_once(cli, tiny_model_path, tmp_path) -> None:
     assert "Measuring" not in again.err
     assert "Backend: " in again.err
     assert "Measuring" in cli("sample", *where, "--backend", "auto", "-n", "3").err  # another batch
+    explained = cli("inspect", speeds)
+    assert explained.code == 0
+    assert "compiled" in explained.out
+    speeds.write_text(re.sub(r',\s*"checksum": "[0-9a-f]+"', "", json.dumps({**kept, "seconds": {}}, indent=1)))
+    assert "makes no sense" in cli("sample", *where, "--backend", "auto").err
     assert "choose auto" in cli("sample", *where, "--backend", "fastest").err

@@ -112,15 +112,14 @@ class Sampler:
             return trajectory.end()
         for k, evaluation in enumerate(self.program.evaluations):
             trajectory.step(k)
-            if callback is not None:
-                changed = callback(self, k, evaluation.time, {"latents": trajectory.latents})
-                if changed and "latents" in changed:
-                    if changed["latents"].shape != trajectory.latents.shape:
-                        raise ConfigError(
-                            f"The callback returned latents of shape {list(changed['latents'].shape)}; expected "
-                            f"{list(trajectory.latents.shape)}."
-                        )
-                    trajectory.latents.copy_(changed["latents"])
+            changed = callback(self, k, evaluation.time, {"latents": trajectory.latents})
+            if changed and "latents" in changed:
+                if changed["latents"].shape != trajectory.latents.shape:
+                    raise ConfigError(
+                        f"The callback returned latents of shape {list(changed['latents'].shape)}; expected "
+                        f"{list(trajectory.latents.shape)}."
+                    )
+                trajectory.latents.copy_(changed["latents"])
         return trajectory.end()
 
     def _fitting(self, noise: Tensor, labels: Tensor) -> int:

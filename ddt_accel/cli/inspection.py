@@ -65,12 +65,13 @@ def _facts(path: Path) -> dict[str, Any]:
 
 
 def _document(path: Path) -> dict[str, Any]:
-    """A schedule, the numbers of a report, or measured costs."""
+    """A schedule, the numbers of a report, measured costs, or speeds of backends."""
     from ddt_accel.artifacts import format_of
     from ddt_accel.evaluation import costs
     from ddt_accel.report import render
+    from ddt_accel.workspace import SPEEDS_FORMAT
 
-    readers = {render.FORMAT: _report, costs.FORMAT: _costs}
+    readers = {render.FORMAT: _report, costs.FORMAT: _costs, SPEEDS_FORMAT: _speeds}
     return readers.get(format_of(path) or "", _schedule)(path)
 
 
@@ -80,6 +81,15 @@ def _costs(path: Path) -> dict[str, Any]:
     from ddt_accel.evaluation.costs import Costs
 
     return {"kind": "costs per image and branch", **asdict(Costs.load(path))}
+
+
+def _speeds(path: Path) -> dict[str, Any]:
+    from ddt_accel.workspace import read_speeds
+
+    conditions, seconds = read_speeds(path)
+    told = "one encoder and five decoder runs, guided, by backend"
+    times = {name: f"{1e3 * taken:.1f} ms" for name, taken in seconds.items()}
+    return {"kind": "speeds", "of": told, **times, **conditions}
 
 
 def _report(path: Path) -> dict[str, Any]:
