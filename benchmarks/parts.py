@@ -90,7 +90,6 @@ def integrator(trajectory: Trajectory, program: Program) -> None:
         trajectory.advance(k, evaluation.update)
 
 
-@torch.inference_mode()
 def measure(backend: Backend, model: DDT, arguments: argparse.Namespace, dtype: torch.dtype) -> dict[str, float]:
     shape, device, batch = latent_shape(model), backend.device, arguments.batch
     session, rows = backend.open(batch, shape, 3), slice(0, 2 * batch)

@@ -14,7 +14,6 @@ import json
 import statistics
 from pathlib import Path
 
-import torch
 from parts import IN_A_ROW, rounds
 from setting import conditions, latent_shape, network
 
@@ -57,7 +56,6 @@ def row(backend: Backend, shape: tuple[int, int, int], setting: tuple[int, int, 
     }  # fmt: skip
 
 
-@torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="cifar10")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-import torch
-
 from ddt_accel.errors import ConfigError, DDTAccelError
 from ddt_accel.networks.device import synchronize
 from ddt_accel.sampling.backend import Backend
@@ -15,7 +13,6 @@ SECONDS = 2.0
 STEPS_A_REFRESH = 5
 
 
-@torch.inference_mode()
 def seconds_a_refresh(
     backend: Backend, latent_shape: tuple[int, int, int], batch: int, *, within: float = SECONDS
 ) -> float:

@@ -97,5 +97,5 @@ class CompiledBackend:
 
             # With a code object of its own: PyTorch stops compiling one after a few variants.
             own = FunctionType(write.__code__.replace(), globals(), write.__name__, closure=write.__closure__)
-            self._compiled[network, sources] = torch.no_grad()(torch.compile(own))
+            self._compiled[network, sources] = torch.inference_mode()(torch.compile(own))
         return self._compiled[network, sources]
