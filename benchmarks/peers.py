@@ -3,8 +3,10 @@
 The same weights, the same noise, the same sampling, one batch after the other through all contestants in turn, in one
 process. The published implementation is run as it is from a clone of github.com/MCG-NJU/DDT: its own network and its
 own sampler, given the refresh steps that its dynamic program finds from our calibration (its own needs a GPU), eager
-and with `--compile` under torch.compile. Ours are the torch backend and, on a CPU, ONNX Runtime. Also prints how much
-of our time the measured parts leave unexplained.
+and with `--compile` under torch.compile: as in its own evaluation under bf16 autocast where the hardware has it, on a
+CPU in fp32, too. Ours are the compiled backend, in bf16 where the hardware has it, and on a CPU ONNX Runtime in fp32;
+fewer steps are as many as the default schedule's multiply-adds pay for. Also prints how much of our time the measured
+parts leave unexplained, of calls that are waited for one by one.
 
 Usage: python benchmarks/peers.py --published CLONE [--model NAME] [--device cuda] [--batch 8] [--rounds 5] [--out FILE]
 """
@@ -18,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +29,13 @@ import torch
 from setting import conditions, latent_shape, network
 from torch import Tensor
 
-from ddt_accel import SamplingSpec, Schedule, calibrate, draw_labels, draw_noise, export, open_backend
+from ddt_accel import SamplingSpec, Schedule, calibrate, draw_labels, draw_noise, export, open_backend, sample
 from ddt_accel.backends.compiled import CompiledBackend
 from ddt_accel.evaluation.benchmark import Clock, TimedBackend
+from ddt_accel.evaluation.costs import counted_costs
 from ddt_accel.evaluation.fidelity import latent_decibels, psnr, to_images
 from ddt_accel.networks.ddt import DDT
-from ddt_accel.networks.device import synchronize
+from ddt_accel.networks.device import supports_bf16, synchronize
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.program import compile_program
 from ddt_accel.sampling.trajectory import Trajectory
@@ -115,15 +119,26 @@ def main() -> None:
         export(model, folder.name)
         backends["ONNX Runtime"] = open_backend(folder.name)
     contestants: dict[str, Sampler] = {}
-    for compiled in (False, True) if arguments.compile else (False,):
-        kind = "compiled" if compiled else "eager"
+    bf16 = supports_bf16(torch.device(arguments.device))
+    ways = [*([] if on_gpu else [("fp32", False)]), *([("bf16 autocast", False)] if bf16 else [])]
+    ways += [("bf16 autocast" if bf16 else "fp32", True)] if arguments.compile else []
+    for precision, compiled in ways:
         for name, schedule in (("unshared", full), ("its sharing", held)):
-            contestants[f"published, {kind}, {name}"] = published(
-                arguments.published, model, schedule, compiled=compiled, autocast=on_gpu
+            contestants[f"published, {'compiled' if compiled else 'eager'}, {precision}, {name}"] = published(
+                arguments.published, model, schedule, compiled=compiled, autocast=precision != "fp32"
             )
+    first = next(iter(contestants))
+    costs = counted_costs(model.config, shape)
+    fewer = [Schedule.full(replace(spec, num_steps=steps)) for steps in range(1, arguments.steps)]
+    fewer = [one for one in fewer if costs.of(one) <= costs.of(solved)] or fewer[:1]
     timed: dict[str, tuple[Sampler, Clock]] = {}  # apart from the contest: keeping time takes time on a GPU
     for backend_name, backend in backends.items():
-        for name, schedule in (("unshared", full), ("its refresh steps, held", held), ("default", solved)):
+        for name, schedule in {
+            "unshared": full,
+            f"{fewer[-1].budget} steps, unshared": fewer[-1],
+            "its refresh steps, held": held,
+            "default": solved,
+        }.items():
             contestant = f"ours, {backend_name}, {name}"
             contestants[contestant] = ours(backend, schedule)
             clock = Clock()
@@ -145,6 +160,9 @@ def main() -> None:
             if turn >= WARM_UP:
                 seconds[name].append((time.perf_counter() - started) / arguments.batch)
         if turn < WARM_UP:
+            if turn == 0:
+                for draw, _ in timed.values():
+                    draw(noise, labels)
             continue
         for name, (draw, clock) in timed.items():
             before = clock.encoder_seconds + clock.decoder_seconds + clock.forecast_seconds
@@ -154,28 +172,30 @@ def main() -> None:
             gaps[name].append(
                 whole / (clock.encoder_seconds + clock.decoder_seconds + clock.forecast_seconds - before) - 1
             )
+        if on_gpu and turn > WARM_UP:  # where float32 takes long
+            continue
+        reference = sample(model, full, noise, labels).cpu()
         for name, end in ends.items():
-            reference = ends["published, eager, unshared"]
             values = psnr(to_images(end), to_images(reference)) if shape[0] == 3 else latent_decibels(end, reference)
             decibels[name] += np.minimum(values, 99.0).tolist()
 
-    base = float(np.mean(seconds["published, eager, unshared"]))
+    base = float(np.mean(seconds[first]))
     told = conditions(
         model, arguments.device, f"{arguments.steps} steps, {arguments.budget} encoder runs",
         f"guidance {spec.guidance:g} on {spec.guidance_interval}", f"batch {arguments.batch}",
         f"{arguments.rounds} rounds",
     )  # fmt: skip
     print(told, end="\n\n")
-    print("| contestant | ms per image | × published unshared | dB to it | not in its parts |\n|---|---|---|---|---|")
+    print("| contestant | ms per image | × the first | dB to unshared fp32 | not in its parts |\n|---|---|---|---|---|")
     rows = []
     for name, taken in seconds.items():
         mean = float(np.mean(taken))
-        gap = float(np.mean(gaps[name])) if name in gaps else None
+        gap = float(np.median(gaps[name])) if name in gaps else None
         row = {"contestant": name, "seconds": taken, "speedup": base / mean, "psnr": float(np.mean(decibels[name])),
                "gap": gap}  # fmt: skip
         rows.append(row)
-        told = f"{gap:.1%}" if gap is not None else "–"
-        print(f"| {name} | {1e3 * mean:.1f} | {base / mean:.2f} | {row['psnr']:.1f} | {told} |")
+        unexplained = f"{gap:.1%}" if gap is not None else "–"
+        print(f"| {name} | {1e3 * mean:.1f} | {base / mean:.2f} | {row['psnr']:.1f} | {unexplained} |")
     if arguments.out:
         arguments.out.write_text(json.dumps({"conditions": told, "rows": rows}, indent=1) + "\n")
 

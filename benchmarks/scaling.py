@@ -14,7 +14,7 @@ import json
 import statistics
 from pathlib import Path
 
-from parts import IN_A_ROW, rounds
+from parts import IN_A_ROW, as_run, rounds
 from setting import conditions, latent_shape, network
 
 from ddt_accel import SamplingSpec, Schedule, draw_labels, draw_noise
@@ -40,14 +40,14 @@ def row(backend: Backend, shape: tuple[int, int, int], setting: tuple[int, int, 
         trajectory.start(noise, labels)
         trajectory.run()
 
-    taken = rounds(
-        {
-            "seconds": whole, "encoder": lambda: session.encode(0, rows),
-            "decoder": lambda: [session.decode(0, rows) for _ in range(IN_A_ROW)],
-        },
-        device, within,
-    )  # fmt: skip
-    taken["decoder"] = [one / IN_A_ROW for one in taken["decoder"]]
+    whole()
+    parts = {
+        "encoder": as_run(lambda: [session.encode(0, rows) for _ in range(IN_A_ROW)], device),
+        "decoder": as_run(lambda: [session.decode(0, rows) for _ in range(IN_A_ROW)], device),
+    }
+    taken = rounds({"seconds": whole, **parts}, device, within)
+    for name in parts:
+        taken[name] = [one / IN_A_ROW for one in taken[name]]
     model = [budget * e + steps * d for e, d in zip(taken["encoder"], taken["decoder"], strict=True)]
     ratio = statistics.median(whole / parts for whole, parts in zip(taken["seconds"], model, strict=True))
     return {

@@ -94,9 +94,10 @@ class Workspace:
 
     def speeds(self, conditions: Mapping[str, Any]) -> dict[str, float] | None:
         """Seconds of backends by name, if they were measured under these conditions."""
-        if not self.speeds_path.exists():
-            return None
-        kept, seconds = read_speeds(self.speeds_path)
+        try:
+            kept, seconds = read_speeds(self.speeds_path)
+        except ArtifactError:
+            return None  # there is none, or none that is of use
         return seconds if kept == conditions else None
 
     def keep_speeds(self, conditions: Mapping[str, Any], seconds: Mapping[str, float]) -> None:

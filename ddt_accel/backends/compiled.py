@@ -75,14 +75,15 @@ class CompiledBackend:
             started = time.perf_counter()
             try:
                 compiled(output, *inputs)
-            except torch._dynamo.exc.BackendCompilerFailed as error:
-                reason = str(error.inner_exception).strip().partition("\n")[0]
+            except torch._dynamo.exc.TorchDynamoException as error:
+                reason = str(getattr(error, "inner_exception", error)).strip().partition("\n")[0]
                 raise DependencyError(
-                    f"PyTorch cannot compile the networks here ({reason}); install a C++ compiler, on a GPU Triton, or "
-                    "use another backend."
-                ) from None
+                    f"PyTorch cannot compile the networks here ({reason}); install what is missing, on a CPU a C++ "
+                    "compiler, on a GPU Triton, or use another backend."
+                ) from error
             self._called.add(kind)
             self.compile_seconds += time.perf_counter() - started
+            compiled(output, *inputs)  # once more, as all that follow: the first call was for compiling
 
         return call
 
@@ -95,7 +96,8 @@ class CompiledBackend:
             def write(output: Tensor, *inputs: Tensor) -> None:
                 output.copy_(module(*inputs))
 
-            # With a code object of its own: PyTorch stops compiling one after a few variants.
+            # With a code object of its own: PyTorch stops compiling one after a few variants. Only marked dimensions
+            # are dynamic: else, where a second network differs from the first, it makes more of them so, and slower.
             own = FunctionType(write.__code__.replace(), globals(), write.__name__, closure=write.__closure__)
-            self._compiled[network, sources] = torch.inference_mode()(torch.compile(own))
+            self._compiled[network, sources] = torch.inference_mode()(torch.compile(own, dynamic=False))
         return self._compiled[network, sources]

@@ -42,10 +42,12 @@ class OnnxRuntimeBackend:
         except ImportError:
             raise DependencyError("ONNX Runtime is not installed; install ddt-accel[cpu] or ddt-accel[gpu].") from None
         providers = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider"]}.get(device, [device])
+        if tensorrt and device != "cuda":
+            raise ConfigError(f"TensorRT runs on 'cuda', and the device is {device!r}.")
         if tensorrt:
             providers = ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
         if absent := [one for one in providers if one not in onnxruntime.get_available_providers()]:
-            raise ConfigError(f"This ONNX Runtime has no {absent[0]}; install ddt-accel[gpu] for 'cuda'.")
+            raise ConfigError(f"This ONNX Runtime has no {absent[0]}; 'cuda' takes ddt-accel[gpu].")
         self.folder = Path(folder)
         self.manifest = manifest or Manifest.load(self.folder)
         self.config, self.checkpoint_sha256 = self.manifest.config, self.manifest.checkpoint_sha256
@@ -67,6 +69,8 @@ class OnnxRuntimeBackend:
                 self.networks[network] = onnxruntime.InferenceSession(path, options, providers=providers)
             except Exception as error:  # ONNX Runtime has no common exception type
                 raise ArtifactError(f"{path} cannot be opened ({str(error)[:200]}); export anew.") from None
+            if (used := self.networks[network].get_providers()[0]) != providers[0]:
+                raise ConfigError(f"ONNX Runtime could not start its {providers[0]} and would use {used}.")
 
     def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int) -> BoundSession:
         if latent_shape != self.latent_shape:

@@ -17,7 +17,6 @@ class TorchBackend:
     """
 
     name = "torch"
-    capturable = True
 
     def __init__(self, model: DDT, *, on_state: Callable[[Tensor], None] | None = None) -> None:
         self.model = model
@@ -25,6 +24,7 @@ class TorchBackend:
         self.checkpoint_sha256 = model.source.sha256 if model.source else None
         self.device = model.final_layer.linear.weight.device
         self.on_state = on_state
+        self.capturable = on_state is None  # a graph would not call it
 
     def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int) -> TorchSession:
         return TorchSession(self, batch, latent_shape, slots)

@@ -17,9 +17,9 @@ PUBLISHED = "stabilityai/sd-vae-ft-ema"
 class LatentDecoder:
     """`Sampler(…, decode=LatentDecoder())`: float32 images [B, 3, 8H, 8W] in [−1, 1] of latents [B, 4, H, W].
 
-    `source` is a Hugging Face repository or a folder that diffusers' AutoencoderKL reads; latents are divided by the
-    factor that it names. At most `batch_size` images go through at a time: an image takes far more memory there than in
-    DDT. Raises DependencyError without diffusers, CheckpointError where there is no such autoencoder.
+    `source` is a Hugging Face repository or a folder that diffusers' AutoencoderKL reads; latents are scaled and
+    shifted as it says. At most `batch_size` images go through at a time: one takes far more memory there than in DDT.
+    Raises DependencyError without diffusers, CheckpointError where there is no such autoencoder.
     """
 
     def __init__(
@@ -40,10 +40,11 @@ class LatentDecoder:
             # Weights as safetensors only: the older format is a program.
             vae: Any = AutoencoderKL.from_pretrained(str(source), use_safetensors=True, torch_dtype=dtype)
         except Exception as error:  # diffusers has no common exception type
-            reason = str(error).strip().splitlines()[0][:200]
+            reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
             raise CheckpointError(f"No autoencoder can be loaded from {source} ({reason}).") from None
         self.device, self.dtype, self.batch_size = torch.device(device), dtype, batch_size
         self.scaling_factor, self.channels = float(vae.config.scaling_factor), int(vae.config.latent_channels)
+        self.shift_factor = float(getattr(vae.config, "shift_factor", None) or 0.0)
         self._vae = vae.to(self.device).eval().requires_grad_(False)
 
     @torch.inference_mode()
@@ -53,6 +54,6 @@ class LatentDecoder:
                 f"Latents of shape {list(latents.shape)}, and this autoencoder takes [B, {self.channels}, H, W]; give "
                 "the one that the model was trained with."
             )
-        scaled = (latents.to(self.device) / self.scaling_factor).to(self.dtype)
+        scaled = (latents.to(self.device) / self.scaling_factor + self.shift_factor).to(self.dtype)
         images = [self._vae.decode(part).sample.float() for part in scaled.split(self.batch_size)]
         return torch.cat(images).clamp(-1.0, 1.0)

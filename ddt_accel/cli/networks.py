@@ -90,22 +90,27 @@ def _fastest(place: Workspace, folder: Path | None, said: dict[str, Any], device
     import torch
 
     from ddt_accel.artifacts import sha256_of
-    from ddt_accel.backends.choose import measure_all
+    from ddt_accel.backends.choose import installed, measure_all
     from ddt_accel.backends.manifest import FILE_NAME
     from ddt_accel.errors import MismatchError
     from ddt_accel.networks.device import device_name
 
     model = _open(place, "torch", None, said, device)
-    found = {"onnx": folder or place.export_path, "trt": folder or place.engines_path}
-    made = {name: path / FILE_NAME for name, path in found.items() if name == "onnx" or device == "cuda"}
-    exports = {name: sha256_of(path) for name, path in made.items() if path.exists()}
+    found = {"onnx": (folder or place.export_path) / FILE_NAME, "trt": (folder or place.engines_path) / FILE_NAME}
+    exports = {
+        name: sha256_of(path)
+        for name, path in found.items()
+        if path.exists() and (path.with_name("encoder.engine").exists() == (name == "trt"))
+    }
+    if device != "cuda":
+        exports.pop("trt", None)
     conditions = {
         "checkpoint": model.backend.checkpoint_sha256,
         "latents": list(model.latent_shape),
         "batch": batch,
         "device": device_name(torch.device(device)),
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        "versions": installed(),
         "exports": exports,
     }
 
@@ -122,10 +127,11 @@ def _fastest(place: Workspace, folder: Path | None, said: dict[str, Any], device
         seconds, reasons = measure_all(candidates, model.latent_shape, batch)
         for name, reason in reasons.items():
             say(f"  {name}: {reason}")
-        place.keep_speeds(conditions, seconds)
+        if not reasons:  # what failed may run another time
+            place.keep_speeds(conditions, seconds)
     told = ", ".join(
         f"{name} {1e3 * taken / batch:.1f} ms" for name, taken in sorted(seconds.items(), key=itemgetter(1))
     )
     chosen = min(seconds, key=lambda name: seconds[name])
-    say(f"Backend: {chosen}. One encoder and five decoder runs, per image: {told}")
+    say(f"Backend: {chosen}. Measured: one encoder and five decoder runs, per image: {told}")
     return chosen

@@ -123,8 +123,10 @@ def measure(
     reference = next(iter(runs.values()))
     starts = list(range(0, num_images, batch_size))
     _run_batch(backend, reference, range(min(batch_size, num_images)), latent_shape, seed, keep=False)
-    for one in runs.values():  # of which each may be the first to need something compiled
-        _run_batch(backend, one, range(min(2, batch_size, num_images)), latent_shape, seed, keep=False)
+    # Each may be the first to need something compiled, and a batch of one is compiled by itself.
+    for size in {min(2, batch_size, num_images - start) for start in starts}:
+        for one in runs.values():
+            _run_batch(backend, one, range(size), latent_shape, seed, keep=False)
     for turn, start in enumerate(starts):
         indices = range(start, min(start + batch_size, num_images))
         order = list(runs.values())

@@ -83,7 +83,7 @@ def export(
 
     done = on_stage("a trajectory to compare with", 1)
     points = reference_points(_reference(model), latent_shape, sources=sources, cache=cache)
-    prepared = InferenceDDT(model, latent_shape, precision).cpu()
+    prepared = InferenceDDT(model, latent_shape, precision, written_out=True).cpu()
     networks = {"encoder": EncoderNetwork(prepared, cut), "decoder": DecoderNetwork(prepared, cut)}
     inputs, outputs = _examples(points, cut)
     done()

@@ -16,12 +16,21 @@ from torch.nn import functional as F
 
 from ddt_accel.errors import ConfigError
 from ddt_accel.networks.ddt import DDT
-from ddt_accel.networks.layers import Block, FinalLayer, attend, modulate, patchify, rotary_table, unpatchify
+from ddt_accel.networks.layers import (
+    Block,
+    FinalLayer,
+    attend,
+    attend_written_out,
+    modulate,
+    patchify,
+    rotary_table,
+    unpatchify,
+)
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 VECTOR = 32  # features, 64 bytes of 16-bit numbers
 SHORT = 128  # tokens
-MAX_SCORE = 40.0  # of which sums of exponentials are finite in float32 and bfloat16
+MAX_SCORE = 24.0  # beyond which bfloat16 scores, rounded to 2⁻⁹ of themselves, would spoil their exponentials
 
 
 class Affine(nn.Module):
@@ -54,9 +63,9 @@ class InferenceBlock(nn.Module):
     norm2: Tensor
     norm_qk: Tensor
 
-    def __init__(self, block: Block, dtype: torch.dtype) -> None:
+    def __init__(self, block: Block, dtype: torch.dtype, *, written_out: bool) -> None:
         super().__init__()
-        attention, mlp = block.attn, block.mlp
+        attention, mlp, self.written_out = block.attn, block.mlp, written_out
         width, self.heads, self.dtype = attention.proj.in_features, attention.heads, dtype
         depth = width // self.heads
         halves = torch.cat([torch.arange(0, depth, 2), torch.arange(1, depth, 2)])
@@ -80,9 +89,9 @@ class InferenceBlock(nn.Module):
     def forward(self, x: Tensor, modulations: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x [B, L, D] in float32; modulations [B, 1 or L, 6D]; cos and sin [L, 1, 1, d / 2]."""
         shift1, scale1, gate1, shift2, scale2, gate2 = modulations.chunk(Block.MODULATIONS, dim=-1)
-        x = x + gate1 * self._attention(self._modulated(x, self.norm1, shift1, scale1), cos, sin)
+        x = x + gate1.float() * self._attention(self._modulated(x, self.norm1, shift1, scale1), cos, sin)
         gate, up = self.w13(self._modulated(x, self.norm2, shift2, scale2)).chunk(2, dim=-1)
-        out: Tensor = x + gate2 * self.w2(F.silu(gate) * up)
+        out: Tensor = x + gate2.float() * self.w2(F.silu(gate) * up)
         return out
 
     def _attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -96,15 +105,16 @@ class InferenceBlock(nn.Module):
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """On [B, H, L, d]."""
-        short = query.device.type == "cpu" and query.shape[-2] <= SHORT and not torch.onnx.is_in_onnx_export()
-        if not (short and self.bounded):
+        if self.written_out:
+            return attend_written_out(query, key, value)
+        if not self.bounded or query.shape[-2] > SHORT or query.device.type != "cpu":
             return attend(query, key, value)
         weights = ((query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5).exp()
         attended: Tensor = (weights.to(self.dtype) @ value) / weights.sum(-1, keepdim=True)
         return attended.to(self.dtype)
 
     def _modulated(self, x: Tensor, weight: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        return modulate(_normed(x, weight), shift, scale).to(self.dtype)
+        return modulate(_normed(x, weight), shift.float(), scale.float()).to(self.dtype)
 
 
 def _normed(x: Tensor, weight: Tensor) -> Tensor:
@@ -116,15 +126,18 @@ def _normed(x: Tensor, weight: Tensor) -> Tensor:
 class InferenceDDT(nn.Module):
     """A DDT for latents [C, H, W] of one size, with its matrix products in "fp32", "fp16" or "bf16".
 
-    Norms, softmax, rotation, modulation and the residual stream are in float32, the timestep embedding entirely; in
-    bfloat16 that halves the error. Raises ConfigError for latents that the patches do not fit.
+    Norms, softmax, rotation, modulation and the residual stream are in float32, the timestep embedding entirely. With
+    `written_out` attention is two products with a softmax between them, as an exported graph must say it. Weights are
+    shared with the model where they are the same. Raises ConfigError for latents that the patches do not fit.
     """
 
     label_table: Tensor
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, model: DDT, latent_shape: tuple[int, int, int], precision: str = "fp32") -> None:
+    def __init__(
+        self, model: DDT, latent_shape: tuple[int, int, int], precision: str = "fp32", *, written_out: bool = False
+    ) -> None:
         super().__init__()
         if precision not in PRECISIONS:
             raise ConfigError(f"precision is {precision!r}; choose one of {', '.join(PRECISIONS)}.")
@@ -140,8 +153,10 @@ class InferenceDDT(nn.Module):
         self.condition_map = Affine.stacked([block.adaLN_modulation for block in model.encoder_blocks], dtype)
         per_block = [block.adaLN_modulation for block in model.decoder_blocks]
         self.modulation_map = Affine.stacked([*per_block, model.final_layer.adaLN_modulation], dtype)
-        self.encoder_blocks = nn.ModuleList(InferenceBlock(block, dtype) for block in model.encoder_blocks)
-        self.decoder_blocks = nn.ModuleList(InferenceBlock(block, dtype) for block in model.decoder_blocks)
+        self.encoder_blocks, self.decoder_blocks = (
+            nn.ModuleList(InferenceBlock(block, dtype, written_out=written_out) for block in blocks)
+            for blocks in (model.encoder_blocks, model.decoder_blocks)
+        )
         rows, columns = (size // config.patch_size for size in latent_shape[1:])
         for name, table in zip(
             ("cos", "sin"), rotary_table(config.hidden_size // config.num_groups, rows, columns), strict=True
@@ -174,7 +189,8 @@ class InferenceDDT(nn.Module):
         for block, modulation in zip(self.decoder_blocks, per_block, strict=True):
             tokens = block(tokens, modulation, self.cos, self.sin)
         normed = F.layer_norm(tokens, (width,), eps=1e-6)
-        patches = self.final(modulate(normed, *final.chunk(FinalLayer.MODULATIONS, dim=-1)).to(self.dtype))
+        shift, scale = final.float().chunk(FinalLayer.MODULATIONS, dim=-1)
+        patches = self.final(modulate(normed, shift, scale).to(self.dtype))
         return unpatchify(patches, config.patch_size, latents.shape[-2], latents.shape[-1]).float()
 
     def _patches(self, latents: Tensor) -> Tensor:

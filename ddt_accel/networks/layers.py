@@ -136,12 +136,16 @@ class Attention(nn.Module):
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention on [B, H, L, d], the softmax in float32."""
-    # The fused kernel's backward pass on CPUs is several times slower than two matrix products, and an exported graph
-    # must say itself where float32 is kept.
-    if (q.requires_grad and q.device.type == "cpu") or torch.onnx.is_in_onnx_export():
-        scores: Tensor = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-        return scores.float().softmax(dim=-1).type_as(v) @ v
+    # The fused kernel's backward pass on CPUs is several times slower than two matrix products.
+    if q.requires_grad and q.device.type == "cpu":
+        return attend_written_out(q, k, v)
     return F.scaled_dot_product_attention(q, k, v)
+
+
+def attend_written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`attend` as two matrix products."""
+    scores: Tensor = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    return scores.float().softmax(dim=-1).type_as(v) @ v
 
 
 class FeedForward(nn.Module):

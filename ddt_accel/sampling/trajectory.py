@@ -43,11 +43,12 @@ class Trajectory:
         self.program, self.step_noise, self.batch = program, step_noise, len(noise)
         self._velocity_slots, self._modulation_slots = _plan(program)
         slots = 1 + max(self._modulation_slots.values())
-        self.session = session = backend.open(self.batch, (noise.shape[1], noise.shape[2], noise.shape[3]), slots)
+        with torch.inference_mode(False):  # buffers outlive the mode that the caller may be in
+            self.session = session = backend.open(self.batch, (noise.shape[1], noise.shape[2], noise.shape[3]), slots)
+            self._velocities = torch.empty(
+                (1 + max(self._velocity_slots.values()), *noise.shape), device=backend.device
+            )
         session.labels[self.batch :] = backend.config.num_classes
-        self._velocities = noise.new_empty(
-            (1 + max(self._velocity_slots.values()), *noise.shape), device=backend.device
-        )
         self._constants = {
             (k, side): torch.from_numpy(branch.constant).to(backend.device)
             for k, evaluation in enumerate(program.evaluations)
@@ -83,16 +84,18 @@ class Trajectory:
         self._ran = True
 
     def _captured(self) -> torch.cuda.CUDAGraph | None:
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph):
-                self._steps()
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:  # what cannot be captured can still be run
-            warnings.warn(f"{self._backend.name} runs without a CUDA graph: {error}", stacklevel=3)
-            self._capturable = False
-            return None
+        """None where it cannot be captured: what has run call by call still does."""
+        device, graph = self._backend.device, torch.cuda.CUDAGraph()
+        with torch.cuda.device(device):
+            stream = torch.cuda.current_stream()
+            try:
+                with torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
+                    self._steps()
+            except RuntimeError as error:  # running out of memory is one, too
+                torch.cuda.set_stream(stream)
+                warnings.warn(f"{self._backend.name} runs without a CUDA graph: {error}", stacklevel=3)
+                self._capturable = False
+                return None
         return graph
 
     def _steps(self) -> None:
