@@ -163,10 +163,10 @@ def main() -> None:
         f"{processor()}"
     )
     print(conditions)
-    results: dict[str, object] = {"conditions": conditions}
+    results: dict[str, object] = {}
     for name in arguments.tables.split(","):
         rows = TABLES[name](bench)
-        results[name] = rows
+        results[name] = {"conditions": conditions, "rows": rows}
         print(f"\n{name}\n\n{markdown(rows)}", flush=True)
         if arguments.out:
             arguments.out.write_text(json.dumps(results, indent=1) + "\n")
