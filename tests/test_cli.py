@@ -144,7 +144,7 @@ MISTAKES = {
     "a name too long": (["sample", "--schedule", "x" * 300], "name too long"),
     "brackets in a name": (["inspect", "[/bold]x.json"], "[/bold]x.json"),
     "a device": (["inspect", "/dev/null"], "neither a file nor a folder"),
-    "unknown backend": (["sample", "--backend", "tpu"], "onnx, trt or torch"),
+    "unknown backend": (["sample", "--backend", "tpu"], "auto, compiled, onnx, torch or trt"),
     "unknown device": (["sample", "--device", "tpu"], "cpu or cuda"),
     "missing schedule": (["sample", "--schedule", "none.json"], "ddt-accel solve"),
     "missing calibration": (["solve", "--calibration", "none.safetensors"], "ddt-accel calibrate"),
