@@ -20,13 +20,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from setting import conditions, latent_shape, network
+from setting import conditions, network
 
 from ddt_accel import SamplingSpec, Schedule, draw_labels, draw_noise
 from ddt_accel.backends.compiled import CompiledBackend
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.evaluation.costs import counted_costs
-from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.ddt import DDT, latent_shape_of
 from ddt_accel.networks.device import supports_bf16, synchronize
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.program import Program, compile_program
@@ -103,7 +103,7 @@ def integrator(trajectory: Trajectory, program: Program) -> None:
 
 
 def measure(backend: Backend, model: DDT, arguments: argparse.Namespace, dtype: torch.dtype) -> dict[str, float]:
-    shape, device, batch = latent_shape(model), backend.device, arguments.batch
+    shape, device, batch = latent_shape_of(model), backend.device, arguments.batch
     session, rows = backend.open(batch, shape, 3), slice(0, 2 * batch)
     session.latents.normal_()
     session.times.fill_(0.5)
@@ -187,10 +187,10 @@ def main() -> None:
 def report(backend: Backend, model: DDT, arguments: argparse.Namespace, *, bf16: bool) -> dict[str, object]:
     """Measures and prints one backend's table."""
     device, rows, width = backend.device, 2 * arguments.batch, model.config.hidden_size
-    dtype, tokens = torch.bfloat16 if bf16 else torch.float32, model.config.num_tokens(latent_shape(model))
+    dtype, tokens = torch.bfloat16 if bf16 else torch.float32, model.config.num_tokens(latent_shape_of(model))
     products, copied = machine(dtype, device, arguments.seconds / 10)
     found = measure(backend, model, arguments, dtype)
-    counted = counted_costs(model.config, latent_shape(model))
+    counted = counted_costs(model.config, latent_shape_of(model))
     work = {
         "encoder": rows * counted.encoder,
         "decoder": rows * counted.decoder,

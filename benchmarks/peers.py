@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from setting import conditions, latent_shape, network
+from setting import conditions, network
 from torch import Tensor
 
 from ddt_accel import SamplingSpec, Schedule, calibrate, draw_labels, draw_noise, export, open_backend, sample
@@ -34,7 +34,7 @@ from ddt_accel.backends.compiled import CompiledBackend
 from ddt_accel.evaluation.benchmark import Clock, TimedBackend
 from ddt_accel.evaluation.costs import counted_costs
 from ddt_accel.evaluation.fidelity import latent_decibels, psnr, to_images
-from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.ddt import DDT, latent_shape_of
 from ddt_accel.networks.device import supports_bf16, synchronize
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.program import compile_program
@@ -105,7 +105,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     model = network(arguments.model, arguments.device)
-    shape, spec = latent_shape(model), SamplingSpec(num_steps=arguments.steps)
+    shape, spec = latent_shape_of(model), SamplingSpec(num_steps=arguments.steps)
     calibration = calibrate(model, spec, num_samples=8)
     full = Schedule.full(spec)
     held = solve_curve(calibration, arguments.budget, PUBLISHED)[-1][0]

@@ -15,10 +15,11 @@ import statistics
 from pathlib import Path
 
 from parts import IN_A_ROW, as_run, rounds
-from setting import conditions, latent_shape, network
+from setting import conditions, network
 
 from ddt_accel import SamplingSpec, Schedule, draw_labels, draw_noise
 from ddt_accel.backends.compiled import CompiledBackend
+from ddt_accel.networks.ddt import latent_shape_of
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.program import compile_program
 from ddt_accel.sampling.trajectory import Trajectory
@@ -83,7 +84,7 @@ def main() -> None:
         print("|---|---|---|---|---|---|---|---|")
         found[told] = []
         for setting in settings:
-            one, (batch, count, budget) = row(backend, latent_shape(model), setting, arguments.seconds), setting
+            one, (batch, count, budget) = row(backend, latent_shape_of(model), setting, arguments.seconds), setting
             found[told].append(one)
             print(
                 f"| {batch} | {count} | {budget} | {1e3 * one['encoder']:.2f} | {1e3 * one['decoder']:.2f} | "

@@ -31,12 +31,6 @@ def network(name: str, device: str) -> DDT:
     return model.eval()
 
 
-def latent_shape(model: DDT) -> tuple[int, int, int]:
-    assert model.source is not None
-    assert model.source.latent_shape is not None
-    return model.source.latent_shape
-
-
 def conditions(model: DDT, device: str, *details: str) -> str:
     assert model.source is not None
     threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""

@@ -17,10 +17,11 @@ from ddt_accel.evaluation.converged import ConvergedPath, converged_ends, conver
 from ddt_accel.evaluation.costs import counted_costs
 from ddt_accel.evaluation.fidelity import latent_decibels
 from ddt_accel.fitting.closed_form import closed_form
-from ddt_accel.fitting.fit import LOOK_EVERY, FitSpec, latent_shape_of
+from ddt_accel.fitting.fit import LOOK_EVERY, FitSpec
 from ddt_accel.fitting.joint import JointFit
 from ddt_accel.fitting.scalars import widened
 from ddt_accel.fitting.search import EXPANDED, Pattern, Search, starts
+from ddt_accel.networks.ddt import latent_shape_of
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.solver.split import encoder_runs
 

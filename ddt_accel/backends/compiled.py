@@ -20,7 +20,7 @@ from ddt_accel.backends.networks import DecoderNetwork, EncoderNetwork
 from ddt_accel.backends.session import BoundSession
 from ddt_accel.backends.tensors import MAX_ENGINE_SOURCES, Cut
 from ddt_accel.errors import ConfigError, DependencyError
-from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.ddt import DDT, latent_shape_of
 from ddt_accel.networks.device import supports_bf16
 from ddt_accel.networks.inference import InferenceDDT
 
@@ -38,16 +38,13 @@ class CompiledBackend:
     def __init__(
         self, model: DDT, *, precision: str | None = None, latent_shape: tuple[int, int, int] | None = None
     ) -> None:
-        latent_shape = latent_shape or (model.source.latent_shape if model.source else None)
-        if latent_shape is None:
-            raise ConfigError("The model does not say which latents it is for; give latent_shape=(C, H, W).")
-        self.config, self.latent_shape = model.config, latent_shape
+        self.config, self.latent_shape = model.config, latent_shape_of(model, latent_shape)
         self.checkpoint_sha256 = model.source.sha256 if model.source else None
         self.device = model.final_layer.linear.weight.device
         precision = precision or ("bf16" if supports_bf16(self.device) else "fp32")
         self.cut = Cut(precision=precision, sources=MAX_ENGINE_SOURCES)
         self.name = f"torch compiled, {precision}"
-        self._model = InferenceDDT(model, latent_shape, precision)
+        self._model = InferenceDDT(model, self.latent_shape, precision)
         self.compile_seconds = 0.0  # spent in first calls so far
         self._compiled: dict[tuple[str, int], Callable[..., None]] = {}
         self._called: set[tuple[str, int, bool]] = set()

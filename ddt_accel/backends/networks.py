@@ -1,4 +1,4 @@
-"""The two networks that are exported, cut as `backends.tensors` says."""
+"""The two networks that are exported or compiled, cut as `backends.tensors` says."""
 
 from __future__ import annotations
 

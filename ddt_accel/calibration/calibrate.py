@@ -14,7 +14,7 @@ from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.calibration.sensitivity import sensitivity_sum
 from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ConfigError, MismatchError, NumericsError
-from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.ddt import DDT, latent_shape_of
 from ddt_accel.sampling.noise import ImageRange, draw_labels, draw_noise, draw_step_noise
 from ddt_accel.sampling.program import compile_program
 from ddt_accel.sampling.trajectory import Trajectory
@@ -55,9 +55,7 @@ def calibrate(
             "negative numbers."
         )
     source = model.source
-    latent_shape = latent_shape or (source.latent_shape if source else None)
-    if latent_shape is None:
-        raise ConfigError("The model does not say which latents it is for; give latent_shape=(C, H, W).")
+    latent_shape = latent_shape_of(model, latent_shape)
     sha256 = source.sha256 if source else "unknown"
     wanted = ImageRange(seed=seed, first=first_image, stop=first_image + num_samples)
     done = _resumed(resume, spec, sha256, latent_shape, wanted, sensitivity_samples)

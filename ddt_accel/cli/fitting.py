@@ -159,8 +159,8 @@ def _searched(
     """The schedule to start from, and the fit with as many reference steps as the search has used."""
     from ddt_accel.errors import ConfigError
     from ddt_accel.evaluation.costs import counted_costs, kept_costs
-    from ddt_accel.fitting.fit import latent_shape_of
     from ddt_accel.fitting.joint import JointFit
+    from ddt_accel.networks.ddt import latent_shape_of
 
     statistics = place.calibration(calibration)
     costs = kept_costs(place.costs_path, statistics.checkpoint_sha256, say) or counted_costs(

@@ -30,7 +30,7 @@ from ddt_accel.errors import ArtifactError, ConfigError, ParityError
 from ddt_accel.exporting.engines import EngineOptions, build_engine, find_library
 from ddt_accel.exporting.onnx import OPSET, parity, versions, write_network
 from ddt_accel.exporting.reference import Reference, reference_points
-from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.ddt import DDT, latent_shape_of
 from ddt_accel.networks.inference import InferenceDDT
 from ddt_accel.stages import OnStage, silent
 
@@ -73,9 +73,7 @@ def export(
         raise ConfigError("ONNX Runtime has no bf16 on CPUs; give fp32 or fp16, or build engines.")
     if cache == "state" and sources == 0:
         raise ConfigError("With the state as cache the decoder makes the forecasts; give 1 to 3 sources.")
-    latent_shape = latent_shape or (model.source.latent_shape if model.source else None)
-    if latent_shape is None:
-        raise ConfigError("The model does not say which latents it is for; give latent_shape=(C, H, W).")
+    latent_shape = latent_shape_of(model, latent_shape)
     table = tensor_table(model.config, latent_shape, cut)
     known = versions(["onnx", "onnxscript", "onnxruntime"])
     options = engines or EngineOptions()

@@ -30,7 +30,7 @@ from ddt_accel.evaluation.fidelity import Interval, interval, latent_decibels
 from ddt_accel.fitting.closed_form import closed_form
 from ddt_accel.fitting.scalars import INTEGRATOR, KINDS, Scalars
 from ddt_accel.fitting.trajectory import fitted_end
-from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.ddt import DDT, latent_shape_of
 from ddt_accel.sampling.noise import ImageRange, draw_labels, draw_noise
 from ddt_accel.schedule import MAX_SOURCES, Schedule
 from ddt_accel.stages import OnStage, silent
@@ -121,13 +121,6 @@ def fit(model: DDT, schedule: Schedule, spec: FitSpec | None = None) -> Schedule
     return Fitter(model, schedule, spec or FitSpec()).run().schedule
 
 
-def latent_shape_of(model: DDT) -> LatentShape:
-    """[C, H, W], as the model's source has them."""
-    if model.source is None or model.source.latent_shape is None:
-        raise ConfigError("The model does not say which latents it is for; give latent_shape=(C, H, W).")
-    return model.source.latent_shape
-
-
 def reference_steps(evaluations: int) -> int:
     """In how many steps trajectories count as converged, where schedules of so many evaluations are fitted."""
     return max(120, 4 * evaluations)
@@ -152,7 +145,7 @@ class Fitter:
         on_stage: OnStage = silent,
     ) -> None:
         self.model, self.warm, self.spec = model, schedule, spec
-        self.latent_shape = latent_shape or latent_shape_of(model)
+        self.latent_shape = latent_shape_of(model, latent_shape)
         self.state_path, self.cache, self.on_stage = state_path, cache, on_stage
         self.reference_steps = spec.reference_steps or reference_steps(schedule.spec.num_evaluations)
         if self.reference_steps < 2 * schedule.spec.num_evaluations:

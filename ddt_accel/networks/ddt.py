@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ddt_accel.errors import ConfigError
 from ddt_accel.networks.config import DDTConfig, Source
 from ddt_accel.networks.layers import (
     Block,
@@ -112,3 +113,11 @@ class DDT(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
         for parameter in (*self.final_layer.adaLN_modulation.parameters(), *self.final_layer.linear.parameters()):
             nn.init.zeros_(parameter)
+
+
+def latent_shape_of(model: DDT, given: tuple[int, int, int] | None = None) -> tuple[int, int, int]:
+    """[C, H, W] as `given`, else as the model's source has them; raises ConfigError where neither says."""
+    known = given or (model.source.latent_shape if model.source else None)
+    if known is None:
+        raise ConfigError("The model does not say which latents it is for; give latent_shape=(C, H, W).")
+    return known
