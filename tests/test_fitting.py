@@ -19,7 +19,7 @@ from ddt_accel.evaluation.benchmark import network_rows
 from ddt_accel.evaluation.converged import converged_ends
 from ddt_accel.fitting.fit import LOOK_EVERY, FitSpec, Fitter
 from ddt_accel.fitting.scalars import KINDS, Scalars, widened
-from ddt_accel.fitting.trajectory import fitted_end
+from ddt_accel.fitting.trajectory import fitted_trajectory
 from ddt_accel.sampling.integrators import updates
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.sampling.program import compile_program
@@ -81,14 +81,16 @@ def test_it_is_the_trajectory_that_the_runtime_runs(model, bias, schedules, name
     scalars = Scalars(schedules[name], bias, free=free)
     generator = torch.Generator().manual_seed(1)
     np.testing.assert_allclose(
-        fitted_end(model, scalars, noise, labels).detach(), sample(model, schedules[name], noise, labels), atol=2e-5
+        fitted_trajectory(model, scalars, noise, labels).end.detach(),
+        sample(model, schedules[name], noise, labels),
+        atol=2e-5,
     )
     with torch.no_grad():
         for value in filter(lambda value: value.requires_grad, scalars.parameters()):
             value += 0.1 * torch.randn(value.shape, generator=generator, dtype=value.dtype)
     moved = scalars.schedule()
     np.testing.assert_allclose(
-        fitted_end(model, scalars, noise, labels).detach(), sample(model, moved, noise, labels), atol=2e-5
+        fitted_trajectory(model, scalars, noise, labels).end.detach(), sample(model, moved, noise, labels), atol=2e-5
     )
     assert not torch.allclose(sample(model, moved, noise, labels), sample(model, schedules[name], noise, labels))
     assert moved.spec == schedules[name].spec
@@ -106,7 +108,7 @@ def test_gradients_are_those_of_differences(model, bias, schedules, name: str) -
     target = torch.randn(noise.shape, generator=torch.Generator().manual_seed(2))
 
     def loss() -> torch.Tensor:
-        return (fitted_end(model, scalars, noise, labels) - target).square().mean()
+        return (fitted_trajectory(model, scalars, noise, labels).end - target).square().mean()
 
     loss().backward()
     checked = 0
@@ -203,7 +205,7 @@ def test_images_of_an_earlier_fit_are_not_reported_on(model, schedules) -> None:
 @pytest.mark.parametrize("times", [(0, 0, 0.2, 0.4, 0.6, 0.8), (0, 0.3, 0.3, 0.3, 0.6, 0.8), (0.5,) * 6])
 def test_times_that_stand_still_can_be_fitted(model, bias, times: tuple[float, ...]) -> None:
     start = dataclasses.replace(Schedule.uniform(SPEC, 3), times=times)
-    end = fitted_end(model, Scalars(start, bias), *inputs())
+    end = fitted_trajectory(model, Scalars(start, bias), *inputs()).end
     np.testing.assert_allclose(end.detach(), sample(model, start, *inputs()), atol=2e-5)
 
 
@@ -213,7 +215,7 @@ def test_weights_that_do_not_add_up_start_as_they_are(model, bias) -> None:
         Schedule(spec=SPEC, refresh_steps=(0, 2), forecasts={3: ((0, 0.2), (2, 0.5))}),
         Schedule(spec=SPEC, refresh_steps=tuple(range(6)), unconditional_steps=(0, 3)),
     ):
-        end = fitted_end(model, Scalars(start, bias), *inputs())
+        end = fitted_trajectory(model, Scalars(start, bias), *inputs()).end
         np.testing.assert_allclose(end.detach(), sample(model, start, *inputs()), atol=2e-5)
         wide = widened(start, bias, 2)
         assert (wide.mean_modulations is None) == bool(start.forecasts)

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -28,18 +29,18 @@ from ddt_accel.errors import ArtifactError, ConfigError, MismatchError, Numerics
 from ddt_accel.evaluation.converged import ConvergedPath, LatentShape, converged_ends, converged_path
 from ddt_accel.evaluation.fidelity import Interval, interval, latent_decibels
 from ddt_accel.fitting.closed_form import closed_form
+from ddt_accel.fitting.coordinates import COORDINATED, Coordinates
+from ddt_accel.fitting.descent import Descent
 from ddt_accel.fitting.scalars import INTEGRATOR, KINDS, Scalars
-from ddt_accel.fitting.trajectory import fitted_end
+from ddt_accel.fitting.trajectory import fitted_trajectory
 from ddt_accel.networks.ddt import DDT, latent_shape_of
 from ddt_accel.sampling.noise import ImageRange, draw_labels, draw_noise
 from ddt_accel.schedule import MAX_SOURCES, Schedule
 from ddt_accel.stages import OnStage, silent
 
-FORMAT, VERSION = "ddt-accel fit", 1
+FORMAT, VERSION = "ddt-accel fit", 2
 # Iterations between looks at the images that the best iterate is chosen on; states are saved there.
 LOOK_EVERY = 10
-# Iterations until the learning rate is reached.
-WARM_UP = 10
 LEAST_REFERENCE_STEPS = 8
 # On how many of the images at most the integrator is fitted in closed form.
 CLOSED_FORM_IMAGES = 32
@@ -56,7 +57,7 @@ class FitSpec:
     held_out: int = 32
     batch_size: int = 12
     micro_batch: int = 12
-    learning_rate: float = 2e-2
+    learning_rate: float = 5e-2
     reference_steps: int | None = None
     seed: int = 3
     free: tuple[str, ...] = KINDS
@@ -167,8 +168,7 @@ class Fitter:
             bias = model.modulations(torch.zeros(1, 1, width).to(like))[0, 0].float().cpu().numpy()
         self.scalars = Scalars(schedule, bias, free=spec.free, sources=spec.sources).to(like.device)
         self.trained = {name: value for name, value in self.scalars.named_parameters() if value.requires_grad}
-        self.optimizer = torch.optim.Adam(self.trained.values(), lr=spec.learning_rate, betas=(0.9, 0.95))
-        self.iteration, self.best_iteration, self.best_score = 0, 0, -math.inf
+        self.best_iteration, self.best_score = 0, -math.inf
         self.best = {name: value.detach().clone() for name, value in self.trained.items()}
 
     def run(self) -> Fitted:
@@ -185,21 +185,21 @@ class Fitter:
         fitting, choosing, reporting = torch.cat([path.ends, targets[0]]), *targets[1:]
         done = self.on_stage("fitting", self.spec.iterations)
         if self.state_path is not None and self.state_path.exists():
-            self._load(self.state_path)
-            for _ in range(self.iteration):
+            descent = self._load(self.state_path)
+            for _ in range(descent.iteration):
                 done()
         else:
-            self._start(path, choosing)
+            descent = self._start(path, choosing)
         requiring = [value for value in self.model.parameters() if value.requires_grad]
         self.model.requires_grad_(False)
         try:
-            while self.iteration < self.spec.iterations:
-                self._step(fitting)
+            while descent.iteration < self.spec.iterations:
+                self._descend(descent, fitting)
                 done()
-                if self.iteration % LOOK_EVERY == 0 or self.iteration == self.spec.iterations:
-                    self._look(choosing)
+                if descent.iteration % LOOK_EVERY == 0 or descent.iteration == self.spec.iterations:
+                    self._look(choosing, descent.iteration)
                     if self.state_path is not None:
-                        self._save(self.state_path)
+                        self._save(self.state_path, descent)
         finally:
             for value in requiring:
                 value.requires_grad_(True)
@@ -221,47 +221,46 @@ class Fitter:
             return torch.empty(0, *shape)
         return converged_ends(self.backend, self.warm.spec, self.reference_steps, images, shape, size, cache=self.cache)
 
-    def _start(self, path: ConvergedPath, choosing: Tensor) -> None:
+    def _start(self, path: ConvergedPath, choosing: Tensor) -> Descent:
         """From the schedule as it is given, or with its integrator in closed form: from what does better."""
-        self._look(choosing)
+        spec = self.spec
+        self._look(choosing, 0)
         if math.isinf(self.best_score):
             raise NumericsError("The schedule to start from ends in NaN or infinity; start from another one.")
-        if INTEGRATOR in self.spec.free:
+        if INTEGRATOR in spec.free:
             with contextlib.suppress(NumericsError):  # which the given one has not
-                self.scalars.set_integrator(closed_form(self.backend, self.scalars.warm, path, self.spec.batch_size))
-                self._look(choosing)
+                self.scalars.set_integrator(closed_form(self.backend, self.scalars.warm, path, spec.batch_size))
+                self._look(choosing, 0)
             self._set(self.best)
+        few = self._inputs(range(min(spec.micro_batch, spec.images)))
+        return self._descent(Coordinates.along(self.model, self.scalars, *few, autocast=spec.autocast))
 
-    def _step(self, targets: Tensor) -> None:
-        spec, device = self.spec, self.backend.device
-        generator = np.random.default_rng([spec.seed, self.iteration])
+    def _descent(self, coordinates: Coordinates) -> Descent:
+        spec = self.spec
+        return Descent(self.trained, coordinates, learning_rate=spec.learning_rate, iterations=spec.iterations)
+
+    def _inputs(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Noise and labels of some of the images to fit on."""
+        seed, device = self.spec.seed, self.backend.device
+        noise = draw_noise(self.latent_shape, seed=seed, indices=indices)
+        return noise.to(device), draw_labels(self.model.config.num_classes, seed=seed, indices=indices).to(device)
+
+    def _descend(self, descent: Descent, targets: Tensor) -> None:
+        spec = self.spec
+        generator = np.random.default_rng([spec.seed, descent.iteration])
         chosen = generator.choice(spec.images, spec.batch_size, replace=False)
-        self.optimizer.zero_grad()
         for start in range(0, spec.batch_size, spec.micro_batch):
             indices = chosen[start : start + spec.micro_batch].tolist()
-            noise = draw_noise(self.latent_shape, seed=spec.seed, indices=indices).to(device)
-            labels = draw_labels(self.model.config.num_classes, seed=spec.seed, indices=indices).to(device)
-            end = fitted_end(self.model, self.scalars, noise, labels, autocast=spec.autocast)
-            error = (end - targets[indices].to(device)).square().flatten(1).mean(1)
+            passed = fitted_trajectory(self.model, self.scalars, *self._inputs(indices), autocast=spec.autocast)
+            error = (passed.end - targets[indices].to(self.backend.device)).square().flatten(1).mean(1)
             (error.log().sum() / spec.batch_size).backward()
-        gradients = [value.grad for value in self.trained.values() if value.grad is not None]
-        if not all(torch.isfinite(gradient).all() for gradient in gradients):
-            raise NumericsError(
-                f"The gradient is not finite at iteration {self.iteration}; lower the learning rate, or fit in float32."
-            )
-        # Adam's first steps are of full length in every direction, whatever the gradient is worth.
-        warmth = min(1.0, (self.iteration + 1) / WARM_UP)
-        decay = 0.5 * (1 + math.cos(math.pi * self.iteration / spec.iterations))
-        for group in self.optimizer.param_groups:
-            group["lr"] = spec.learning_rate * warmth * decay
-        self.optimizer.step()
-        self.iteration += 1
+        descent.step()
 
-    def _look(self, targets: Tensor) -> None:
+    def _look(self, targets: Tensor, iteration: int) -> None:
         """How the present numbers do on images that are not fitted, by the loop that will run them."""
         score = float(self._decibels(self.scalars.schedule(), self.spec.ranges[1], targets).mean())
         if score > self.best_score:
-            self.best_score, self.best_iteration = score, self.iteration
+            self.best_score, self.best_iteration = score, iteration
             self.best = {name: value.detach().clone() for name, value in self.trained.items()}
 
     def _decibels(self, schedule: Schedule, images: ImageRange, targets: Tensor) -> NDArray[np.float64]:
@@ -291,18 +290,16 @@ class Fitter:
         known = {"checkpoint": self.backend.checkpoint_sha256, "shape": list(self.latent_shape), "fit": settings}
         return checksum({**known, "schedule": self.warm.document()})
 
-    def _save(self, path: Path) -> None:
-        arrays = {f"best.{name}": value for name, value in self.best.items()}
-        for name, value in self.trained.items():
-            arrays[f"value.{name}"] = value.detach()
-            for moment, kept in self.optimizer.state[value].items():
-                arrays[f"{moment}.{name}"] = kept
+    def _save(self, path: Path, descent: Descent) -> None:
+        arrays: dict[str, Tensor] = {f"best.{name}": value for name, value in self.best.items()}
+        arrays |= {f"value.{name}": value.detach() for name, value in self.trained.items()}
         content = {
             "identity": self._identity,
-            "iteration": self.iteration,
+            "iteration": descent.iteration,
             "best_iteration": self.best_iteration,
             "best_score": self.best_score,
         }
+        arrays |= descent.state()
         write_arrays(path, FORMAT, VERSION, content, {name: value.cpu().numpy() for name, value in arrays.items()})
 
     def continues(self) -> bool:
@@ -314,7 +311,7 @@ class Fitter:
         except ArtifactError:
             return False
 
-    def _load(self, path: Path) -> None:
+    def _load(self, path: Path) -> Descent:
         content, arrays = read_arrays(path, FORMAT, VERSION)
         if content.get("identity") != self._identity:
             raise MismatchError(
@@ -325,14 +322,12 @@ class Fitter:
         try:
             self._set({name: tensors[f"value.{name}"] for name in self.trained})
             self.best = {name: tensors[f"best.{name}"] for name in self.trained}
-            for name, value in self.trained.items():
-                moments = ("step", "exp_avg", "exp_avg_sq")
-                if content["iteration"]:
-                    self.optimizer.state[value] = {moment: tensors[f"{moment}.{name}"] for moment in moments}
-            self.iteration, self.best_iteration = int(content["iteration"]), int(content["best_iteration"])
-            self.best_score = float(content["best_score"])
+            self.best_iteration, self.best_score = int(content["best_iteration"]), float(content["best_score"])
+            descent = self._descent(Coordinates({name: tensors[f"basis.{name}"] for name in COORDINATED}))
+            descent.restore(tensors, int(content["iteration"]))
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} cannot be read as a fit's state ({error}); remove it.") from None
+        return descent
 
 
 def _interval(values: NDArray[np.float64]) -> Interval:

@@ -8,6 +8,7 @@ step, and the modulations of each refresh.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,8 +20,18 @@ from ddt_accel.networks.ddt import DDT
 Network = Callable[..., Tensor]
 
 
-def fitted_end(model: DDT, scalars: Scalars, noise: Tensor, labels: Tensor, *, autocast: bool = False) -> Tensor:
-    """The latents [B, C, H, W] at t = 1 from `noise` [B, C, H, W] for `labels` [B]; float32.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Passed:
+    """What a trajectory has passed: its end [B, C, H, W], the velocity of every evaluation, as large, and the
+    modulations [B, tokens, M] of every refresh, by branch (0 conditional, 1 unconditional) and evaluation."""
+
+    end: Tensor
+    velocities: list[Tensor]
+    modulations: dict[tuple[int, int], Tensor]
+
+
+def fitted_trajectory(model: DDT, scalars: Scalars, noise: Tensor, labels: Tensor, *, autocast: bool = False) -> Passed:
+    """The trajectory of the present numbers from `noise` [B, C, H, W] for `labels` [B]; float32.
 
     With `autocast` the networks multiply in bfloat16.
     """
@@ -35,8 +46,9 @@ def fitted_end(model: DDT, scalars: Scalars, noise: Tensor, labels: Tensor, *, a
 
     times, weights, forecasts = scalars.times.float(), scalars.weights.float(), scalars.forecasts.float()
     null = torch.full_like(labels, model.config.num_classes)
-    x, velocities = noise, []
-    states: dict[tuple[int, int], Tensor] = {}  # (branch, refresh) → modulations
+    x = noise
+    velocities: list[Tensor] = []
+    states: dict[tuple[int, int], Tensor] = {}
 
     def encoded(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         return model.modulations(model.encode(x, t, y))
@@ -61,7 +73,7 @@ def fitted_end(model: DDT, scalars: Scalars, noise: Tensor, labels: Tensor, *, a
         v = torch.lerp(branches[1], branches[0], evaluation.guidance) if evaluation.decode_both else branches[0]
         velocities.append(v)
         x = x + torch.einsum("j,jbchw->bchw", weights[k, : k + 1], torch.stack(velocities))
-    return x
+    return Passed(end=x, velocities=velocities, modulations=states)
 
 
 def _forecast(scalars: Scalars, k: int, row: Tensor, drawn: list[int], kept: list[Tensor]) -> Tensor:

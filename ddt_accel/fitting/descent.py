@@ -1,0 +1,67 @@
+"""Adam along coordinates, its rate rising at first and then falling to 0 by a cosine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ddt_accel.errors import NumericsError
+from ddt_accel.fitting.coordinates import Coordinates
+
+# Iterations until the learning rate is reached: Adam's first steps are of full length in every direction, whatever the
+# gradient is worth.
+WARM_UP = 10
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+class Descent:
+    """Moves `parameters` by their gradients, `iterations` times in all."""
+
+    def __init__(
+        self, parameters: Mapping[str, Tensor], coordinates: Coordinates, *, learning_rate: float, iterations: int
+    ) -> None:
+        self.parameters, self.coordinates = parameters, coordinates
+        self.learning_rate, self.iterations, self.iteration = learning_rate, iterations, 0
+        # What the optimiser sees: where the parameters are in coordinates, counted from where they just were.
+        self._moves = {name: torch.zeros_like(value, requires_grad=True) for name, value in parameters.items()}
+        self._optimizer = torch.optim.Adam(self._moves.values(), betas=(0.9, 0.95))
+
+    def step(self) -> None:
+        """One step down the parameters' gradients, which are cleared."""
+        for name, value in self.parameters.items():
+            gradient = torch.zeros_like(value) if value.grad is None else value.grad
+            if not torch.isfinite(gradient).all():
+                raise NumericsError(
+                    f"The gradient is not finite at iteration {self.iteration}; lower the learning rate, or fit in "
+                    "float32."
+                )
+            self._moves[name].grad = self.coordinates.gradient(name, gradient)
+            value.grad = None
+        warmth = min(1.0, (self.iteration + 1) / WARM_UP)
+        decay = 0.5 * (1 + math.cos(math.pi * self.iteration / self.iterations))
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.learning_rate * warmth * decay
+        with torch.no_grad():
+            for move in self._moves.values():
+                move.zero_()
+            self._optimizer.step()
+            for name, value in self.parameters.items():
+                value += self.coordinates.change(name, self._moves[name])
+        self.iteration += 1
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the coming steps depend on, beside the parameters and the iteration."""
+        kept = {f"basis.{name}": basis for name, basis in self.coordinates.bases.items()}
+        for name, move in self._moves.items():
+            kept.update({f"{moment}.{name}": value for moment, value in self._optimizer.state[move].items()})
+        return kept
+
+    def restore(self, state: dict[str, Tensor], iteration: int) -> None:
+        """Continues from `state()` after so many iterations; raises KeyError where something is missing."""
+        self.iteration = iteration
+        for name, move in self._moves.items():
+            if iteration:
+                self._optimizer.state[move] = {moment: state[f"{moment}.{name}"] for moment in MOMENTS}
