@@ -1,10 +1,10 @@
-"""What fitted numbers carry over to: other classes, other guidance; and how many noises a fit needs.
+"""What fitted numbers carry over to: other classes, other guidance; how a fit descends, and how many noises it needs.
 
 One schedule, searched for `--steps` and `--budget`, is fitted under different conditions; every figure is the mean dB
 to the converged trajectory of held-out images, ± half a 95 % bootstrap interval. Prints its conditions and Markdown
 tables; writes JSON.
 
-Usage: python benchmarks/fits.py --calibration FILE [--tables classes,guidance,noises] [--steps N] [--out FILE]
+Usage: python benchmarks/fits.py --calibration FILE [--tables descent,classes,guidance,noises] [--steps N] [--out FILE]
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from ddt_accel.evaluation.converged import converged, converged_path
 from ddt_accel.evaluation.costs import counted_costs
 from ddt_accel.evaluation.fidelity import interval, latent_decibels
 from ddt_accel.fitting.closed_form import closed_form
+from ddt_accel.fitting.coordinates import Coordinates
+from ddt_accel.fitting.descent import Descent
 from ddt_accel.fitting.fit import FitSpec, Fitter
 from ddt_accel.fitting.joint import JointFit
 from ddt_accel.networks.ddt import DDT
@@ -34,6 +36,7 @@ from ddt_accel.networks.device import processor
 
 HELD_OUT = 7
 NOISES = (4, 16, 64, 256)
+RATES = (1e-2, 2e-2, 5e-2, 1e-1)
 GUIDANCE = (1.5, 3.0)
 BATCH = 16
 
@@ -130,7 +133,25 @@ def noises(bench: Bench) -> list[dict[str, object]]:
     ]
 
 
-TABLES = {"classes": classes, "guidance": guidance, "noises": noises}
+class InWeights(Fitter):
+    """Descends in the weights themselves."""
+
+    def descent(self, coordinates: Coordinates) -> Descent:
+        return super().descent(Coordinates({}))
+
+
+def descent(bench: Bench) -> list[dict[str, object]]:
+    """In the weights and along orthogonal inputs, at several learning rates: the same start, the same batches."""
+    rows = []
+    for name, fitter, rates in (("in the weights", InWeights, RATES[:3]), ("along their inputs", Fitter, RATES[1:])):
+        for rate in rates:
+            spec = dataclasses.replace(bench.spec, learning_rate=rate)
+            fitted = fitter(bench.model, bench.start, spec, cache=bench.folder).run().schedule
+            rows.append({"descent": name, "learning rate": rate, "fitted": bench.decibels(fitted)})
+    return rows
+
+
+TABLES = {"descent": descent, "classes": classes, "guidance": guidance, "noises": noises}
 
 
 def markdown(rows: list[dict[str, object]]) -> str:

@@ -54,7 +54,7 @@ def fit(
     held_out: Annotated[int, typer.Option(help="Images to choose the best iterate on, and as many to report on.")] = 32,
     batch_size: Annotated[int, typer.Option(help="Images a gradient step.")] = 12,
     micro_batch: Annotated[int, typer.Option(help="Of them, how many at a time.")] = 12,
-    learning_rate: Annotated[float, typer.Option(help="Of Adam; it decays to 0.")] = 2e-2,
+    learning_rate: Annotated[float, typer.Option(help="Of Adam; it decays to 0.")] = 5e-2,
     reference_steps: Annotated[
         int | None, typer.Option(help="Of the converged trajectories that are fitted to; at least 120 by default.")
     ] = None,

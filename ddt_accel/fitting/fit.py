@@ -233,9 +233,10 @@ class Fitter:
                 self._look(choosing, 0)
             self._set(self.best)
         few = self._inputs(range(min(spec.micro_batch, spec.images)))
-        return self._descent(Coordinates.along(self.model, self.scalars, *few, autocast=spec.autocast))
+        return self.descent(Coordinates.along(self.model, self.scalars, *few, autocast=spec.autocast))
 
-    def _descent(self, coordinates: Coordinates) -> Descent:
+    def descent(self, coordinates: Coordinates) -> Descent:
+        """How the numbers are moved."""
         spec = self.spec
         return Descent(self.trained, coordinates, learning_rate=spec.learning_rate, iterations=spec.iterations)
 
@@ -323,7 +324,7 @@ class Fitter:
             self._set({name: tensors[f"value.{name}"] for name in self.trained})
             self.best = {name: tensors[f"best.{name}"] for name in self.trained}
             self.best_iteration, self.best_score = int(content["best_iteration"]), float(content["best_score"])
-            descent = self._descent(Coordinates({name: tensors[f"basis.{name}"] for name in COORDINATED}))
+            descent = self.descent(Coordinates({name: tensors[f"basis.{name}"] for name in COORDINATED}))
             descent.restore(tensors, int(content["iteration"]))
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} cannot be read as a fit's state ({error}); remove it.") from None

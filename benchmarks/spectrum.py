@@ -1,0 +1,113 @@
+"""Where in the spectrum a fitted schedule's error lies, and what of it a Fréchet distance sees.
+
+The same noises by the converged sampler and by a fitted schedule: the error's power and the pictures', as parts of the
+limit's own, by spatial frequency; and the Fréchet distances of pictures that differ from the limit's in one band only.
+Takes the extra `fid`.
+
+Usage: python benchmarks/spectrum.py --data cifar10.zip [--schedule NAME] [--images N] [--out FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddt_accel import Schedule, load_model
+from ddt_accel.backends.compiled import CompiledBackend
+from ddt_accel.backends.sample import sample_images
+from ddt_accel.evaluation.converged import converged
+from ddt_accel.evaluation.distribution import Inception, frechet_distance
+from ddt_accel.evaluation.fidelity import latent_decibels, to_uint8
+from ddt_accel.networks.device import processor
+from ddt_accel.sampling.noise import ImageRange
+from ddt_accel.training.images import load_images
+
+SEED, BATCH = 5, 25
+CYCLES = (0, 2, 6, 12, 16, 18)  # a picture, at which the error is printed
+BANDS = ((0, 6), (6, 11), (11, 16), (16, 99))
+
+
+def frequency(side: int) -> Tensor:
+    """Radial frequencies in cycles a picture, [side, side], in the order of `torch.fft.fft2`."""
+    cycles = torch.fft.fftfreq(side) * side
+    return (cycles[:, None] ** 2 + cycles[None] ** 2).sqrt()
+
+
+def power(latents: Tensor) -> Tensor:
+    """Mean power [H, W] over images and channels."""
+    return torch.fft.fft2(latents).abs().square().mean((0, 1))
+
+
+def in_band(latents: Tensor, limit: Tensor, low: float, high: float) -> Tensor:
+    """The limit, but for frequencies from `low` to `high`, which are as in `latents`."""
+    radius = frequency(limit.shape[-1])
+    taken = (radius >= low) & (radius < high)
+    mixed: Tensor = torch.fft.ifft2(torch.where(taken, torch.fft.fft2(latents), torch.fft.fft2(limit))).real
+    return mixed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="real pictures, as `ddt-accel train` takes them")
+    parser.add_argument("--model", default="cifar10")
+    parser.add_argument("--schedule", default="cifar10-fitted-9of14")
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--reference-steps", type=int, default=80)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+
+    model, fitted = load_model(arguments.model), Schedule.load(arguments.schedule)
+    assert model.source is not None
+    assert model.source.latent_shape is not None
+    shape, backend = model.source.latent_shape, CompiledBackend(model)
+    images = ImageRange(seed=SEED, first=0, stop=arguments.images)
+    limit_steps = Schedule.full(converged(fitted.spec, arguments.reference_steps))
+    fifty = Schedule.full(dataclasses.replace(limit_steps.spec, num_steps=50))
+    limit, half, ends = (sample_images(backend, s, images, shape, BATCH) for s in (limit_steps, fifty, fitted))
+    conditions = (
+        f"{arguments.schedule} and {arguments.reference_steps} AB2 steps, {arguments.images} pictures of seed {SEED}, "
+        f"{backend.name}; {processor()}"
+    )
+    print(conditions, end="\n\n")
+
+    rings, rows = frequency(shape[2]).round(), []
+    print("| cycles a picture | error of 50 AB2 steps | their power | error of the fitted | its power |")
+    print("|---|---|---|---|---|")
+    for cycles in CYCLES:
+        own = power(limit)[rings == cycles].mean()
+        parts = [
+            float(power(value)[rings == cycles].mean() / own) for value in (half - limit, half, ends - limit, ends)
+        ]
+        rows.append({"cycles": cycles, "fifty": parts[:2], "fitted": parts[2:]})
+        print(f"| {cycles} | {' | '.join(f'{100 * part:.2f} %' for part in parts)} |")
+
+    pictures, inception = load_images(arguments.data, size=shape[1], split="test").images, Inception()
+    chosen = np.random.default_rng(0).permutation(len(pictures))[:2000]
+    real = inception.features(pictures[chosen])
+    converged_features = inception.features(to_uint8(limit))
+    print("\n| differs from the limit in | dB | to real pictures | to the limit |\n|---|---|---|---|")
+    distances = []
+    named = {"nothing": limit, **{f"{a} to {b} cycles": in_band(ends, limit, a, b) for a, b in BANDS}, "all": ends}
+    for name, latents in named.items():
+        found = inception.features(to_uint8(latents))
+        row = {
+            "differs": name,
+            "decibels": float(latent_decibels(latents, limit).mean()),
+            "frechet": frechet_distance(found, real),
+            "frechet_to_limit": frechet_distance(found, converged_features),
+        }
+        distances.append(row)
+        print(f"| {name} | {row['decibels']:.1f} | {row['frechet']:.2f} | {row['frechet_to_limit']:.2f} |", flush=True)
+    if arguments.out:
+        results = {"conditions": conditions, "spectrum": rows, "distances": distances}
+        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
