@@ -62,12 +62,12 @@ class Bench:
     def fitted(self) -> Schedule:
         return self.fit()
 
-    def fit(self, model: DDT | None = None, **changes: object) -> Schedule:
+    def fit(self, model: DDT | None = None, fitter: type[Fitter] = Fitter, **changes: object) -> Schedule:
         """What `fit` returns: the schedule that it started from, where it gained nothing significant."""
         spec = dataclasses.replace(self.spec, **changes)  # type: ignore[arg-type]
         cache = self.folder if model is None else None  # other weights, the same checksum
         began = time.monotonic()
-        schedule = Fitter(model or self.model, self.start, spec, cache=cache).run().schedule
+        schedule = fitter(model or self.model, self.start, spec, cache=cache).run().schedule
         print(f"fitted in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
         return schedule
 
@@ -145,8 +145,7 @@ def descent(bench: Bench) -> list[dict[str, object]]:
     rows = []
     for name, fitter, rates in (("in the weights", InWeights, RATES[:3]), ("along their inputs", Fitter, RATES[1:])):
         for rate in rates:
-            spec = dataclasses.replace(bench.spec, learning_rate=rate)
-            fitted = fitter(bench.model, bench.start, spec, cache=bench.folder).run().schedule
+            fitted = bench.fit(fitter=fitter, learning_rate=rate)
             rows.append({"descent": name, "learning rate": rate, "fitted": bench.decibels(fitted)})
     return rows
 

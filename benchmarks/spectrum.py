@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--model", default="cifar10")
     parser.add_argument("--schedule", default="cifar10-fitted-9of14")
     parser.add_argument("--images", type=int, default=500)
-    parser.add_argument("--reference-steps", type=int, default=80)
+    parser.add_argument("--reference-steps", type=int, default=200)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
 
@@ -66,10 +66,12 @@ def main() -> None:
     assert model.source is not None
     assert model.source.latent_shape is not None
     shape, backend = model.source.latent_shape, CompiledBackend(model)
+    if shape[2] <= 2 * max(CYCLES[:-1]) - 1:
+        parser.error(f"pictures of {shape[2]} pixels do not have the {CYCLES[-2]} cycles that the table is for")
     images = ImageRange(seed=SEED, first=0, stop=arguments.images)
-    limit_steps = Schedule.full(converged(fitted.spec, arguments.reference_steps))
-    fifty = Schedule.full(dataclasses.replace(limit_steps.spec, num_steps=50))
-    limit, half, ends = (sample_images(backend, s, images, shape, BATCH) for s in (limit_steps, fifty, fitted))
+    fine = Schedule.full(converged(fitted.spec, arguments.reference_steps))
+    fine_50 = Schedule.full(dataclasses.replace(fine.spec, num_steps=50))
+    limit, fifty, ends = (sample_images(backend, s, images, shape, BATCH) for s in (fine, fine_50, fitted))
     conditions = (
         f"{arguments.schedule} and {arguments.reference_steps} AB2 steps, {arguments.images} pictures of seed {SEED}, "
         f"{backend.name}; {processor()}"
@@ -82,7 +84,7 @@ def main() -> None:
     for cycles in CYCLES:
         own = power(limit)[rings == cycles].mean()
         parts = [
-            float(power(value)[rings == cycles].mean() / own) for value in (half - limit, half, ends - limit, ends)
+            float(power(value)[rings == cycles].mean() / own) for value in (fifty - limit, fifty, ends - limit, ends)
         ]
         rows.append({"cycles": cycles, "fifty": parts[:2], "fitted": parts[2:]})
         print(f"| {cycles} | {' | '.join(f'{100 * part:.2f} %' for part in parts)} |")

@@ -11,7 +11,7 @@ import torch
 from ddt_accel import SamplingSpec, Schedule, calibrate, draw_labels, draw_noise, load_model
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.errors import NumericsError
-from ddt_accel.fitting.coordinates import EXPONENT, Coordinates, row_basis
+from ddt_accel.fitting.coordinates import EXPONENT, LEAST, Coordinates, row_basis
 from ddt_accel.fitting.descent import Descent
 from ddt_accel.fitting.scalars import Scalars
 from ddt_accel.sampling.program import compile_program
@@ -58,15 +58,16 @@ def passed(model, schedule: Schedule, noise, labels) -> tuple[np.ndarray, dict[t
 
 def check(basis: np.ndarray, inputs: list[np.ndarray]) -> None:
     """Coordinates of a row are orthogonal in what it gives; as long as the part of an input that no later one has, to
-    the power, for inputs as long as the latest."""
+    the power, in units of the longest."""
     flat = np.stack([value.ravel() for value in inputs]).astype(np.float64)
-    flat /= np.linalg.norm(flat[-1])
+    flat /= np.linalg.norm(flat, axis=1).max()
     given = basis.T @ flat
     lengths = []
     for j, own in enumerate(flat):
         later = flat[j + 1 :].T
         rest = own - later @ np.linalg.lstsq(later, own, rcond=None)[0] if later.size else own
-        lengths.append(np.linalg.norm(rest) ** EXPONENT)
+        new = np.linalg.norm(rest)
+        lengths.append(new**EXPONENT if new > LEAST else 0.0)
     np.testing.assert_allclose(given @ given.T, np.diag(np.square(lengths)), atol=2e-3)
 
 
@@ -75,7 +76,8 @@ def test_they_are_orthogonal_in_what_a_row_gives(model, schedule) -> None:
     with torch.no_grad():
         bias = model.modulations(torch.zeros(1, 1, model.config.hidden_size))[0, 0].numpy()
     scalars = Scalars(schedule, bias)
-    bases = Coordinates.along(model, scalars, noise, labels).bases
+    batches = [(noise[:2], labels[:2]), (noise[2:], labels[2:])]
+    bases = Coordinates.along(model, scalars, batches).bases
     velocities, states = passed(model, scalars.schedule(), noise, labels)
     means, checked = scalars.warm.mean_modulations, 0
     assert means is not None
@@ -117,10 +119,34 @@ def descended(inputs: torch.Tensor, target: torch.Tensor, coordinates: Coordinat
 def test_descent_along_them_reaches_least_squares() -> None:
     """Where neighbours differ by 3 %, it comes near in 200 steps, and descent in the weights themselves does not."""
     inputs, target, least = collinear()
-    along = descended(inputs, target, Coordinates({"weights": row_basis(inputs @ inputs.T, range(6))}))
+    along = descended(
+        inputs, target, Coordinates({"weights": torch.from_numpy(row_basis((inputs @ inputs.T).numpy(), range(6)))})
+    )
     plain = descended(inputs, target, Coordinates({}))
     assert least <= along < 1.3 * least
     assert plain > 3 * along
+
+
+def test_inputs_that_tell_nothing_new_do_not_move() -> None:
+    """A copy of a later input, one that differs by rounding, and one of zeros: their weights stay, others can move."""
+    generator = np.random.default_rng(0)
+    late, other = generator.normal(size=(2, 50))
+    inputs = np.stack([other, late * (1 + 1e-7), np.zeros(50), late, np.zeros(50)])
+    basis = row_basis(inputs @ inputs.T, range(5))
+    assert basis.any(0).tolist() == [True, False, False, True, False]
+    assert basis.any(1).tolist() == [True, False, False, True, False]
+    given = basis.T @ inputs
+    assert given[0] @ given[3] == pytest.approx(0, abs=1e-9)
+    assert not row_basis(np.zeros((3, 3)), range(3)).any()
+    assert not row_basis(inputs @ inputs.T, []).any()
+
+
+def test_coordinates_refuse_what_is_not_finite(model) -> None:
+    start = dataclasses.replace(Schedule.full(SPEC), integrator=tuple(((k, 1e30),) for k in range(6)))
+    scalars = Scalars(start, np.zeros(model.config.modulation_size, dtype=np.float32))
+    batch = (draw_noise((3, 8, 8), seed=9, indices=range(2)), draw_labels(4, seed=9, indices=range(2)))
+    with pytest.raises(NumericsError, match="leaves the finite numbers"):
+        Coordinates.along(model, scalars, [batch])
 
 
 def test_gradients_go_the_way_that_changes_come() -> None:

@@ -27,7 +27,9 @@ from ddt_accel.solver.solve import Method, solve_curve
 from ddt_accel.solver.split import split
 
 SPEC = SamplingSpec(num_steps=6, solver="ab2", guidance=1.5)
-QUICK = FitSpec(iterations=2 * LOOK_EVERY, images=6, held_out=4, batch_size=3, micro_batch=2, reference_steps=48)
+QUICK = FitSpec(
+    iterations=2 * LOOK_EVERY, images=6, held_out=4, batch_size=3, micro_batch=2, reference_steps=48, learning_rate=1e-2
+)
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +173,11 @@ def test_a_fit_ends_closer_on_images_it_has_not_seen(model, schedules, tmp_path)
     fitted = Fitter(model, schedules["forecast"], spec, cache=tmp_path).run()
     assert fitted.improved
     assert fitted.gain.mean > 1
+    # And that is not the closed form alone, which the descent starts from.
+    still = Fitter(model, schedules["forecast"], dataclasses.replace(spec, learning_rate=1e-12), cache=tmp_path).run()
+    assert still.iteration == 0
+    assert fitted.iteration > 0
+    assert fitted.after.mean > still.after.mean + 1
     assert fitted.gain.mean == pytest.approx(fitted.after.mean - fitted.before.mean)
     assert fitted.schedule.objective == "fitted"
     assert fitted.schedule.predicted_cost is None
@@ -237,6 +244,7 @@ def test_nothing_to_fit_is_said(model, bias) -> None:
 def test_a_killed_fit_continues_to_the_same_numbers(model, schedules, tmp_path, name: str) -> None:
     start, spec = schedules[name], dataclasses.replace(QUICK, iterations=3 * LOOK_EVERY)
     whole = Fitter(model, start, spec).run()
+    assert whole.iteration > LOOK_EVERY + 3  # what is done after the kill counts
     state = tmp_path / "state.safetensors"
 
     def on_stage(label: str, total: int):

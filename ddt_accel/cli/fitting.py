@@ -49,7 +49,7 @@ def fit(
         str | None, typer.Option("--fixed", help="What stays as it is: times, integrator, forecasts; by commas.")
     ] = None,
     sources: Annotated[int, typer.Option(help="States that a forecast reads, or the schedule's, if more.")] = 2,
-    iterations: Annotated[int, typer.Option(help="Gradient steps.")] = 60,
+    iterations: Annotated[int, typer.Option(help="Gradient steps.")] = 40,
     images: Annotated[int, typer.Option("--images", "-n", help="Images to fit on.")] = 64,
     held_out: Annotated[int, typer.Option(help="Images to choose the best iterate on, and as many to report on.")] = 32,
     batch_size: Annotated[int, typer.Option(help="Images a gradient step.")] = 12,
@@ -120,7 +120,10 @@ def fit(
             on_stage=on_stage,
         )  # fmt: skip
         if fitter.state_path is not None and fitter.state_path.exists() and not fitter.continues():
-            say(f"{fitter.state_path} is of an interrupted fit with other settings, or damaged; it is replaced.")
+            say(
+                f"{fitter.state_path} is of an interrupted fit with other settings, or by another version, or damaged; "
+                "it is replaced."
+            )
             fitter.state_path.unlink()
         fitted = fitter.run()
     fitted.schedule.save(path)

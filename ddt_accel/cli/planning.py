@@ -52,7 +52,7 @@ def plan(
     fit: Annotated[
         bool, typer.Option("--fit", help="Search and fit schedules for every cost, too; minutes for each.")
     ] = False,
-    iterations: Annotated[int, typer.Option(help="Gradient steps of a fit.")] = 60,
+    iterations: Annotated[int, typer.Option(help="Gradient steps of a fit.")] = 40,
     fit_seed: Annotated[int, typer.Option(help="Seed of the images that are fitted to; not the others.")] = 3,
     schedule: Annotated[Path | None, typer.Option("--out", help="Where to write the best schedule.")] = None,
     json: JsonOption = False,

@@ -8,20 +8,24 @@ velocities on an even grid comes near backward differences), and descent goes al
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from ddt_accel.errors import NumericsError
 from ddt_accel.fitting.scalars import Scalars
 from ddt_accel.fitting.trajectory import fitted_trajectory
 from ddt_accel.networks.ddt import DDT
 
-# A step along a direction that is a part r of its input, relative to the latest, moves what a row gives by r to this
-# power. With 1, weights move alike, with 0 latents do; in between descent was fastest.
+# A unit along what is new in an input, of length r, changes what the row gives by r to this power. With 1, that is a
+# unit of the input's own weight; with 0, all coordinates change it alike. Trials were best in between.
 EXPONENT = 0.5
-# Least part of an input that counts as a direction of its own; what is less is rounding.
-LEAST = 1e-4
+# Where less than this is new in an input, it is left out: what tells it from the others is rounding.
+LEAST = 1e-3
 # The parameters of `Scalars` whose rows are linear in their inputs.
 COORDINATED = ("integrator", "forecasts")
 
@@ -38,25 +42,34 @@ class Coordinates:
 
     @classmethod
     def along(
-        cls, model: DDT, scalars: Scalars, noise: Tensor, labels: Tensor, *, autocast: bool = False
+        cls, model: DDT, scalars: Scalars, inputs: Iterable[tuple[Tensor, Tensor]], *, autocast: bool = False
     ) -> Coordinates:
-        """Those of the present trajectory of some images: `noise` [B, C, H, W], `labels` [B]."""
-        with torch.no_grad():
-            passed = fitted_trajectory(model, scalars, noise, labels, autocast=autocast)
-        gram = _gram(dict(enumerate(passed.velocities)), scalars.count)
-        integrator = torch.stack([row_basis(gram, range(k + 1)) for k in range(scalars.count)])
-        forecasts = []
-        for side in range(len(scalars.forecasts)):
-            states = {r: state for (own, r), state in passed.modulations.items() if own == side}
-            if scalars.means is not None:  # forecasts are of what differs from them
-                states = {r: state - scalars.means[r] for r, state in states.items()}
-            gram, rows = _gram(states, scalars.count), []
-            for evaluation in scalars.program.evaluations:
-                forecast = [branch.forecast for branch in evaluation.branches[side : side + 1] if not branch.encode]
-                rows.append(row_basis(gram, [r for row in forecast for r, _ in row]))
-            forecasts.append(torch.stack(rows))
-        bases = zip(COORDINATED, (integrator, torch.stack(forecasts)), strict=True)
-        return cls({name: basis.to(scalars.gaps.device) for name, basis in bases})
+        """Those of the present trajectories of some images: noise [B, C, H, W] and labels [B] of each batch.
+
+        A row that both guidance branches share is taken by the conditional one's states. Raises NumericsError where a
+        trajectory is not finite.
+        """
+        count, sides = scalars.count, range(len(scalars.forecasts))
+        of_velocities, of_states = np.zeros((count, count)), np.zeros((len(sides), count, count))
+        for noise, labels in inputs:
+            with torch.no_grad():
+                passed = fitted_trajectory(model, scalars, noise, labels, autocast=autocast)
+            _add_products(of_velocities, dict(enumerate(passed.velocities)))
+            for side in sides:
+                states = {r: state for (own, r), state in passed.modulations.items() if own == side}
+                if scalars.means is not None:  # forecasts are of what differs from them
+                    states = {r: state - scalars.means[r] for r, state in states.items()}
+                _add_products(of_states[side], states)
+        if not (np.isfinite(of_velocities).all() and np.isfinite(of_states).all()):
+            raise NumericsError("The trajectory to start from leaves the finite numbers; start from another one.")
+        integrator = np.stack([row_basis(of_velocities, range(k + 1)) for k in range(count)])
+        forecasts = np.zeros((len(sides), count, count, count))
+        for k, evaluation in enumerate(scalars.program.evaluations):
+            for side, branch in zip(sides, evaluation.branches, strict=False):
+                if not branch.encode:
+                    forecasts[side, k] = row_basis(of_states[side], [r for r, _ in branch.forecast])
+        bases = zip(COORDINATED, (integrator, forecasts), strict=True)
+        return cls({name: torch.from_numpy(basis).to(scalars.gaps.device) for name, basis in bases})
 
     def gradient(self, name: str, gradient: Tensor) -> Tensor:
         """With respect to the coordinates, from that with respect to the weights."""
@@ -69,27 +82,33 @@ class Coordinates:
         return step if basis is None else torch.einsum("...ij,...j->...i", basis, step)
 
 
-def _gram(inputs: dict[int, Tensor], count: int) -> Tensor:
-    """Inner products [count, count] of those that there are, float64."""
-    flat = {k: value.flatten() for k, value in inputs.items()}
-    gram = torch.zeros(count, count, dtype=torch.float64)
-    for k, one in flat.items():
-        for j, other in flat.items():
+def _add_products(gram: NDArray[np.float64], inputs: dict[int, Tensor]) -> None:
+    """Adds the inputs' inner products to `gram` [E, E], at their indices."""
+    for k, one in inputs.items():
+        wide = one.flatten().double()
+        for j, other in inputs.items():
             if j <= k:
-                gram[j, k] = gram[k, j] = float(one.double() @ other.double())
-    return gram
+                product = float(wide @ other.flatten().double())
+                gram[k, j] += product
+                if j < k:
+                    gram[j, k] += product
 
 
-def row_basis(gram: Tensor, inputs: Sequence[int]) -> Tensor:
-    """Of a row that draws on `inputs`, in ascending order: [count, count], 0 elsewhere. `gram` [count, count] has their
-    inner products."""
-    basis = torch.zeros_like(gram)
-    if not inputs or gram[inputs[-1], inputs[-1]] == 0:
+def row_basis(gram: NDArray[np.float64], inputs: Sequence[int]) -> NDArray[np.float64]:
+    """Of a row that draws on `inputs`, ascending: [E, E], column j by what is new in input j. `gram` [E, E] has the
+    inner products of all inputs; lengths are relative to the longest of the row."""
+    basis, directions = np.zeros_like(gram), list[NDArray[np.float64]]()
+    longest = max((gram[j, j] for j in inputs), default=0.0)
+    if longest == 0:
         return basis
-    latest_first = torch.tensor(inputs).flip(0)
-    own = gram[latest_first][:, latest_first] / gram[latest_first[0], latest_first[0]]
-    lower = torch.linalg.cholesky(own + LEAST**2 * torch.eye(len(own), dtype=own.dtype))
-    # The inputs are L u, with u orthogonal, so that the weights w give (wᵀ L) u: along L⁻ᵀ, one u alone changes.
-    scale = torch.diag(lower.diagonal() ** EXPONENT)
-    basis[latest_first[:, None], latest_first] = torch.linalg.solve_triangular(lower.mT, scale, upper=True)
+    products = gram / longest
+    for j in reversed(inputs):
+        new = np.zeros(len(gram))
+        new[j] = 1.0
+        for direction in directions:
+            new -= (direction @ products @ new) * direction
+        length = math.sqrt(max(float(new @ products @ new), 0.0))
+        if length > LEAST:
+            directions.append(new / length)
+            basis[:, j] = new / length * length**EXPONENT
     return basis

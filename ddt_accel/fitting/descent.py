@@ -63,5 +63,4 @@ class Descent:
         """Continues from `state()` after so many iterations; raises KeyError where something is missing."""
         self.iteration = iteration
         for name, move in self._moves.items():
-            if iteration:
-                self._optimizer.state[move] = {moment: state[f"{moment}.{name}"] for moment in MOMENTS}
+            self._optimizer.state[move] = {moment: state[f"{moment}.{name}"] for moment in MOMENTS}

@@ -52,7 +52,7 @@ class FitSpec:
     more. `batch_size` images make a gradient, `micro_batch` at a time; with `autocast` in bfloat16. The converged
     trajectory has `reference_steps`, by default 120, or 4 for each of the schedule's, if that is more."""
 
-    iterations: int = 60
+    iterations: int = 40
     images: int = 64
     held_out: int = 32
     batch_size: int = 12
@@ -194,7 +194,7 @@ class Fitter:
         self.model.requires_grad_(False)
         try:
             while descent.iteration < self.spec.iterations:
-                self._descend(descent, fitting)
+                self._step(descent, fitting)
                 done()
                 if descent.iteration % LOOK_EVERY == 0 or descent.iteration == self.spec.iterations:
                     self._look(choosing, descent.iteration)
@@ -232,13 +232,17 @@ class Fitter:
                 self.scalars.set_integrator(closed_form(self.backend, self.scalars.warm, path, spec.batch_size))
                 self._look(choosing, 0)
             self._set(self.best)
-        few = self._inputs(range(min(spec.micro_batch, spec.images)))
-        return self.descent(Coordinates.along(self.model, self.scalars, *few, autocast=spec.autocast))
+        batch = map(self._inputs, self._micro_batches(range(spec.batch_size)))
+        return self.descent(Coordinates.along(self.model, self.scalars, batch, autocast=spec.autocast))
 
     def descent(self, coordinates: Coordinates) -> Descent:
-        """How the numbers are moved."""
+        """What moves the numbers, along these coordinates."""
         spec = self.spec
         return Descent(self.trained, coordinates, learning_rate=spec.learning_rate, iterations=spec.iterations)
+
+    def _micro_batches(self, indices: Sequence[int]) -> list[Sequence[int]]:
+        size = self.spec.micro_batch
+        return [indices[start : start + size] for start in range(0, len(indices), size)]
 
     def _inputs(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Noise and labels of some of the images to fit on."""
@@ -246,14 +250,15 @@ class Fitter:
         noise = draw_noise(self.latent_shape, seed=seed, indices=indices)
         return noise.to(device), draw_labels(self.model.config.num_classes, seed=seed, indices=indices).to(device)
 
-    def _descend(self, descent: Descent, targets: Tensor) -> None:
+    def _step(self, descent: Descent, targets: Tensor) -> None:
         spec = self.spec
         generator = np.random.default_rng([spec.seed, descent.iteration])
         chosen = generator.choice(spec.images, spec.batch_size, replace=False)
-        for start in range(0, spec.batch_size, spec.micro_batch):
-            indices = chosen[start : start + spec.micro_batch].tolist()
-            passed = fitted_trajectory(self.model, self.scalars, *self._inputs(indices), autocast=spec.autocast)
-            error = (passed.end - targets[indices].to(self.backend.device)).square().flatten(1).mean(1)
+        for indices in self._micro_batches(chosen.tolist()):
+            inputs = self._inputs(indices)
+            # The end alone: what else was passed must not stay while the next ones are on their way.
+            end = fitted_trajectory(self.model, self.scalars, *inputs, autocast=spec.autocast).end
+            error = (end - targets[indices].to(self.backend.device)).square().flatten(1).mean(1)
             (error.log().sum() / spec.batch_size).backward()
         descent.step()
 
