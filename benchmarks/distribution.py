@@ -73,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="real pictures, as `ddt-accel train` takes them")
     parser.add_argument("--model", default="cifar10")
-    parser.add_argument("--schedule", default="cifar10-fitted-8of12")
+    parser.add_argument("--schedule", default="cifar10-fitted-9of14")
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--reference-steps", type=int, default=100)
     parser.add_argument("--folder", type=Path, default=Path("ddt-accel-run/distribution"))

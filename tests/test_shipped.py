@@ -12,7 +12,9 @@ from ddt_accel.evaluation.converged import converged
 from ddt_accel.evaluation.fidelity import latent_decibels, psnr, to_images
 from ddt_accel.schedule import shipped_schedules
 
-FITTED = [f"cifar10-fitted-{k}" for k in ("4of6", "5of7", "6of9", "8of8", "8of12", "10of14", "12of17", "16of23")]
+FITTED = [
+    f"cifar10-fitted-{k}" for k in ("4of6", "5of7", "6of9", "8of8", "8of12", "9of14", "10of14", "12of17", "16of23")
+]
 CIFAR10 = [name for name in shipped_schedules() if name.startswith("cifar10-")]
 
 
