@@ -105,7 +105,11 @@ def main() -> None:
             "frechet_to_limit": frechet_distance(found, converged_features),
         }
         distances.append(row)
-        print(f"| {name} | {row['decibels']:.1f} | {row['frechet']:.2f} | {row['frechet_to_limit']:.2f} |", flush=True)
+        decibels, *distance = list(row.values())[1:]
+        cells = [name, f"{decibels:.1f}", *(f"{value:.2f}" for value in distance)]
+        if latents is limit:
+            cells[1] = cells[3] = "–"
+        print(f"| {' | '.join(cells)} |", flush=True)
     if arguments.out:
         results = {"conditions": conditions, "spectrum": rows, "distances": distances}
         arguments.out.write_text(json.dumps(results, indent=1) + "\n")

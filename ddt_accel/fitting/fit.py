@@ -2,8 +2,9 @@
 
 With the network frozen, what is left of a trajectory is some hundred numbers, fitted to a few dozen noises. The loss is
 the mean over images of the log of the mean squared error to the converged end: every image counts alike, however hard
-it is. Descent starts from the integrator in closed form, where that is better than the one given. The iterate that does
-best on images held out from the fit is kept; on yet others it has to beat the schedule that was given.
+it is. Descent starts from the integrator in closed form, where that is better than the one given, and goes along
+orthogonal inputs. The iterate that does best on images held out from the fit is kept; on yet others it has to beat the
+schedule that was given.
 """
 
 from __future__ import annotations
