@@ -30,6 +30,7 @@ from ddt_accel.evaluation.converged import converged
 from ddt_accel.evaluation.costs import counted_costs
 from ddt_accel.evaluation.distribution import Inception, coverage, frechet_distance
 from ddt_accel.evaluation.fidelity import to_uint8
+from ddt_accel.networks.ddt import latent_shape_of
 from ddt_accel.networks.device import processor
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.training.images import load_images
@@ -81,9 +82,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     model, fitted, count = load_model(arguments.model), Schedule.load(arguments.schedule), arguments.images
-    assert model.source is not None
-    assert model.source.latent_shape is not None
-    shape, backend = model.source.latent_shape, CompiledBackend(model)
+    shape, backend = latent_shape_of(model), CompiledBackend(model)
     costs = counted_costs(model.config, shape)
     fine = dataclasses.replace(fitted.spec, num_steps=50, solver="ab2", last_step=None, timeshift=1.0)
     unit = costs.of(Schedule.full(fine))

@@ -31,7 +31,7 @@ from ddt_accel.fitting.coordinates import Coordinates
 from ddt_accel.fitting.descent import Descent
 from ddt_accel.fitting.fit import FitSpec, Fitter
 from ddt_accel.fitting.joint import JointFit
-from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.ddt import DDT, latent_shape_of
 from ddt_accel.networks.device import processor
 
 HELD_OUT = 7
@@ -46,9 +46,7 @@ class Bench:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.model = load_model(arguments.model)
-        assert self.model.source is not None
-        assert self.model.source.latent_shape is not None
-        self.shape, self.images = self.model.source.latent_shape, arguments.images
+        self.shape, self.images = latent_shape_of(self.model), arguments.images
         self.calibration, self.folder = Calibration.load(arguments.calibration), arguments.folder
         self.spec = FitSpec(iterations=arguments.iterations, reference_steps=arguments.reference_steps)
         costs = counted_costs(self.model.config, self.shape)

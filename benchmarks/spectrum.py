@@ -24,6 +24,7 @@ from ddt_accel.backends.sample import sample_images
 from ddt_accel.evaluation.converged import converged
 from ddt_accel.evaluation.distribution import Inception, frechet_distance
 from ddt_accel.evaluation.fidelity import latent_decibels, to_uint8
+from ddt_accel.networks.ddt import latent_shape_of
 from ddt_accel.networks.device import processor
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.training.images import load_images
@@ -63,9 +64,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     model, fitted = load_model(arguments.model), Schedule.load(arguments.schedule)
-    assert model.source is not None
-    assert model.source.latent_shape is not None
-    shape, backend = model.source.latent_shape, CompiledBackend(model)
+    shape, backend = latent_shape_of(model), CompiledBackend(model)
     if shape[2] <= 2 * max(CYCLES[:-1]) - 1:
         parser.error(f"pictures of {shape[2]} pixels do not have the {CYCLES[-2]} cycles that the table is for")
     images = ImageRange(seed=SEED, first=0, stop=arguments.images)
