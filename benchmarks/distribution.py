@@ -1,11 +1,13 @@
-"""Fréchet distance, precision and recall of a fitted schedule's pictures, beside those of 50 AB2 steps.
+"""Fréchet distance, precision and recall of fitted schedules' pictures, beside those of 50 AB2 steps.
 
-The same noises by four samplers: the converged one (many AB2 steps), 50 AB2 steps, fewer AB2 steps for what the fitted
-schedule costs, and the fitted schedule; each against real pictures and against the converged sampler's. Differences to
-the 50 steps are bootstrapped in pairs: the same real pictures and noises drawn for both. Takes the extra `fid`; what is
-done is kept in `--folder`.
+The same noises by several samplers: the converged one (many AB2 steps), 50 AB2 steps, fewer AB2 steps for what the
+first schedule costs, and the fitted schedules; each against real pictures and against the converged sampler's. Where a
+schedule ends in a final step of its own, so do a limit and 50 steps beside it. Differences to the 50 steps are
+bootstrapped in pairs: the same real pictures and noises drawn for both. Takes the extra `fid`; what is done is kept in
+`--folder`.
 
-Usage: python benchmarks/distribution.py --data cifar10.zip [--schedule NAME] [--images N] [--folder DIR] [--out FILE]
+Usage: python benchmarks/distribution.py --data cifar10.zip [--schedules NAME,NAME] [--images N] [--folder DIR]
+       [--out FILE]
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from ddt_accel import Schedule, load_model
 from ddt_accel.backends.compiled import CompiledBackend
 from ddt_accel.backends.sample import sample_images
 from ddt_accel.evaluation.converged import converged
-from ddt_accel.evaluation.costs import counted_costs
+from ddt_accel.evaluation.costs import Costs, counted_costs
 from ddt_accel.evaluation.distribution import Inception, coverage, frechet_distance
 from ddt_accel.evaluation.fidelity import to_uint8
 from ddt_accel.networks.ddt import latent_shape_of
@@ -60,40 +62,61 @@ def features(
 
 
 def differences(found: dict[str, torch.Tensor], real: torch.Tensor) -> dict[str, list[float]]:
-    """95 % intervals of the samplers' Fréchet distances to real pictures less that of the 50 steps, over pairs."""
-    generator, drawn = np.random.default_rng(0), []
-    for _ in range(RESAMPLES):
-        noises, pictures = (torch.from_numpy(generator.integers(len(real), size=len(real))) for _ in range(2))
+    """95 % intervals of the samplers' Fréchet distances to real pictures less that of the 50 steps, over pairs.
+
+    Basic ones, for a distance of resampled pictures is larger: the same picture twice is no new one.
+    """
+
+    def less(noises: torch.Tensor, pictures: torch.Tensor) -> list[float]:
         distances = {name: frechet_distance(ours[noises], real[pictures]) for name, ours in found.items()}
-        drawn.append([distance - distances[FIFTY] for distance in distances.values()])
-    low, high = np.quantile(np.array(drawn), [0.025, 0.975], axis=0).tolist()
+        return [distance - distances[FIFTY] for distance in distances.values()]
+
+    generator, every = np.random.default_rng(0), torch.arange(len(real))
+    drawn = [
+        less(*(torch.from_numpy(generator.integers(len(real), size=len(real))) for _ in range(2)))
+        for _ in range(RESAMPLES)
+    ]
+    low, high = 2 * np.array(less(every, every)) - np.quantile(np.array(drawn), [0.975, 0.025], axis=0)
     return {name: [low[at], high[at]] for at, name in enumerate(found)}
+
+
+def samplers_beside(schedules: list[Schedule], names: list[str], steps: int, costs: Costs) -> dict[str, Schedule]:
+    """The limits of as many `steps`, 50 steps, fewer, and the schedules; by name, each after its limit."""
+    spec = dataclasses.replace(schedules[0].spec, last_step=None)
+    grids = [Schedule.full(spec.on_grid(count, timeshift=1.0, solver="ab2")) for count in range(1, 50)]
+    cheap = [grid for grid in grids if costs.of(grid) <= costs.of(schedules[0])] or grids[:1]
+    found = {}
+    for final in sorted({schedule.spec.final_step or 0.0 for schedule in schedules} | {0.0}):
+        ended = dataclasses.replace(spec, timeshift=1.0, last_step=final or None)
+        told = f", the last of {final:g}" if final else ""
+        for count in (steps, 50):
+            found[f"{count} AB2 steps{told}"] = converged(ended, count)
+        if not final:
+            found[f"{cheap[-1].spec.num_steps} AB2 steps"] = cheap[-1]
+        for name, schedule in zip(names, schedules, strict=True):
+            if (schedule.spec.final_step or 0.0) == final:
+                found[name] = schedule
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="real pictures, as `ddt-accel train` takes them")
     parser.add_argument("--model", default="cifar10")
-    parser.add_argument("--schedule", default="cifar10-fitted-9of14")
+    parser.add_argument("--schedules", default="cifar10-fitted-9of14", help="names or files, separated by commas")
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--reference-steps", type=int, default=100)
     parser.add_argument("--folder", type=Path, default=Path("ddt-accel-run/distribution"))
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
 
-    model, fitted, count = load_model(arguments.model), Schedule.load(arguments.schedule), arguments.images
+    model, count = load_model(arguments.model), arguments.images
+    schedules = [Schedule.load(name) for name in arguments.schedules.split(",")]
     shape, backend = latent_shape_of(model), CompiledBackend(model)
     costs = counted_costs(model.config, shape)
-    fine = dataclasses.replace(fitted.spec, num_steps=50, solver="ab2", last_step=None, timeshift=1.0)
-    unit = costs.of(Schedule.full(fine))
-    grids = [dataclasses.replace(fine, num_steps=steps) for steps in range(1, 50)]
-    cheap = [grid for grid in grids if costs.of(Schedule.full(grid)) <= costs.of(fitted)] or grids[:1]
-    samplers = {
-        f"{arguments.reference_steps} AB2 steps": Schedule.full(converged(fine, arguments.reference_steps)),
-        FIFTY: Schedule.full(fine),
-        f"{cheap[-1].num_steps} AB2 steps": Schedule.full(cheap[-1]),
-        Path(arguments.schedule).stem: fitted,
-    }
+    names = [Path(name).stem for name in arguments.schedules.split(",")]
+    samplers = samplers_beside(schedules, names, arguments.reference_steps, costs)
+    unit = costs.of(samplers[FIFTY])
     arguments.folder.mkdir(parents=True, exist_ok=True)
     pictures = load_images(arguments.data, size=shape[1], split="test")
     chosen = np.random.default_rng(0).permutation(len(pictures.images))[:count]
@@ -113,7 +136,7 @@ def main() -> None:
         )
 
     found = {name: drawn(name, schedule) for name, schedule in samplers.items()}
-    limit, rows = next(iter(found.values())), []
+    rows = []
     conditions = (
         f"{count} pictures each, noises of seed {SEED}, test split of {arguments.data.name}, "
         f"{backend.name}; {processor()}"
@@ -123,6 +146,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     intervals = differences(found, real)
     for name, ours in found.items():
+        if samplers[name].spec.num_steps == arguments.reference_steps:
+            limit = ours  # of all up to the next
         near = coverage(ours, real)
         low, high = intervals[name]
         row = {

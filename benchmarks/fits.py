@@ -81,7 +81,7 @@ class Bench:
 
         if spec.guidance not in self.ends:
             assert self.spec.reference_steps is not None
-            self.ends[spec.guidance] = ends(Schedule.full(converged(spec, self.spec.reference_steps)))
+            self.ends[spec.guidance] = ends(converged(spec, self.spec.reference_steps))
         chosen = [k for k, label in enumerate(drawn.tolist()) if labels is None or label in labels]
         known = interval(latent_decibels(ends(schedule), self.ends[spec.guidance])[chosen])
         assert known is not None

@@ -10,7 +10,6 @@ Usage: python benchmarks/spectrum.py --data cifar10.zip [--schedule NAME] [--ima
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
 
@@ -68,8 +67,7 @@ def main() -> None:
     if shape[2] <= 2 * max(CYCLES[:-1]) - 1:
         parser.error(f"pictures of {shape[2]} pixels do not have the {CYCLES[-2]} cycles that the table is for")
     images = ImageRange(seed=SEED, first=0, stop=arguments.images)
-    fine = Schedule.full(converged(fitted.spec, arguments.reference_steps))
-    fine_50 = Schedule.full(dataclasses.replace(fine.spec, num_steps=50))
+    fine, fine_50 = (converged(fitted.spec, steps) for steps in (arguments.reference_steps, 50))
     limit, fifty, ends = (sample_images(backend, s, images, shape, BATCH) for s in (fine, fine_50, fitted))
     conditions = (
         f"{arguments.schedule} and {arguments.reference_steps} AB2 steps, {arguments.images} pictures of seed {SEED}, "

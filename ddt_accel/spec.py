@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -89,6 +89,22 @@ class SamplingSpec:
             steps = np.diff(grid.astype(np.float32))
             return np.append(np.float32(0), np.cumsum(steps, dtype=np.float32))[:-1].astype(np.float64)
         return grid[:-1]
+
+    @property
+    def final_step(self) -> float | None:
+        """How long the step is that `last_step` asks for, after the shift; None where it asks for none."""
+        if self.last_step is None or self.num_steps == 1:
+            return None
+        # In closed form and not of the grid, whose numbers are rounded by float32: it names a limit.
+        shifted = self.last_step * self.timeshift
+        return float(f"{shifted / (1 - self.last_step + shifted):.5g}")
+
+    def on_grid(self, num_steps: int, *, timeshift: float, solver: str) -> SamplingSpec:
+        """The same guidance on another grid, and the same final step, where one is asked for."""
+        final, last = self.final_step, None
+        if final is not None:
+            last = float(f"{final / (final + timeshift * (1 - final)):.6g}")
+        return replace(self, num_steps=num_steps, timeshift=timeshift, solver=solver, last_step=last)
 
     @property
     def guidance_weights(self) -> NDArray[np.float64]:

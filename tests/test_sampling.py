@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from ddt_accel import SamplingSpec, Schedule, draw_labels, draw_noise, draw_step_noise, load_model, sample
@@ -287,6 +290,19 @@ def test_impossible_noise_and_labels_are_refused(tiny_model_path, noise: Tensor,
 def test_impossible_specs_are_refused(settings: dict) -> None:
     with pytest.raises(ConfigError):
         SamplingSpec(**settings)
+
+
+@given(
+    steps=st.integers(2, 60), others=st.integers(2, 60), last=st.floats(0.005, 0.3), shift=st.floats(0.3, 4.0),
+    other_shift=st.floats(0.3, 4.0),
+)  # fmt: skip
+def test_another_grid_ends_with_the_same_final_step(steps, others, last, shift, other_shift) -> None:
+    spec = SamplingSpec(num_steps=steps, timeshift=shift, last_step=last, guidance=3.0)
+    found = spec.on_grid(others, timeshift=other_shift, solver="ab3")
+    assert (found.num_steps, found.timeshift, found.solver, found.guidance) == (others, other_shift, "ab3", 3.0)
+    np.testing.assert_allclose(1 - found.grid[-2], 1 - spec.grid[-2], rtol=1e-4)
+    assert spec.final_step == pytest.approx(1 - spec.grid[-2], rel=1e-4)
+    assert dataclasses.replace(spec, last_step=None).on_grid(others, timeshift=1.0, solver="euler").last_step is None
 
 
 @pytest.mark.parametrize("steps", [(), (1, 2), (0, 0), (0, 3, 2), (0, 10), (0, 1.5)])

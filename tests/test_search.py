@@ -13,7 +13,7 @@ import torch
 from ddt_accel import SamplingSpec, Schedule, calibrate, draw_labels, draw_noise, load_model, sample
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.errors import ConfigError, MismatchError, NumericsError
-from ddt_accel.evaluation.converged import ConvergedPath, converged_ends, converged_path
+from ddt_accel.evaluation.converged import ConvergedPath, converged, converged_ends, converged_path
 from ddt_accel.evaluation.costs import counted_costs
 from ddt_accel.evaluation.fidelity import latent_decibels
 from ddt_accel.fitting.closed_form import closed_form
@@ -76,6 +76,28 @@ def test_the_path_ends_where_the_converged_trajectory_does(backend, path, tmp_pa
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_final_step_belongs_to_the_limit(model, backend) -> None:
+    """It is the network's own estimate of the data from where the even steps lead, whatever the grid."""
+    spec = dataclasses.replace(FINE, last_step=0.3)
+    path = converged_path(backend, spec, 48, IMAGES, SHAPE, 4)
+    torch.testing.assert_close(path.ends, converged_ends(backend, spec, 48, IMAGES, SHAPE, 6), atol=1e-5, rtol=0)
+    unbent = converged_path(backend, FINE, 90, IMAGES, SHAPE, 4)
+    torch.testing.assert_close(path.latents[-2], unbent.at(0.7), atol=2e-3, rtol=0)
+    labels = draw_labels(model.config.num_classes, seed=IMAGES.seed, indices=range(IMAGES.first, IMAGES.stop))
+    time, null = torch.full((IMAGES.count,), 0.7), torch.full_like(labels, model.config.num_classes)
+    with torch.no_grad():
+        conditional, unconditional = (model(path.latents[-2], time, y) for y in (labels, null))
+    estimate = path.latents[-2] + 0.3 * torch.lerp(unconditional, conditional, spec.guidance)
+    torch.testing.assert_close(path.ends, estimate, atol=1e-5, rtol=0)
+    # The step is a straight line, which the cubics up to there know nothing of.
+    torch.testing.assert_close(path.at(0.85), (path.latents[-2] + path.latents[-1]) / 2, atol=1e-5, rtol=0)
+    before = (float(path.times[-3]) + 0.7) / 2
+    torch.testing.assert_close(path.at(before), unbent.at(before), atol=2e-3, rtol=0)
+    assert (path.ends - unbent.ends).abs().max() > 1e-2
+    shifted = spec.on_grid(9, timeshift=1.7, solver="euler")
+    assert converged(shifted, 48).spec == converged(spec, 48).spec
+
+
 def test_it_finds_an_integrator_that_arrives(model, backend) -> None:
     """The trajectory of AB3 on the schedule's own grid can be had exactly; Euler's weights are where it starts."""
     spec = dataclasses.replace(FINE, num_steps=6, solver="ab3")
@@ -87,7 +109,7 @@ def test_it_finds_an_integrator_that_arrives(model, backend) -> None:
             ),
         )  # fmt: skip
         latents.append(ends(model, stopped, IMAGES))
-    path = ConvergedPath(images=IMAGES, times=spec.grid, latents=torch.stack(latents))
+    path = ConvergedPath(images=IMAGES, times=spec.grid, latents=torch.stack(latents), final_step=False)
     euler = Schedule.full(dataclasses.replace(spec, solver="euler"))
     found = closed_form(backend, euler, path, 4)
     error = latent_decibels(ends(model, found, IMAGES), path.ends)

@@ -27,22 +27,31 @@ FORMAT, VERSION = "ddt-accel converged trajectories", 1
 LatentShape = tuple[int, int, int]
 
 
-def converged(spec: SamplingSpec, steps: int) -> SamplingSpec:
+def converged(spec: SamplingSpec, steps: int) -> Schedule:
     """The same guidance, integrated by second-order Adams–Bashforth in many even steps.
 
-    The limit knows of no time shift, so that grids of all of them share what is kept.
+    A last step that the sampler asks for is no error of it but belongs to it, as in the published settings: from where
+    the even steps lead the network's own estimate of the data is taken, by an Euler step (arXiv 2009.05475 on why). The
+    limit knows of no time shift, so that grids of all of them share what is kept.
     """
-    return dataclasses.replace(spec, num_steps=steps, solver="ab2", last_step=None, timeshift=1.0)
+    schedule = Schedule.full(spec.on_grid(steps, timeshift=1.0, solver="ab2"))
+    if schedule.spec.last_step is None:
+        return schedule
+    rows = [evaluation.update.velocities for evaluation in compile_program(schedule).evaluations]
+    length = float(np.diff(schedule.spec.grid)[-1])
+    return dataclasses.replace(schedule, integrator=(*rows[:-1], ((steps - 1, length),)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ConvergedPath:
     """Where the converged trajectories of some images are at every one of their steps.
 
-    `times` [T + 1] run from 0 to 1, `latents` are [T + 1, B, C, H, W] float32 on the CPU.
+    `times` [T + 1] run from 0 to 1, `latents` are [T + 1, B, C, H, W] float32 on the CPU. With a `final_step` the last
+    of them is an Euler step, so that it is a straight line and the path has a bend before it.
     """
 
     images: ImageRange
+    final_step: bool
     times: NDArray[np.float64]
     latents: Tensor
 
@@ -53,11 +62,14 @@ class ConvergedPath:
     def first(self, count: int) -> ConvergedPath:
         """Of the first `count` images."""
         images = dataclasses.replace(self.images, stop=self.images.first + count)
-        return ConvergedPath(images=images, times=self.times, latents=self.latents[:, :count])
+        return dataclasses.replace(self, images=images, latents=self.latents[:, :count])
 
     def at(self, time: float) -> Tensor:
         """The latents [B, C, H, W] at a time from 0 to 1, by the cubic through the four nearest steps."""
-        weights = interpolation(self.times, np.array([time]))[0]
+        if self.final_step and time > self.times[-2]:
+            share = (time - self.times[-2]) / (self.times[-1] - self.times[-2])
+            return torch.lerp(self.latents[-2], self.latents[-1], share)
+        weights = interpolation(self.times[:-1] if self.final_step else self.times, np.array([time]))[0]
         near = np.flatnonzero(weights)
         return torch.einsum("k,k...->...", torch.from_numpy(weights[near]).float(), self.latents[near])
 
@@ -78,8 +90,8 @@ def converged_ends(
     """
     limit = converged(spec, steps)
     return _kept(
-        "ends", backend, limit, images, latent_shape, cache,
-        lambda: sample_images(backend, Schedule.full(limit), images, latent_shape, batch_size),
+        "ends", backend, limit.spec, images, latent_shape, cache,
+        lambda: sample_images(backend, limit, images, latent_shape, batch_size),
     )  # fmt: skip
 
 
@@ -95,7 +107,7 @@ def converged_path(
 ) -> ConvergedPath:
     """The converged trajectories of some images, kept in `cache` as `converged_ends` are."""
     limit = converged(spec, steps)
-    program = compile_program(Schedule.full(limit))
+    program = compile_program(limit)
 
     def made() -> Tensor:
         parts = []
@@ -112,8 +124,9 @@ def converged_path(
             parts.append(torch.stack(passed))
         return torch.cat(parts, dim=1)
 
-    latents = _kept("paths", backend, limit, images, latent_shape, cache, made)
-    return ConvergedPath(images=images, times=limit.grid, latents=latents)
+    latents = _kept("paths", backend, limit.spec, images, latent_shape, cache, made)
+    final_step = limit.spec.last_step is not None
+    return ConvergedPath(images=images, times=limit.spec.grid, latents=latents, final_step=final_step)
 
 
 def _kept(

@@ -54,6 +54,7 @@ class Plan:
     `cost` is in terms of the calibrated trajectory unshared; `fidelity` is −20 log₁₀ of the root-mean-square error of
     the latents over their range of 2, in dB, per image: for latents in [−1, 1] the PSNR before clipping. `copying` is
     the same against the unshared trajectory of the plan's own grid, where that was run and sharing makes a difference.
+    `promise` is the mean on other images, where plans are reported on images that they are not chosen on.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Plan:
     cost: float
     fidelity: NDArray[np.float64]
     copying: NDArray[np.float64] | None
+    promise: float | None = None
 
     @property
     def mean(self) -> float:
@@ -119,7 +121,13 @@ class _Judge:
         self._shape, self._images, self._batch_size = shape, images, batch_size
         self.unit = costs.of(Schedule.full(calibration.spec))
         steps = CONVERGED * calibration.spec.num_steps
-        self._converged = self._end(Schedule.full(converged(calibration.spec, steps)))
+        self._converged = self._end(converged(calibration.spec, steps))
+
+    def confirm(self, plan: Plan | None, *, copying: bool = False) -> Plan | None:
+        """The same plan on these images."""
+        if plan is None:
+            return None
+        return dataclasses.replace(self.measure(plan.schedule, copying=copying), promise=plan.mean)
 
     def measure(self, schedule: Schedule, *, copying: bool = False) -> Plan:
         """Runs a schedule, and with `copying` the unshared trajectory of its grid, too."""
@@ -215,14 +223,14 @@ def make_plans(
         best = _closest(reachable)
         held = affordable(published)
         numbers = [fitted(target, way) if fitted else None for way in (False, True)]
-        fits = [reporter.measure(schedule) if schedule else None for schedule in numbers]
+        fits = [reporter.confirm(judge.measure(schedule)) if schedule else None for schedule in numbers]
         rows.append(
             Row(
                 cost=target,
-                fewer=reporter.measure(fewer.schedule) if fewer else None,
-                unshared=reporter.measure(best.schedule) if best else None,
-                published=reporter.measure(held[-1], copying=True) if held else None,
-                shared=reporter.measure(shared.schedule, copying=True) if shared else None,
+                fewer=reporter.confirm(fewer),
+                unshared=reporter.confirm(best),
+                published=reporter.confirm(judge.measure(held[-1]), copying=True) if held else None,
+                shared=reporter.confirm(shared, copying=True),
                 fitted_unshared=fits[0],
                 fitted_shared=fits[1],
             )
@@ -233,7 +241,7 @@ def make_plans(
 def _unshared(spec: SamplingSpec, judge: _Judge, targets: list[float], on_stage: OnStage) -> dict[SamplingSpec, Plan]:
     """Every integrator and number of steps without sharing, and on what is best at a cost other time shifts."""
     grids = [
-        dataclasses.replace(spec, solver=solver, num_steps=steps, last_step=None)
+        spec.on_grid(steps, timeshift=spec.timeshift, solver=solver)
         for solver in INTEGRATORS
         for steps in STEPS
         if steps <= spec.num_steps
@@ -242,7 +250,7 @@ def _unshared(spec: SamplingSpec, judge: _Judge, targets: list[float], on_stage:
     plans = {grid: judge.measure(Schedule.full(grid)) for grid in _counted("measuring fewer steps", grids, on_stage)}
     best = [_closest([plan for plan in plans.values() if plan.cost <= target]) for target in targets]
     shifted = {
-        dataclasses.replace(plan.schedule.spec, timeshift=spec.timeshift * shift)
+        spec.on_grid(plan.schedule.spec.num_steps, timeshift=spec.timeshift * shift, solver=plan.schedule.spec.solver)
         for plan in best
         if plan is not None
         for shift in SHIFTS
@@ -257,7 +265,7 @@ def _unshared(spec: SamplingSpec, judge: _Judge, targets: list[float], on_stage:
         spec
         for solver, shift in sorted(suited)
         for grid in grids
-        if (spec := dataclasses.replace(grid, timeshift=shift)) not in plans and grid.solver == solver
+        if (spec := grid.on_grid(grid.num_steps, timeshift=shift, solver=solver)) not in plans and grid.solver == solver
     ]
     more = _counted("measuring them on finer grids", finer, on_stage)
     return plans | {grid: judge.measure(Schedule.full(grid)) for grid in more}
@@ -277,7 +285,7 @@ def gain(plan: Plan | None, over: Plan | None) -> Interval | None:
 
 
 def _closest(plans: list[Plan]) -> Plan | None:
-    return max(plans, key=lambda plan: plan.mean, default=None)
+    return max(plans, key=lambda plan: plan.mean if plan.promise is None else plan.promise, default=None)
 
 
 def _name(schedule: Schedule) -> str:

@@ -67,7 +67,7 @@ class Pattern:
             moved = _moved(self.unconditional_steps, first + 1, count)
             found += [change(self, unconditional_steps=steps) for steps in moved]
         for factor in (STEP_OF_SHIFT, 1 / STEP_OF_SHIFT):
-            spec = _shifted(self.spec, factor)
+            spec = _shifted(self.spec, factor, count)
             # The guided steps may be others there.
             if spec is not None and (
                 self.unconditional_steps is None or (spec.guidance_weights == self.spec.guidance_weights).all()
@@ -172,7 +172,7 @@ def starts(
     own, found = calibration.spec, []
     for count in steps:
         for shift in SHIFTS:
-            spec = _shifted(dataclasses.replace(own, num_steps=count, solver="ab2", last_step=None), shift)
+            spec = _shifted(own, shift, count)
             if spec is not None and unshared:
                 found.append(Pattern(spec=spec, refresh_steps=tuple(range(count))))
             if spec is not None and shared:
@@ -201,11 +201,11 @@ def _solved(
     return found
 
 
-def _shifted(spec: SamplingSpec, factor: float) -> SamplingSpec | None:
-    """With so many times the time shift; None where that is out of range."""
+def _shifted(spec: SamplingSpec, factor: float, steps: int) -> SamplingSpec | None:
+    """With so many times the time shift, in so many steps of Adams–Bashforth; None where that is out of range."""
     try:
         # Rounded, so that up and down again is where it was.
-        return dataclasses.replace(spec, timeshift=float(f"{spec.timeshift * factor:.4g}"))
+        return spec.on_grid(steps, timeshift=float(f"{spec.timeshift * factor:.4g}"), solver="ab2")
     except ConfigError:
         return None
 
