@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable
@@ -10,10 +11,12 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
 from ddt_accel import SamplingSpec, Schedule, draw_labels, draw_noise, export, load_model, open_backend, sample
+from ddt_accel.artifacts import sha256_of
 from ddt_accel.backends import manifest
 from ddt_accel.backends.compiled import CompiledBackend
 from ddt_accel.backends.ort import OnnxRuntimeBackend
@@ -62,6 +65,9 @@ def backend(request, tiny_model_path, exports, compiled):
         return compiled(kind, device), tolerance
     if runner == "torch":
         return TorchBackend(load_model(tiny_model_path).to(device)), tolerance
+    provider = {"tensorrt": "TensorrtExecutionProvider"}.get(kind, "CUDAExecutionProvider")
+    if runner == "onnx" and place and provider not in onnxruntime.get_available_providers():
+        pytest.skip(f"this ONNX Runtime has no {provider}")
     if kind == "tensorrt":
         return OnnxRuntimeBackend(exports["fp32"], device=device, tensorrt=True), tolerance
     return open_backend(exports[kind], device=device), tolerance
@@ -208,6 +214,30 @@ def test_an_export_killed_while_it_is_published_is_whole(exports, tmp_path, monk
     monkeypatch.undo()
     assert len(done) == min(renames, 4)
     assert open_backend(folder).manifest.precision == ("fp16" if renames else "fp32")
+
+
+def test_another_kind_of_export_leaves_no_files_of_the_last(exports, tmp_path) -> None:
+    folder = tmp_path / "export"
+    shutil.copytree(exports["fp32"], folder)
+    told = manifest.Manifest.load(folder)
+    for name in ("encoder.onnx.data", "notes.txt"):
+        (folder / name).write_bytes(b"weights")
+    dataclasses.replace(told, files=told.files | {"encoder.onnx.data": sha256_of(folder / "encoder.onnx.data")}).save(
+        folder
+    )
+    shutil.copytree(exports["fp16"], folder / "staging")
+    manifest.publish(folder / "staging", folder)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "decoder.onnx", "encoder.onnx", "manifest.json", "notes.txt"
+    ]  # fmt: skip
+    assert open_backend(folder).manifest.precision == "fp16"
+
+
+def test_what_onnx_runtime_refuses_is_a_sentence(exports) -> None:
+    session = open_backend(exports["fp32"]).open(2, SHAPE, 1)
+    session.labels.fill_(10**6)  # beyond the table
+    with pytest.raises(ArtifactError, match="encoder"):
+        session.encode(0, slice(0, 2))
 
 
 def test_what_a_killed_export_left_behind_is_removed(tiny_model_path, tmp_path) -> None:

@@ -17,7 +17,7 @@ from conftest import Result, write_tiny_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ddt_accel import Calibration, SamplingSpec, Schedule, solve
+from ddt_accel import Calibration, SamplingSpec, Schedule, calibrate, load_model, solve
 from ddt_accel.networks.checkpoints import tensors_sha256
 
 STEPS = "6"
@@ -256,6 +256,31 @@ def test_a_killed_calibration_goes_on(tiny_model_path, tmp_path) -> None:
     first, second = (Calibration.load(tmp_path / name / "calibration.safetensors") for name in ("killed", "whole"))
     assert first.ranges == second.ranges
     np.testing.assert_allclose(first.similarity, second.similarity, rtol=0, atol=1e-12)
+
+
+def test_an_interrupted_calibration_of_other_settings_is_replaced(cli, workspace, tiny_model_path, tmp_path) -> None:
+    line = ["calibrate", "--model", tiny_model_path, "--steps", 6, "--samples", 4, "--batch-size", 2, "-w", tmp_path]
+    kept = calibrate(load_model(tiny_model_path), SamplingSpec(num_steps=6), num_samples=2, sensitivity_samples=2)
+    for sensitivity_samples, told in ((2, "Continuing"), (1, "replaced")):
+        kept.save(tmp_path / "calibration.partial.safetensors")
+        again = cli(*line, "--sensitivity-samples", sensitivity_samples)
+        assert again.code == 0
+        assert told in again.err
+        found = Calibration.load(tmp_path / "calibration.safetensors")
+        assert (found.num_samples, found.sensitivity_sum[:, 0].max()) == (4, sensitivity_samples)
+
+
+def test_options_that_an_export_cannot_follow_are_refused(cli, workspace) -> None:
+    assert_sentence(cli("sample", "-w", workspace, "--latent-shape", "3,16,16"), "3, 16, 16")
+    told = cli("sample", "-w", workspace, "--backend", "trt", "--export", workspace / "export")
+    assert_sentence(told, "--device cuda")
+
+
+def test_a_report_that_could_not_be_written_is_not_measured(cli, workspace, tmp_path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    told = cli("bench", "-w", workspace, "--out", tmp_path / "file" / "report")
+    assert_sentence(told, "file")
+    assert "measuring" not in told.err
 
 
 def test_the_workspace_remembers_the_model(cli, workspace, tiny_model_path, tmp_path, monkeypatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import zipfile
@@ -142,7 +143,18 @@ def test_unusable_data_is_refused(tmp_path: Path) -> None:
     (tmp_path / "class/x").mkdir(parents=True)
     (tmp_path / "class/x/a.png").write_bytes(b"no image")
     np.savez(tmp_path / "odd.npz", images=np.zeros((2, 8, 8)), labels=np.zeros(2))
-    for name in ("broken.zip", "flat", "class", "odd.npz", "absent"):
+    (tmp_path / "empty.npz").write_bytes(b"")
+    np.save(tmp_path / "single.npy", np.zeros((2, 8, 8, 3), np.uint8))
+    (tmp_path / "single.npy").rename(tmp_path / "single.npz")
+    images = np.random.default_rng(0).integers(256, size=(2, 8, 8, 3), dtype=np.uint8)
+    np.savez_compressed(tmp_path / "whole.npz", images=images, labels=np.zeros(2, np.int64))
+    whole = (tmp_path / "whole.npz").read_bytes()
+    for flipped in range(60, len(whole), 7):  # some of them end in errors of zlib, not of zip
+        damaged = whole[:flipped] + bytes([whole[flipped] ^ 255]) + whole[flipped + 1 :]
+        (tmp_path / "damaged.npz").write_bytes(damaged)
+        with contextlib.suppress(ConfigError):
+            load_images(tmp_path / "damaged.npz", size=8)
+    for name in ("broken.zip", "flat", "class", "odd.npz", "empty.npz", "single.npz", "absent"):
         with pytest.raises(ConfigError, match=name if name != "class" else r"a\.png"):
             load_images(tmp_path / name, size=8)
 

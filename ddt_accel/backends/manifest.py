@@ -128,12 +128,16 @@ def publish(staging: Path, folder: Path) -> None:
 
 
 def finish_publication(folder: Path) -> None:
-    """Moves the files of an export that was published into place, the manifest last."""
+    """Moves the files of an export that was published into place, the manifest last; those of an earlier one go."""
     ready = folder / _READY
     if not ready.is_dir():
         return
+    stale = _named(folder) - _named(ready) if (ready / FILE_NAME).exists() else set()
     try:
         for path in sorted(ready.iterdir(), key=lambda path: path.name == FILE_NAME):
+            if path.name == FILE_NAME:
+                for name in stale:
+                    (folder / name).unlink(missing_ok=True)
             os.replace(path, folder / path.name)
         ready.rmdir()
     except OSError as error:
@@ -141,3 +145,12 @@ def finish_publication(folder: Path) -> None:
             f"{folder} holds a finished export whose files cannot be moved into place ({error.strerror}); make it "
             "writable and try again."
         ) from None
+
+
+def _named(folder: Path) -> set[str]:
+    """The files in a folder that its manifest names; none where it cannot be read."""
+    try:
+        names = read_json(folder / FILE_NAME, FORMAT, VERSION).get("files")
+    except ArtifactError:
+        return set()
+    return {name for name in names if Path(name).name == name} if isinstance(names, dict) else set()

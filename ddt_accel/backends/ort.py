@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,13 +42,18 @@ class OnnxRuntimeBackend:
             import onnxruntime
         except ImportError:
             raise DependencyError("ONNX Runtime is not installed; install ddt-accel[cpu] or ddt-accel[gpu].") from None
+        # By default float32 products are those of TF32 there, with the mantissa of a float16.
+        settings = {"CUDAExecutionProvider": {"use_tf32": "0"}}
         providers = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider"]}.get(device, [device])
         if tensorrt and device != "cuda":
             raise ConfigError(f"TensorRT runs on 'cuda', and the device is {device!r}.")
         if tensorrt:
             providers = ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
         if absent := [one for one in providers if one not in onnxruntime.get_available_providers()]:
-            raise ConfigError(f"This ONNX Runtime has no {absent[0]}; 'cuda' takes ddt-accel[gpu].")
+            raise ConfigError(
+                f"This ONNX Runtime has no {absent[0]}; 'cuda' takes ddt-accel[gpu] "
+                "in the place of ddt-accel[cpu]: uninstall onnxruntime first."
+            )
         self.folder = Path(folder)
         self.manifest = manifest or Manifest.load(self.folder)
         self.config, self.checkpoint_sha256 = self.manifest.config, self.manifest.checkpoint_sha256
@@ -66,7 +72,9 @@ class OnnxRuntimeBackend:
         for network in ("encoder", "decoder"):
             path = self.folder / f"{network}.onnx"
             try:
-                self.networks[network] = onnxruntime.InferenceSession(path, options, providers=providers)
+                self.networks[network] = onnxruntime.InferenceSession(
+                    path, options, providers=[(one, settings.get(one, {})) for one in providers]
+                )
             except Exception as error:  # ONNX Runtime has no common exception type
                 raise ArtifactError(f"{path} cannot be opened ({str(error)[:200]}); export anew.") from None
             if (used := self.networks[network].get_providers()[0]) != providers[0]:
@@ -90,6 +98,12 @@ class OnnxRuntimeBackend:
             if self.device.type == "cuda":
                 # ONNX Runtime has a stream of its own, which does not wait for what PyTorch still writes.
                 torch.cuda.current_stream(self.device).synchronize()
-            session.run_with_iobinding(binding)
+            try:
+                session.run_with_iobinding(binding)
+            except Exception as error:  # ONNX Runtime has no common exception type
+                reason = str(error)[:300]
+                if re.search("allocate|out of memory", reason, re.IGNORECASE):
+                    raise torch.OutOfMemoryError(f"ONNX Runtime is out of memory in the {network}: {reason}") from None
+                raise ArtifactError(f"ONNX Runtime cannot run the {network} of {self.folder} ({reason}).") from None
 
         return call

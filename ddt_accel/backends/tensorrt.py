@@ -142,10 +142,10 @@ class TensorRTBackend:
         """
         profile = self._profile(rows)
         if (network, rows) not in self._contexts:
-            context = self._engines[network].create_execution_context()
+            context = self._new_context(network)
             if context is None:
                 torch.cuda.empty_cache()  # what PyTorch holds but does not use
-                context = self._engines[network].create_execution_context()
+                context = self._new_context(network)
             if context is None:
                 raise torch.OutOfMemoryError(f"There is no memory left for the {network} engine.")
             stream = torch.cuda.current_stream(self.device)
@@ -154,6 +154,17 @@ class TensorRTBackend:
             stream.synchronize()
             self._contexts[network, rows] = context
         return self._contexts[network, rows]
+
+    def _new_context(self, network: str) -> Any:
+        engine = self._engines[network]
+        strategies = getattr(self._trt, "DynamicShapesKernelSpecializationStrategy", None)
+        if strategies is None:
+            return engine.create_execution_context()
+        # TensorRT for RTX would compile kernels for these shapes in the background, and run others until it has them;
+        # a CUDA graph that is captured meanwhile would keep those.
+        config = engine.create_runtime_config()
+        config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+        return engine.create_execution_context(config)
 
     @property
     def least_batch(self) -> int:

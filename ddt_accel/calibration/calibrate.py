@@ -58,7 +58,9 @@ def calibrate(
     latent_shape = latent_shape_of(model, latent_shape)
     sha256 = source.sha256 if source else "unknown"
     wanted = ImageRange(seed=seed, first=first_image, stop=first_image + num_samples)
-    done = _resumed(resume, spec, sha256, latent_shape, wanted, sensitivity_samples)
+    if resume is not None:
+        check_beginning(resume, spec, sha256, latent_shape, wanted, sensitivity_samples)
+    done = resume
     start = done.ranges[0].stop if done else first_image
     while start < wanted.stop:
         # Batches end at multiples of the batch size, so that runs over parts of the images batch them alike.
@@ -81,17 +83,15 @@ def calibrate(
     return done
 
 
-def _resumed(
-    resume: Calibration | None,
+def check_beginning(
+    resume: Calibration,
     spec: SamplingSpec,
     sha256: str,
     latent_shape: tuple[int, int, int],
     wanted: ImageRange,
     sensitivities: int,
-) -> Calibration | None:
-    """What can be kept of an earlier run: a beginning of the wanted images."""
-    if resume is None:
-        return None
+) -> None:
+    """Raises MismatchError unless `resume` is a beginning of the calibration that is wanted."""
     if (resume.spec, resume.checkpoint_sha256, resume.latent_shape) != (spec, sha256, latent_shape):
         raise MismatchError("The calibration to resume was made with another checkpoint, other latents or sampling.")
     kept = resume.ranges[0]
@@ -99,7 +99,6 @@ def _resumed(
         raise MismatchError("The calibration to resume covers other images; it must be a beginning of the same run.")
     if spec.num_evaluations > 1 and resume.sensitivity_sum[:, 0].max() != min(sensitivities, resume.num_samples):
         raise MismatchError("The calibration to resume followed the errors of other numbers of samples.")
-    return resume
 
 
 def _batch_sums(

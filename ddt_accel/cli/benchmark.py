@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 # A shipped schedule of fitted numbers, which the demo shows beside those that it solves.
-FITTED = "cifar10-fitted-8of12"
+FITTED = "cifar10-fitted-9of14"
 
 
 def bench(
@@ -58,6 +58,7 @@ def bench(
     json: JsonOption = False,
 ) -> None:
     """Measure speed and fidelity, and write the report."""
+    from ddt_accel.artifacts import check_writable
     from ddt_accel.errors import ConfigError
     from ddt_accel.workspace import Workspace
 
@@ -67,6 +68,8 @@ def bench(
             "least 2 images, and a batch 1."
         )
     place = Workspace(workspace)
+    check_writable((folder or place.folder) / "report.html")
+    check_writable(place.costs_path)
     said = model_options(model, config, weights, latent_shape)
     networks = open_networks(place, backend, export_folder, said, device, batch_size)
     study = _study(place, networks, calibration, schedule, images, curve_images, seed, batch_size)

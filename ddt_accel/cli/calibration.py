@@ -108,27 +108,24 @@ def run_calibration(
 ) -> Calibration:
     """Calibrates with a bar; continues what an interrupted run of the same settings left behind."""
     from ddt_accel.calibration.calibrate import calibrate as run
+    from ddt_accel.calibration.calibrate import check_beginning
     from ddt_accel.calibration.statistics import Calibration
-    from ddt_accel.errors import ArtifactError
+    from ddt_accel.errors import ArtifactError, MismatchError
+    from ddt_accel.sampling.noise import ImageRange
 
     partial = place.partial_path
     resume = None
-    if partial.exists():
+    source, wanted = network.source, ImageRange(seed=seed, first=0, stop=samples)
+    if partial.exists() and source is not None and source.latent_shape is not None:
         try:
             resume = Calibration.load(partial)
+            check_beginning(resume, spec, source.sha256, source.latent_shape, wanted, sensitivity_samples)
+            say(f"Continuing an interrupted calibration: {resume.num_samples} of {samples} samples are done.")
         except ArtifactError:
             say(f"{partial} is damaged and is not used.")
-    source = network.source
-    if resume is not None:
-        kept = resume.ranges[0]
-        same = source is not None and (resume.spec, resume.checkpoint_sha256, resume.latent_shape) == (
-            spec, source.sha256, source.latent_shape
-        )  # fmt: skip
-        if not same or len(resume.ranges) != 1 or (kept.seed, kept.first) != (seed, 0) or kept.stop > samples:
+        except MismatchError:
             say(f"{partial} is of an interrupted calibration with other settings; it is replaced.")
             resume = None
-        else:
-            say(f"Continuing an interrupted calibration: {resume.num_samples} of {samples} samples are done.")
     with steps("calibrating", samples) as bar:
 
         def on_batch(done: Calibration) -> None:

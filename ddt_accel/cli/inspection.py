@@ -45,7 +45,7 @@ def _facts(path: Path) -> dict[str, Any]:
             f"There is no {path}; give a file, a folder, an embedded model ({', '.join(embedded_models())}) or a "
             f"shipped schedule ({', '.join(shipped_schedules())})."
         )
-    if path.is_dir() and (path / SETTINGS_NAME).exists():
+    if path.is_dir() and any((path / name).exists() for name in (SETTINGS_NAME, "calibration.safetensors")):
         return _workspace(path)
     if path.is_dir() and (path / manifest.FILE_NAME).exists():
         return _export(path)

@@ -70,11 +70,23 @@ def _open(place: Workspace, backend: str, folder: Path | None, said: dict[str, A
 
 def _open_export(place: Workspace, backend: str, folder: Path | None, said: dict[str, Any], device: str) -> Opened:
     from ddt_accel.backends.open import open_backend
-    from ddt_accel.errors import MismatchError
+    from ddt_accel.errors import ConfigError, MismatchError
 
+    if backend == "trt" and device == "cpu":
+        raise ConfigError(
+            "Engines run on an NVIDIA GPU, and --device is cpu; add --device cuda, or use --backend onnx."
+        )
     made = place.export_path if backend == "onnx" else place.engines_path
     engines = open_backend(folder or made, device=device)
     told = engines.manifest
+    if (told.engine is not None) != (backend == "trt"):
+        kind, asked = ("engines", "trt") if told.engine is not None else ("ONNX files", "onnx")
+        raise ConfigError(f"{engines.folder} holds {kind}, and --backend is {backend}; use --backend {asked}.")
+    if (shape := said.get("latent_shape")) is not None and tuple(shape) != tuple(told.latent_shape):
+        raise MismatchError(
+            f"{engines.folder} is an export for latents of shape {list(told.latent_shape)}, and --latent-shape says "
+            f"{list(shape)}; export for that first, or use --backend torch."
+        )
     if said:
         chosen = place.load_model(said).source
         if chosen is None or chosen.sha256 != told.checkpoint_sha256:
@@ -89,20 +101,21 @@ def _fastest(place: Workspace, folder: Path | None, said: dict[str, Any], device
     """The name of what is fastest here with the chosen model, measured unless the workspace knows."""
     import torch
 
-    from ddt_accel.artifacts import read_json, sha256_of
+    from ddt_accel.artifacts import checksum, read_json
     from ddt_accel.backends.choose import installed, measure_all
     from ddt_accel.backends.manifest import FILE_NAME, FORMAT, VERSION
     from ddt_accel.networks.device import device_name
 
     model = _open(place, "torch", None, said, device)
     found = {"onnx": (folder or place.export_path) / FILE_NAME, "trt": (folder or place.engines_path) / FILE_NAME}
+    told = {name: read_json(path, FORMAT, VERSION) for name, path in found.items() if path.exists()}
     exports = {
-        name: sha256_of(path)
-        for name, path in found.items()
-        if path.exists()
-        and path.with_name("encoder.engine").exists() == (name == "trt")
+        name: checksum({"files": content.get("files")})  # not what else it says: that engines were run
+        for name, content in told.items()
+        if (content.get("engine") is not None) == (name == "trt")
         and (name == "onnx" or device == "cuda")
-        and read_json(path, FORMAT, VERSION).get("checkpoint_sha256") == model.backend.checkpoint_sha256
+        and content.get("checkpoint_sha256") == model.backend.checkpoint_sha256
+        and content.get("latent_shape") == list(model.latent_shape)
     }
     conditions = {
         "checkpoint": model.backend.checkpoint_sha256,
@@ -126,9 +139,8 @@ def _fastest(place: Workspace, folder: Path | None, said: dict[str, Any], device
             say(f"  {name}: {reason}")
         if not reasons:  # what failed may run another time
             place.keep_speeds(conditions, seconds)
-    told = ", ".join(
-        f"{name} {1e3 * taken / batch:.1f} ms" for name, taken in sorted(seconds.items(), key=itemgetter(1))
-    )
+    taken = sorted(seconds.items(), key=itemgetter(1))
     chosen = min(seconds, key=lambda name: seconds[name])
-    say(f"Backend: {chosen}. Measured: one encoder and five decoder runs, per image: {told}")
+    shown = ", ".join(f"{name} {1e3 * value / batch:.1f} ms" for name, value in taken)
+    say(f"Backend: {chosen}. Measured: one encoder and five decoder runs, per image: {shown}")
     return chosen

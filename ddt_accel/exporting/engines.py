@@ -131,6 +131,10 @@ def build_engine(
         raise ArtifactError(f"{library.name} {library.version} cannot read {onnx_path.name}: {found[:500]}")
     _check_tensors(trt, network, tensors)
     config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default: float32 with the mantissa of a float16
+    # Without it engines may allocate memory while they run, which no CUDA graph can hold; TensorRT for RTX has it.
+    if (own_memory := getattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)) is not None:
+        config.set_flag(own_memory)
     for least, usual, most in options.batches:
         profile = builder.create_optimization_profile()
         for tensor in tensors[:-1]:

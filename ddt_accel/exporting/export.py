@@ -75,19 +75,20 @@ def export(
         raise ConfigError("With the state as cache the decoder makes the forecasts; give 1 to 3 sources.")
     latent_shape = latent_shape_of(model, latent_shape)
     table = tensor_table(model.config, latent_shape, cut)
-    known = versions(["onnx", "onnxscript", "onnxruntime"])
+    # Files in bf16 are compared by PyTorch.
+    known = versions(["onnx", "onnxscript", *([] if precision == "bf16" else ["onnxruntime"])])
     options = engines or EngineOptions()
     library = find_library(options.engine) if as_engines else None
 
-    done = on_stage("a trajectory to compare with", 1)
-    points = reference_points(_reference(model), latent_shape, sources=sources, cache=cache)
-    prepared = InferenceDDT(model, latent_shape, precision, written_out=True).cpu()
-    networks = {"encoder": EncoderNetwork(prepared, cut), "decoder": DecoderNetwork(prepared, cut)}
-    inputs, outputs = _examples(points, cut)
-    done()
     folder = Path(out_dir)
     staging = _staging(folder)
     try:
+        done = on_stage("a trajectory to compare with", 1)
+        points = reference_points(_reference(model), latent_shape, sources=sources, cache=cache)
+        prepared = InferenceDDT(model, latent_shape, precision, written_out=True).cpu()
+        networks = {"encoder": EncoderNetwork(prepared, cut), "decoder": DecoderNetwork(prepared, cut)}
+        inputs, outputs = _examples(points, cut)
+        done()
         errors, products = {}, {}
         for name, network in networks.items():
             *_, output = table[name]

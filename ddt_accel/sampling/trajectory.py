@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ddt_accel.errors import ConfigError, MismatchError, NumericsError
+from ddt_accel.errors import ArtifactError, ConfigError, MismatchError, NumericsError
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.integrators import Update
 from ddt_accel.sampling.program import Branch, Evaluation, Program
@@ -91,7 +91,7 @@ class Trajectory:
             try:
                 with torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
                     self._steps()
-            except RuntimeError as error:  # running out of memory is one, too
+            except (RuntimeError, ArtifactError) as error:  # running out of memory is one of the former
                 torch.cuda.set_stream(stream)
                 warnings.warn(f"{self._backend.name} runs without a CUDA graph: {error}", stacklevel=3)
                 self._capturable = False

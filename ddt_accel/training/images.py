@@ -92,9 +92,10 @@ def _decode(name: PurePosixPath, data: bytes, size: int) -> NDArray[np.uint8]:
 
 def _load_npz(path: Path, size: int) -> ImageSet:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: NumPy leaves a file open that it cannot read.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             images, labels = archive["images"], archive["labels"]
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+    except (KeyError, TypeError, ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise ConfigError(f"{path} must hold arrays 'images' [M, S, S, 3] uint8 and 'labels' [M] ({error}).") from None
     if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3) or labels.shape != images.shape[:1]:
         raise ConfigError(
