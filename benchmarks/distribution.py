@@ -64,7 +64,8 @@ def features(
 def differences(found: dict[str, torch.Tensor], real: torch.Tensor) -> dict[str, list[float]]:
     """95 % intervals of the samplers' Fréchet distances to real pictures less that of the 50 steps, over pairs.
 
-    Basic ones, for a distance of resampled pictures is larger: the same picture twice is no new one.
+    Of distances of so many pictures: where resampling shifts the difference, for the same picture twice is no new one,
+    its quantiles are taken from their own mean.
     """
 
     def less(noises: torch.Tensor, pictures: torch.Tensor) -> list[float]:
@@ -76,7 +77,8 @@ def differences(found: dict[str, torch.Tensor], real: torch.Tensor) -> dict[str,
         less(*(torch.from_numpy(generator.integers(len(real), size=len(real))) for _ in range(2)))
         for _ in range(RESAMPLES)
     ]
-    low, high = 2 * np.array(less(every, every)) - np.quantile(np.array(drawn), [0.975, 0.025], axis=0)
+    away = np.array(drawn) - np.mean(drawn, axis=0)
+    low, high = np.array(less(every, every)) - np.quantile(away, [0.975, 0.025], axis=0)
     return {name: [low[at], high[at]] for at, name in enumerate(found)}
 
 

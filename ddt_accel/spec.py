@@ -101,8 +101,10 @@ class SamplingSpec:
 
     def on_grid(self, num_steps: int, *, timeshift: float, solver: str) -> SamplingSpec:
         """The same guidance on another grid, and the same final step, where one is asked for."""
-        final, last = self.final_step, None
-        if final is not None:
+        final, last = self.final_step, self.last_step
+        if final is None:
+            last = None
+        elif timeshift != self.timeshift:  # else it is what it was, to the last digit
             last = float(f"{final / (final + timeshift * (1 - final)):.6g}")
         return replace(self, num_steps=num_steps, timeshift=timeshift, solver=solver, last_step=last)
 

@@ -137,10 +137,26 @@ def test_plans_end_where_they_say(model, calibration) -> None:
         error = (sample(model, row.shared.schedule, noise, labels) - own).square().flatten(1).mean(1).numpy()
         np.testing.assert_allclose(row.shared.copying, -10 * np.log10(error / 4), atol=0.05)
         assert row.unshared.copying is None
-        assert row.best.mean == max(plan.mean for plan in (row.fewer, row.unshared, row.published, row.shared) if plan)
+        assert row.best.promise == max(p.promise for p in (row.fewer, row.unshared, row.published, row.shared) if p)
         assert gain(row.shared, row.unshared).mean == pytest.approx(row.shared.mean - row.unshared.mean)
         assert gain(row.shared, row.fewer).mean == pytest.approx(row.shared.mean - row.fewer.mean)
         assert row.fewer.schedule.spec.timeshift == FINE.timeshift
+
+
+def test_the_best_plans_are_those_that_promised_most() -> None:
+    """Not those that had luck on the images that are reported."""
+    plans = {
+        name: Plan(
+            name=name, schedule=Schedule.full(FINE), cost=0.5, fidelity=np.full(3, mean), copying=None, promise=promise
+        )
+        for name, mean, promise in (
+            ("fewer", 30.0, 31.0), ("unshared", 35.0, 32.0), ("fitted_unshared", 34.0, 33.0), ("shared", 36.0, 34.0),
+            ("fitted_shared", 35.5, 35.0),
+        )
+    }  # fmt: skip
+    row = Row(cost=0.5, published=None, **plans)
+    assert [row.best_unshared.name, row.best_shared.name] == ["fitted_unshared", "fitted_shared"]
+    assert row.best is row.best_shared
 
 
 @pytest.mark.parametrize(

@@ -300,8 +300,9 @@ def test_another_grid_ends_with_the_same_final_step(steps, others, last, shift, 
     spec = SamplingSpec(num_steps=steps, timeshift=shift, last_step=last, guidance=3.0)
     found = spec.on_grid(others, timeshift=other_shift, solver="ab3")
     assert (found.num_steps, found.timeshift, found.solver, found.guidance) == (others, other_shift, "ab3", 3.0)
-    np.testing.assert_allclose(1 - found.grid[-2], 1 - spec.grid[-2], rtol=1e-4)
-    assert spec.final_step == pytest.approx(1 - spec.grid[-2], rel=1e-4)
+    np.testing.assert_allclose(1 - found.grid[-2], 1 - spec.grid[-2], rtol=3e-4)
+    assert spec.final_step == pytest.approx(1 - spec.grid[-2], rel=3e-4)
+    assert spec.on_grid(steps, timeshift=shift, solver="euler") == spec
     assert dataclasses.replace(spec, last_step=None).on_grid(others, timeshift=1.0, solver="euler").last_step is None
 
 

@@ -149,7 +149,7 @@ def test_unusable_data_is_refused(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(256, size=(2, 8, 8, 3), dtype=np.uint8)
     np.savez_compressed(tmp_path / "whole.npz", images=images, labels=np.zeros(2, np.int64))
     whole = (tmp_path / "whole.npz").read_bytes()
-    for flipped in range(60, len(whole), 7):  # some of them end in errors of zlib, not of zip
+    for flipped in range(len(whole)):  # some of them end in errors of zlib, or are taken for encrypted
         damaged = whole[:flipped] + bytes([whole[flipped] ^ 255]) + whole[flipped + 1 :]
         (tmp_path / "damaged.npz").write_bytes(damaged)
         with contextlib.suppress(ConfigError):

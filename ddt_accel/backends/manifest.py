@@ -132,7 +132,8 @@ def finish_publication(folder: Path) -> None:
     ready = folder / _READY
     if not ready.is_dir():
         return
-    stale = _named(folder) - _named(ready) if (ready / FILE_NAME).exists() else set()
+    wanted = _named(ready)  # none where it is not known what is new, and then nothing goes
+    stale = _named(folder) - wanted if wanted else set()
     try:
         for path in sorted(ready.iterdir(), key=lambda path: path.name == FILE_NAME):
             if path.name == FILE_NAME:

@@ -102,7 +102,7 @@ class OnnxRuntimeBackend:
                 session.run_with_iobinding(binding)
             except Exception as error:  # ONNX Runtime has no common exception type
                 reason = str(error)[:300]
-                if re.search("allocate|out of memory", reason, re.IGNORECASE):
+                if re.search("allocate|out of memory|alloc_failed", str(error), re.IGNORECASE):
                     raise torch.OutOfMemoryError(f"ONNX Runtime is out of memory in the {network}: {reason}") from None
                 raise ArtifactError(f"ONNX Runtime cannot run the {network} of {self.folder} ({reason}).") from None
 

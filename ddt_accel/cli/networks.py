@@ -104,16 +104,24 @@ def _fastest(place: Workspace, folder: Path | None, said: dict[str, Any], device
     from ddt_accel.artifacts import checksum, read_json
     from ddt_accel.backends.choose import installed, measure_all
     from ddt_accel.backends.manifest import FILE_NAME, FORMAT, VERSION
+    from ddt_accel.errors import ArtifactError
     from ddt_accel.networks.device import device_name
 
     model = _open(place, "torch", None, said, device)
-    found = {"onnx": (folder or place.export_path) / FILE_NAME, "trt": (folder or place.engines_path) / FILE_NAME}
-    told = {name: read_json(path, FORMAT, VERSION) for name, path in found.items() if path.exists()}
+    found = {"onnx": (folder or place.export_path) / FILE_NAME}
+    if device == "cuda":
+        found["trt"] = (folder or place.engines_path) / FILE_NAME
+    told = {}
+    for name, path in found.items():
+        if path.exists():
+            try:
+                told[name] = read_json(path, FORMAT, VERSION)
+            except ArtifactError as error:
+                say(f"  {name}: {error}")
     exports = {
         name: checksum({"files": content.get("files")})  # not what else it says: that engines were run
         for name, content in told.items()
         if (content.get("engine") is not None) == (name == "trt")
-        and (name == "onnx" or device == "cuda")
         and content.get("checkpoint_sha256") == model.backend.checkpoint_sha256
         and content.get("latent_shape") == list(model.latent_shape)
     }

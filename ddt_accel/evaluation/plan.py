@@ -2,7 +2,8 @@
 
 "Fewer steps" is what anyone can do without sharing, so that a plan is judged by where it ends, not by how well it
 copies a particular sampler: the reference is a trajectory of many steps of second order from the same noise. One
-calibration on a fine grid serves all grids (`calibration.resample`).
+calibration on a fine grid serves all grids (`calibration.resample`). Named integrators extrapolate over a
+final step as over all others, as the published ones do.
 
 The expected squared error of a shared plan is taken as that of its unshared twin, which is measured, plus that of the
 forecasts, which the calibration predicts. The most promising plans of every cost are then run.

@@ -39,7 +39,7 @@ from ddt_accel.sampling.noise import ImageRange, draw_labels, draw_noise
 from ddt_accel.schedule import MAX_SOURCES, Schedule
 from ddt_accel.stages import OnStage, silent
 
-FORMAT, VERSION = "ddt-accel fit", 2
+FORMAT, VERSION = "ddt-accel fit", 3
 # Iterations between looks at the images that the best iterate is chosen on; states are saved there.
 LOOK_EVERY = 10
 LEAST_REFERENCE_STEPS = 8

@@ -49,6 +49,8 @@ class JointFit:
             raise ConfigError("A stochastic trajectory has no limit to fit to; calibrate a deterministic solver.")
         if any(map(calibration.contains, spec.ranges)):
             raise MismatchError(f"Images of seed {spec.seed} were calibrated on; fit to those of another seed.")
+        if steps == 1 and own.final_step is not None:
+            raise ConfigError("A single step has no final step beside it, which the calibration has; give --steps 2.")
         self.model, self.calibration, self.costs = model, calibration, costs
         self.folder, self.on_stage = folder, on_stage
         any_steps = tuple(n for n in STEPS if n <= own.num_steps) or (own.num_steps,)

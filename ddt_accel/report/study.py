@@ -198,6 +198,11 @@ def _beside(schedule: Schedule, calibration: Calibration) -> SamplingSpec:
             f"The schedule was fitted for guidance {own.guidance:g} on {own.guidance_interval}, the calibration has "
             f"{spec.guidance:g} on {spec.guidance_interval}; calibrate with the schedule's."
         )
+    if own.final_step != spec.final_step:
+        raise MismatchError(
+            f"The final step is {own.final_step or 'none'} in the schedule's limit and {spec.final_step or 'none'} in the "
+            "calibration's; calibrate with the --last-step that the schedule was fitted for."
+        )
     if schedule.budget > spec.num_evaluations:
         raise MismatchError(
             f"The schedule runs the encoder {schedule.budget} times, the calibrated sampler only "
@@ -250,7 +255,7 @@ def _conditions(
         "network": f"{backend.config.num_encoder_blocks} encoder and {backend.config.num_decoder_blocks} decoder "
         f"blocks, width {backend.config.hidden_size}",
         "sampling": f"{spec.solver}, {spec.num_steps} steps, guidance {spec.guidance:g} for {low:g} < t < {high:g}, "
-        f"time shift {spec.timeshift:g}",
+        f"time shift {spec.timeshift:g}" + (f", last step {spec.last_step:g}" if spec.last_step is not None else ""),
         "calibration": f"{calibration.num_samples} trajectories of {calibration.spec.num_steps} steps",
         "schedule": f"{schedule.spec.num_steps} steps, {schedule.forecast} forecast, objective {schedule.objective}"
         f"{_own_steps(schedule)}",

@@ -95,7 +95,9 @@ def _load_npz(path: Path, size: int) -> ImageSet:
         # Opened here: NumPy leaves a file open that it cannot read.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             images, labels = archive["images"], archive["labels"]
-    except (KeyError, TypeError, ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        KeyError, TypeError, ValueError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error
+    ) as error:  # fmt: skip
         raise ConfigError(f"{path} must hold arrays 'images' [M, S, S, 3] uint8 and 'labels' [M] ({error}).") from None
     if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3) or labels.shape != images.shape[:1]:
         raise ConfigError(
