@@ -200,8 +200,8 @@ def _beside(schedule: Schedule, calibration: Calibration) -> SamplingSpec:
         )
     if own.final_step != spec.final_step:
         raise MismatchError(
-            f"The final step is {own.final_step or 'none'} in the schedule's limit and {spec.final_step or 'none'} in the "
-            "calibration's; calibrate with the --last-step that the schedule was fitted for."
+            f"The schedule's limit has the final step {own.final_step or 'none'}, the calibration {spec.final_step or 'none'}; "
+            "calibrate with the --last-step that the schedule was fitted for."
         )
     if schedule.budget > spec.num_evaluations:
         raise MismatchError(
