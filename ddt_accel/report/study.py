@@ -199,9 +199,10 @@ def _beside(schedule: Schedule, calibration: Calibration) -> SamplingSpec:
             f"{spec.guidance:g} on {spec.guidance_interval}; calibrate with the schedule's."
         )
     if own.final_step != spec.final_step:
+        mine, theirs = (step or "none" for step in (own.final_step, spec.final_step))
         raise MismatchError(
-            f"The schedule's limit has the final step {own.final_step or 'none'}, the calibration {spec.final_step or 'none'}; "
-            "calibrate with the --last-step that the schedule was fitted for."
+            f"The schedule's limit has the final step {mine}, the calibration {theirs}; calibrate with the --last-step "
+            "that the schedule was fitted for."
         )
     if schedule.budget > spec.num_evaluations:
         raise MismatchError(
