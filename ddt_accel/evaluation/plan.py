@@ -165,11 +165,10 @@ def make_plans(
     """The best plans for every target cost, in terms of the calibrated trajectory unshared.
 
     Plans are chosen on the images 0 … num_images − 1 of `seed` and reported on as many others, so that the luck of the
-    winner is not reported with it. `on_stage` is called with what comes
-    next and how many steps it takes, and returns what to call after each. `fitted(cost,
-    shared)` gives a fitted schedule of at most that cost, with sharing or without (fitting/joint.py). Raises
-    MismatchError for images that were calibrated on, ConfigError for a stochastic sampler, whose trajectories do not
-    converge.
+    winner is not reported with it. `on_stage` is called with what comes next and how many steps it takes, and returns
+    what to call after each. `fitted(cost, shared)` gives a fitted schedule of at most that cost, with sharing or
+    without (fitting/joint.py). Raises MismatchError for images that were calibrated on, ConfigError for a stochastic
+    sampler, whose trajectories do not converge.
     """
     spec = calibration.spec
     if spec.solver == "sde":
