@@ -17,6 +17,7 @@ from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError, NumericsError
 from ddt_accel.evaluation.benchmark import network_rows
 from ddt_accel.evaluation.converged import converged_ends
+from ddt_accel.fitting.descent import SLOWER
 from ddt_accel.fitting.fit import LOOK_EVERY, FitSpec, Fitter
 from ddt_accel.fitting.scalars import KINDS, Scalars, widened
 from ddt_accel.fitting.trajectory import fitted_trajectory
@@ -238,6 +239,37 @@ def test_nothing_to_fit_is_said(model, bias) -> None:
         Fitter(model, diverging, QUICK).run()
     with pytest.raises(ConfigError, match="at least 12"):
         Fitter(model, Schedule.full(SPEC), dataclasses.replace(QUICK, reference_steps=11))
+
+
+def test_a_descent_that_leads_away_returns_and_slows_down(model, schedules, tmp_path) -> None:
+    """From where it was best; a kill in between changes nothing."""
+    hasty = dataclasses.replace(QUICK, iterations=3 * LOOK_EVERY, learning_rate=0.9)
+
+    class Watched(Fitter):
+        def descent(self, coordinates):
+            self.watched = super().descent(coordinates)
+            return self.watched
+
+    whole = Watched(model, schedules["unshared"], hasty)
+    found = whole.run()
+    assert whole.watched.learning_rate <= 0.9 * SLOWER
+    assert whole.watched.began in (LOOK_EVERY, 2 * LOOK_EVERY, 3 * LOOK_EVERY)
+
+    def killed(label: str, total: int):
+        left = iter(range(LOOK_EVERY)) if label == "fitting" else None
+
+        def advance() -> None:
+            if left is not None and next(left, None) is None:
+                raise KeyboardInterrupt
+
+        return advance
+
+    state = tmp_path / "state.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        Fitter(model, schedules["unshared"], hasty, state_path=state, on_stage=killed).run()
+    again = Watched(model, schedules["unshared"], hasty, state_path=state)
+    assert again.run() == found
+    assert again.watched.learning_rate == whole.watched.learning_rate
 
 
 @pytest.mark.parametrize("name", ["forecast", "unshared"])

@@ -121,11 +121,11 @@ def run_calibration(
             resume = Calibration.load(partial)
             check_beginning(resume, spec, source.sha256, source.latent_shape, wanted, sensitivity_samples)
             say(f"Continuing an interrupted calibration: {resume.num_samples} of {samples} samples are done.")
-        except ArtifactError:
-            say(f"{partial} is damaged and is not used.")
-        except MismatchError:
+        except MismatchError:  # an ArtifactError, too
             say(f"{partial} is of an interrupted calibration with other settings; it is replaced.")
             resume = None
+        except ArtifactError:
+            say(f"{partial} is damaged and is not used.")
     with steps("calibrating", samples) as bar:
 
         def on_batch(done: Calibration) -> None:

@@ -15,6 +15,8 @@ from ddt_accel.fitting.coordinates import Coordinates
 # gradient is worth.
 WARM_UP = 10
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+# The share of its rate that a descent goes on with after it led away.
+SLOWER = 0.25
 
 
 class Descent:
@@ -25,6 +27,7 @@ class Descent:
     ) -> None:
         self.parameters, self.coordinates = parameters, coordinates
         self.learning_rate, self.iterations, self.iteration = learning_rate, iterations, 0
+        self.began = 0  # the iteration at which it began, or began anew
         # What the optimiser sees: where the parameters are in coordinates, counted from where they just were.
         self._moves = {name: torch.zeros_like(value, requires_grad=True) for name, value in parameters.items()}
         self._optimizer = torch.optim.Adam(self._moves.values(), betas=(0.9, 0.95))
@@ -40,7 +43,7 @@ class Descent:
                 )
             self._moves[name].grad = self.coordinates.gradient(name, gradient)
             value.grad = None
-        warmth = min(1.0, (self.iteration + 1) / WARM_UP)
+        warmth = min(1.0, (self.iteration + 1 - self.began) / WARM_UP)
         decay = 0.5 * (1 + math.cos(math.pi * self.iteration / self.iterations))
         for group in self._optimizer.param_groups:
             group["lr"] = self.learning_rate * warmth * decay
@@ -52,15 +55,23 @@ class Descent:
                 value += self.coordinates.change(name, self._moves[name])
         self.iteration += 1
 
+    def slow_down(self) -> None:
+        """Begins anew where the parameters are, at a lower rate."""
+        self.learning_rate *= SLOWER
+        self.began = self.iteration
+        self._optimizer.state.clear()
+
     def state(self) -> dict[str, Tensor]:
-        """All that the coming steps depend on, beside the parameters and the iteration."""
+        """All that the coming steps depend on, beside the parameters, the rate and the iterations."""
         kept = {f"basis.{name}": basis for name, basis in self.coordinates.bases.items()}
         for name, move in self._moves.items():
             kept.update({f"{moment}.{name}": value for moment, value in self._optimizer.state[move].items()})
         return kept
 
-    def restore(self, state: dict[str, Tensor], iteration: int) -> None:
+    def restore(self, state: dict[str, Tensor], iteration: int, began: int, learning_rate: float) -> None:
         """Continues from `state()` after so many iterations; raises KeyError where something is missing."""
-        self.iteration = iteration
+        self.iteration, self.began, self.learning_rate = iteration, began, learning_rate
+        if iteration == began:
+            return  # with nothing behind it
         for name, move in self._moves.items():
             self._optimizer.state[move] = {moment: state[f"{moment}.{name}"] for moment in MOMENTS}

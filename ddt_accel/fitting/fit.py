@@ -3,8 +3,7 @@
 With the network frozen, what is left of a trajectory is some hundred numbers, fitted to a few dozen noises. The loss is
 the mean over images of the log of the mean squared error to the converged end: every image counts alike, however hard
 it is. Descent starts from the integrator in closed form, where that is better than the one given, and goes along
-orthogonal inputs. The iterate that does best on images held out from the fit is kept; on yet others it has to beat the
-schedule that was given.
+orthogonal inputs. The iterate that does best on held-out images is kept; on others it has to beat what was given.
 """
 
 from __future__ import annotations
@@ -43,6 +42,8 @@ FORMAT, VERSION = "ddt-accel fit", 3
 # Iterations between looks at the images that the best iterate is chosen on; states are saved there.
 LOOK_EVERY = 10
 LEAST_REFERENCE_STEPS = 8
+# How many dB worse than the best a look may be; then descent returns there and slows down: few steps bear more.
+RETREAT = 3.0
 # On how many of the images at most the integrator is fitted in closed form.
 CLOSED_FORM_IMAGES = 32
 
@@ -198,7 +199,9 @@ class Fitter:
                 self._step(descent, fitting)
                 done()
                 if descent.iteration % LOOK_EVERY == 0 or descent.iteration == self.spec.iterations:
-                    self._look(choosing, descent.iteration)
+                    if self._look(choosing, descent.iteration) < self.best_score - RETREAT:
+                        self._set(self.best)
+                        descent.slow_down()
                     if self.state_path is not None:
                         self._save(self.state_path, descent)
         finally:
@@ -263,12 +266,13 @@ class Fitter:
             (error.log().sum() / spec.batch_size).backward()
         descent.step()
 
-    def _look(self, targets: Tensor, iteration: int) -> None:
-        """How the present numbers do on images that are not fitted, by the loop that will run them."""
+    def _look(self, targets: Tensor, iteration: int) -> float:
+        """How the present numbers do on images that are not fitted, by the loop that will run them, in dB."""
         score = float(self._decibels(self.scalars.schedule(), self.spec.ranges[1], targets).mean())
         if score > self.best_score:
             self.best_score, self.best_iteration = score, iteration
             self.best = {name: value.detach().clone() for name, value in self.trained.items()}
+        return score
 
     def _decibels(self, schedule: Schedule, images: ImageRange, targets: Tensor) -> NDArray[np.float64]:
         try:
@@ -303,6 +307,8 @@ class Fitter:
         content = {
             "identity": self._identity,
             "iteration": descent.iteration,
+            "began": descent.began,
+            "learning_rate": descent.learning_rate,
             "best_iteration": self.best_iteration,
             "best_score": self.best_score,
         }
@@ -331,7 +337,7 @@ class Fitter:
             self.best = {name: tensors[f"best.{name}"] for name in self.trained}
             self.best_iteration, self.best_score = int(content["best_iteration"]), float(content["best_score"])
             descent = self.descent(Coordinates({name: tensors[f"basis.{name}"] for name in COORDINATED}))
-            descent.restore(tensors, int(content["iteration"]))
+            descent.restore(tensors, int(content["iteration"]), int(content["began"]), float(content["learning_rate"]))
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} cannot be read as a fit's state ({error}); remove it.") from None
         return descent
