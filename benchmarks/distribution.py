@@ -2,7 +2,7 @@
 
 The same noises by several samplers: the converged one (many AB2 steps), 50 AB2 steps, fewer AB2 steps for what the
 first schedule costs, and the fitted schedules; each against real pictures and against the converged sampler's. Where a
-schedule ends in a final step of its own, so do a limit and 50 steps beside it. Differences to the 50 steps are
+schedule ends in a final step of its own, so do 50 steps beside it. Differences to the 50 steps are
 bootstrapped in pairs: the same real pictures and noises drawn for both. Takes the extra `fid`; what is done is kept in
 `--folder`.
 
@@ -83,7 +83,7 @@ def differences(found: dict[str, torch.Tensor], real: torch.Tensor) -> dict[str,
 
 
 def samplers_beside(schedules: list[Schedule], names: list[str], steps: int, costs: Costs) -> dict[str, Schedule]:
-    """The limits of as many `steps`, 50 steps, fewer, and the schedules; by name, each after its limit."""
+    """The limit of as many `steps`, 50 steps, fewer, and the schedules, by name; 50 steps with each final step."""
     spec = dataclasses.replace(schedules[0].spec, last_step=None)
     grids = [Schedule.full(spec.on_grid(count, timeshift=1.0, solver="ab2")) for count in range(1, 50)]
     cheap = [grid for grid in grids if costs.of(grid) <= costs.of(schedules[0])] or grids[:1]
@@ -91,7 +91,7 @@ def samplers_beside(schedules: list[Schedule], names: list[str], steps: int, cos
     for final in sorted({schedule.spec.final_step or 0.0 for schedule in schedules} | {0.0}):
         ended = dataclasses.replace(spec, timeshift=1.0, last_step=final or None)
         told = f", the last of {final:g}" if final else ""
-        for count in (steps, 50):
+        for count in (50,) if final else (steps, 50):
             found[f"{count} AB2 steps{told}"] = converged(ended, count)
         if not final:
             found[f"{cheap[-1].spec.num_steps} AB2 steps"] = cheap[-1]
@@ -138,7 +138,7 @@ def main() -> None:
         )
 
     found = {name: drawn(name, schedule) for name, schedule in samplers.items()}
-    rows = []
+    rows, limit = [], next(iter(found.values()))
     conditions = (
         f"{count} pictures each, noises of seed {SEED}, test split of {arguments.data.name}, "
         f"{backend.name}; {processor()}"
@@ -148,8 +148,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     intervals = differences(found, real)
     for name, ours in found.items():
-        if samplers[name].spec.num_steps == arguments.reference_steps:
-            limit = ours  # of all up to the next
+        # A sampler with a final step has another limit.
+        distance = None if samplers[name].spec.final_step else frechet_distance(ours, limit)
         near = coverage(ours, real)
         low, high = intervals[name]
         row = {
@@ -157,14 +157,14 @@ def main() -> None:
             "cost": costs.of(samplers[name]) / unit,
             "frechet": frechet_distance(ours, real),
             "difference_interval": [low, high],
-            "frechet_to_limit": frechet_distance(ours, limit),
+            "frechet_to_limit": distance,
             "precision": near.precision,
             "recall": near.recall,
         }
         rows.append(row)
         print(
             f"| {name} | {row['cost']:.3f} | {row['frechet']:.2f} | {low:+.2f} … {high:+.2f} | "
-            f"{row['frechet_to_limit']:.3f} | {near.precision:.3f} | {near.recall:.3f} |",
+            f"{'–' if distance is None else f'{distance:.3f}'} | {near.precision:.3f} | {near.recall:.3f} |",
             flush=True,
         )
     if arguments.out:
