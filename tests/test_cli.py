@@ -258,7 +258,7 @@ def test_a_killed_calibration_goes_on(tiny_model_path, tmp_path) -> None:
     np.testing.assert_allclose(first.similarity, second.similarity, rtol=0, atol=1e-12)
 
 
-def test_an_interrupted_calibration_of_other_settings_is_replaced(cli, workspace, tiny_model_path, tmp_path) -> None:
+def test_an_interrupted_calibration_of_other_settings_is_replaced(cli, tiny_model_path, tmp_path) -> None:
     line = ["calibrate", "--model", tiny_model_path, "--steps", 6, "--samples", 4, "--batch-size", 2, "-w", tmp_path]
     kept = calibrate(load_model(tiny_model_path), SamplingSpec(num_steps=6), num_samples=2, sensitivity_samples=2)
     for sensitivity_samples, told in ((2, "Continuing"), (1, "replaced")):

@@ -159,6 +159,11 @@ def test_unusable_data_is_refused(tmp_path: Path) -> None:
             load_images(tmp_path / name, size=8)
 
 
+def test_images_of_no_size_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="size 0"):
+        load_images(tmp_path, size=0)
+
+
 def test_a_state_with_a_flipped_bit_or_other_images_is_refused(data: ImageSet, tmp_path: Path) -> None:
     trainer(data, tmp_path).run(save_every=4, report=silent)
     state = tmp_path / "state.safetensors"

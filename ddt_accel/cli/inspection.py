@@ -34,7 +34,7 @@ def _facts(path: Path) -> dict[str, Any]:
     from ddt_accel.errors import ArtifactError
     from ddt_accel.networks.locate import embedded_models
     from ddt_accel.schedule import shipped_schedules
-    from ddt_accel.workspace import SETTINGS_NAME
+    from ddt_accel.workspace import SETTINGS_NAME, Workspace
 
     if not path.exists() and str(path) in shipped_schedules():
         return _schedule(path)
@@ -45,7 +45,7 @@ def _facts(path: Path) -> dict[str, Any]:
             f"There is no {path}; give a file, a folder, an embedded model ({', '.join(embedded_models())}) or a "
             f"shipped schedule ({', '.join(shipped_schedules())})."
         )
-    if path.is_dir() and any((path / name).exists() for name in (SETTINGS_NAME, "calibration.safetensors")):
+    if path.is_dir() and ((path / SETTINGS_NAME).exists() or Workspace(path).calibration_path.exists()):
         return _workspace(path)
     if path.is_dir() and (path / manifest.FILE_NAME).exists():
         return _export(path)

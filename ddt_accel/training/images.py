@@ -39,6 +39,8 @@ def load_images(path: Path, *, size: int, split: str = "train") -> ImageSet:
     Images are centre-cropped to a square and resized to `size`. Of several splits only `split` is read. Classes are
     numbered in alphabetical order.
     """
+    if size < 1:
+        raise ConfigError(f"Images of size {size}; give a number of pixels above 0.")
     if not path.exists():
         raise ConfigError(f"There is no {path}; give an image folder, a zip of one, or an npz.")
     if path.suffix == ".npz":
