@@ -2,9 +2,8 @@
 
 The same noises by several samplers: the converged one (many AB2 steps), 50 AB2 steps, fewer AB2 steps for what the
 first schedule costs, and the fitted schedules; each against real pictures and against the converged sampler's. Where a
-schedule ends in a final step of its own, so do 50 steps beside it. Differences to the 50 steps are
-bootstrapped in pairs: the same real pictures and noises drawn for both. Takes the extra `fid`; what is done is kept in
-`--folder`.
+schedule ends in a final step of its own, so do 50 steps beside it. Differences to the 50 steps are bootstrapped in
+pairs: the same real pictures and noises drawn for both. Takes the extra `fid`; what is done is kept in `--folder`.
 
 Usage: python benchmarks/distribution.py --data cifar10.zip [--schedules NAME,NAME] [--images N] [--folder DIR]
        [--out FILE]

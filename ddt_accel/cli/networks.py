@@ -147,8 +147,8 @@ def _fastest(place: Workspace, folder: Path | None, said: dict[str, Any], device
             say(f"  {name}: {reason}")
         if not reasons:  # what failed may run another time
             place.keep_speeds(conditions, seconds)
-    taken = sorted(seconds.items(), key=itemgetter(1))
-    chosen = min(seconds, key=lambda name: seconds[name])
-    shown = ", ".join(f"{name} {1e3 * value / batch:.1f} ms" for name, value in taken)
+    fastest_first = sorted(seconds.items(), key=itemgetter(1))
+    chosen = fastest_first[0][0]
+    shown = ", ".join(f"{name} {1e3 * taken / batch:.1f} ms" for name, taken in fastest_first)
     say(f"Backend: {chosen}. Measured: one encoder and five decoder runs, per image: {shown}")
     return chosen
