@@ -31,21 +31,23 @@ def relative(got: Tensor, expected: Tensor) -> float:
     return ((got - expected).norm() / expected.norm()).item()
 
 
-def tolerance(trajectory: Callable[[Tensor], Tensor], noise: Tensor) -> float:
-    """1e-4, or what rounding alone does to a trajectory that amplifies it.
-
-    Networks of random weights can be chaotic: the published code itself lands 8e-4 (Euler) to 3e-2 (third order) from
-    its own result in `small_shifted` when it runs on another number of threads. The bound stays far below what a wrong
-    integrator or schedule does, which is tenths.
-    """
-    torch.manual_seed(0)
-    undisturbed = trajectory(noise)
-    rounding = max(relative(trajectory(noise * (1 + 1e-7 * torch.randn_like(noise))), undisturbed) for _ in range(3))
-    return min(max(1e-4, 10 * rounding), 3e-2)
+def median_error(got: Tensor, expected: Tensor) -> float:
+    return ((got - expected).abs().median() / expected.std()).item()
 
 
 def check(trajectory: Callable[[Tensor], Tensor], noise: Tensor, expected: Tensor) -> None:
-    assert relative(trajectory(noise), expected) < tolerance(trajectory, noise)
+    """Within 1e-4, or, where a trajectory amplifies rounding, within what rounding alone does to it.
+
+    Networks of random weights can be chaotic: in `small_shifted` the published code itself lands 8e-4 (Euler) to 3e-2
+    (third order) from its own result on another number of threads, and other processors further away, by a few pixels
+    of one image. The median one stays close everywhere; a wrong integrator or schedule moves it by a tenth and more.
+    """
+    torch.manual_seed(0)
+    got = trajectory(noise)
+    disturbed = [trajectory(noise * (1 + 1e-7 * torch.randn_like(noise))) for _ in range(3)]
+    for measure, most in ((relative, 1.0), (median_error, 2e-2)):
+        rounding = max(measure(one, got) for one in disturbed)
+        assert measure(got, expected) < min(max(1e-4, 10 * rounding), most)
 
 
 def test_grid_is_the_published_one_to_the_last_bit(reference) -> None:
