@@ -29,7 +29,8 @@ from ddt_accel.evaluation.fidelity import interval, latent_decibels
 from ddt_accel.fitting.closed_form import closed_form
 from ddt_accel.fitting.coordinates import Coordinates
 from ddt_accel.fitting.descent import Descent
-from ddt_accel.fitting.fit import FitSpec, Fitter
+from ddt_accel.fitting.fit import Fitter
+from ddt_accel.fitting.fit_spec import FitSpec
 from ddt_accel.fitting.joint import JointFit
 from ddt_accel.networks.ddt import DDT, latent_shape_of
 from ddt_accel.networks.device import processor

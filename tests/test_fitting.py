@@ -18,7 +18,8 @@ from ddt_accel.errors import ArtifactError, ConfigError, MismatchError, Numerics
 from ddt_accel.evaluation.benchmark import network_rows
 from ddt_accel.evaluation.converged import converged_ends
 from ddt_accel.fitting.descent import SLOWER
-from ddt_accel.fitting.fit import LOOK_EVERY, FitSpec, Fitter
+from ddt_accel.fitting.fit import LOOK_EVERY, Fitter
+from ddt_accel.fitting.fit_spec import FitSpec
 from ddt_accel.fitting.scalars import KINDS, Scalars, widened
 from ddt_accel.fitting.trajectory import fitted_trajectory
 from ddt_accel.sampling.integrators import updates
@@ -207,7 +208,7 @@ def test_images_of_an_earlier_fit_are_not_reported_on(model, schedules) -> None:
     assert first.schedule.fitted_on == (QUICK.seed, 0, QUICK.images + QUICK.held_out)
     assert Fitter(model, first.schedule, QUICK).run().before.mean == pytest.approx(first.after.mean)
     with pytest.raises(MismatchError, match="another --seed"):
-        Fitter(model, first.schedule, dataclasses.replace(QUICK, images=3, held_out=3))
+        Fitter(model, first.schedule, dataclasses.replace(QUICK, images=3, held_out=4))
 
 
 @pytest.mark.parametrize("times", [(0, 0, 0.2, 0.4, 0.6, 0.8), (0, 0.3, 0.3, 0.3, 0.6, 0.8), (0.5,) * 6])
@@ -241,35 +242,76 @@ def test_nothing_to_fit_is_said(model, bias) -> None:
         Fitter(model, Schedule.full(SPEC), dataclasses.replace(QUICK, reference_steps=11))
 
 
-def test_a_descent_that_leads_away_returns_and_slows_down(model, schedules, tmp_path) -> None:
-    """From where it was best; a kill in between changes nothing."""
-    hasty = dataclasses.replace(QUICK, iterations=3 * LOOK_EVERY, learning_rate=0.9)
+class Watched(Fitter):
+    """Keeps its descent, and at which iterations it returned to its best numbers."""
 
-    class Watched(Fitter):
-        def descent(self, coordinates):
-            self.watched = super().descent(coordinates)
-            return self.watched
+    def descent(self, coordinates):
+        self.watched, self.returned = super().descent(coordinates), []
+        return self.watched
 
-    whole = Watched(model, schedules["unshared"], hasty)
-    found = whole.run()
-    assert whole.watched.learning_rate <= 0.9 * SLOWER
-    assert whole.watched.began in (LOOK_EVERY, 2 * LOOK_EVERY, 3 * LOOK_EVERY)
+    def _return(self, descent) -> None:
+        before = {name: value.detach().clone() for name, value in self.trained.items()}
+        super()._return(descent)
+        assert all(torch.equal(value, self.best[name]) for name, value in self.trained.items())
+        assert any(not torch.equal(value, self.best[name]) for name, value in before.items())
+        self.returned.append(descent.iteration)
 
-    def killed(label: str, total: int):
-        left = iter(range(LOOK_EVERY)) if label == "fitting" else None
+
+def killed_after(iterations: int):
+    """What to call a fit's stages with, so that it is interrupted once so many iterations are done."""
+
+    def on_stage(label: str, total: int):
+        done = 0
 
         def advance() -> None:
-            if left is not None and next(left, None) is None:
+            nonlocal done
+            done += 1
+            if label == "fitting" and done == iterations:
                 raise KeyboardInterrupt
 
         return advance
 
+    return on_stage
+
+
+@pytest.mark.parametrize("killed", [look * LOOK_EVERY + 1 for look in (1, 2, 3)])
+def test_a_descent_that_leads_away_returns_and_slows_down(model, schedules, tmp_path, killed: int) -> None:
+    """To where it was best; a kill in between changes nothing."""
+    hasty = dataclasses.replace(QUICK, iterations=4 * LOOK_EVERY, learning_rate=0.2)
+    whole = Watched(model, schedules["unshared"], hasty)
+    found = whole.run()
+    assert whole.returned == [LOOK_EVERY, 2 * LOOK_EVERY]
+    assert whole.watched.learning_rate == 0.2 * SLOWER**2
+    assert found.iteration > killed
     state = tmp_path / "state.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        Fitter(model, schedules["unshared"], hasty, state_path=state, on_stage=killed).run()
+        Fitter(model, schedules["unshared"], hasty, state_path=state, on_stage=killed_after(killed)).run()
     again = Watched(model, schedules["unshared"], hasty, state_path=state)
     assert again.run() == found
-    assert again.watched.learning_rate == whole.watched.learning_rate
+    assert again.watched.began == 2 * LOOK_EVERY
+
+
+def test_a_gradient_that_is_not_finite_leads_back_as_well(model, schedules) -> None:
+    """Where the best numbers have one, nothing is left to do but to say so."""
+    poisoned = {3, 14}
+
+    class Poisoned(Watched):
+        def _step(self, descent, targets) -> None:
+            value = next(iter(self.trained.values()))
+            if descent.iteration in poisoned:
+                poisoned.discard(descent.iteration)
+                value.grad = torch.full_like(value, torch.nan)
+            super()._step(descent, targets)
+
+    spec = dataclasses.replace(QUICK, iterations=3 * LOOK_EVERY)
+    fitter = Poisoned(model, schedules["unshared"], spec)
+    found = fitter.run()
+    assert fitter.returned == [3, 14]
+    assert fitter.watched.iteration == spec.iterations
+    assert found.iteration > 14
+    poisoned.add(0)
+    with pytest.raises(NumericsError, match="not finite at iteration 0"):
+        Poisoned(model, schedules["unshared"], spec).run()
 
 
 @pytest.mark.parametrize("name", ["forecast", "unshared"])
@@ -279,19 +321,8 @@ def test_a_killed_fit_continues_to_the_same_numbers(model, schedules, tmp_path, 
     assert whole.iteration > LOOK_EVERY + 3  # what is done after the kill counts
     state = tmp_path / "state.safetensors"
 
-    def on_stage(label: str, total: int):
-        done = 0
-
-        def advance() -> None:
-            nonlocal done
-            done += 1
-            if label == "fitting" and done == LOOK_EVERY + 3:
-                raise KeyboardInterrupt
-
-        return advance
-
     with pytest.raises(KeyboardInterrupt):
-        Fitter(model, start, spec, state_path=state, on_stage=on_stage).run()
+        Fitter(model, start, spec, state_path=state, on_stage=killed_after(LOOK_EVERY + 3)).run()
     again = Fitter(model, start, spec, state_path=state)
     assert again.continues()
     assert again.run() == whole
@@ -397,14 +428,14 @@ def test_from_the_command_line(cli, workspace) -> None:
     for wrong, said in (
         (["--seed", 0, "-n", 1], "calibrated on"),
         (["--fixed", "x"], "times, integrator, forecasts"),
-        (["--fixed", "times,integrator,forecasts"], "Nothing to fit"),
+        (["--fixed", "times,integrator,forecasts"], "To fit: nothing"),
         (["--steps", 5, "--schedule", "x.json"], "not both"),
         (["--precision", "int8"], "bf16 or fp32"),
         (["--cost", 0], "above 0"),
         (["--cost", 1e-9], "--cost 1e-09"),
         (["--budget", 99], "99"),
         (["--steps", 7, "--budget", 2], "7 steps"),
-        (["--micro-batch", 0], "positive"),
+        (["--micro-batch", 0], "micro_batch is 0"),
         (["--reference-steps", 0], "do not converge"),
         (["--steps", 1, "--fixed", "integrator"], "no forecasts or times"),
     ):

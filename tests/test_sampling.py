@@ -41,6 +41,7 @@ def check(trajectory: Callable[[Tensor], Tensor], noise: Tensor, expected: Tenso
     Networks of random weights can be chaotic: in `small_shifted` the published code itself lands 8e-4 (Euler) to 3e-2
     (third order) from its own result on another number of threads, and other processors further away, by a few pixels
     of one image. The median one stays close everywhere; a wrong integrator or schedule moves it by a tenth and more.
+    Mistakes with one image alone are seen in `small_square`, which amplifies nothing.
     """
     torch.manual_seed(0)
     got = trajectory(noise)

@@ -17,7 +17,8 @@ from ddt_accel.evaluation.converged import ConvergedPath, converged, converged_e
 from ddt_accel.evaluation.costs import counted_costs
 from ddt_accel.evaluation.fidelity import latent_decibels
 from ddt_accel.fitting.closed_form import closed_form
-from ddt_accel.fitting.fit import LOOK_EVERY, FitSpec
+from ddt_accel.fitting.fit import LOOK_EVERY
+from ddt_accel.fitting.fit_spec import FitSpec
 from ddt_accel.fitting.joint import JointFit
 from ddt_accel.fitting.scalars import widened
 from ddt_accel.fitting.search import EXPANDED, Pattern, Search, starts

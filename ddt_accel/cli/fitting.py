@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from ddt_accel.evaluation.fidelity import Interval
-    from ddt_accel.fitting.fit import FitSpec
+    from ddt_accel.fitting.fit_spec import FitSpec
     from ddt_accel.networks.ddt import DDT
     from ddt_accel.schedule import Schedule
     from ddt_accel.stages import OnStage
@@ -79,7 +79,8 @@ def fit(
 
     from ddt_accel.artifacts import check_writable
     from ddt_accel.errors import ConfigError, MismatchError
-    from ddt_accel.fitting.fit import FitSpec, Fitter
+    from ddt_accel.fitting.fit import Fitter
+    from ddt_accel.fitting.fit_spec import FitSpec
     from ddt_accel.fitting.scalars import KINDS
     from ddt_accel.workspace import Workspace
 

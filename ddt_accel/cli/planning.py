@@ -69,7 +69,7 @@ def plan(
     from ddt_accel.errors import MismatchError
     from ddt_accel.evaluation.costs import counted_costs, kept_costs
     from ddt_accel.evaluation.plan import make_plans
-    from ddt_accel.fitting.fit import FitSpec
+    from ddt_accel.fitting.fit_spec import FitSpec
     from ddt_accel.fitting.joint import JointFit
     from ddt_accel.workspace import Workspace
 

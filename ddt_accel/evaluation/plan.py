@@ -22,25 +22,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddt_accel.backends.sample import sample_images
-from ddt_accel.calibration.resample import POINTS, resample
+from ddt_accel.calibration.resample import POINTS
 from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ConfigError, MismatchError
+from ddt_accel.evaluation import candidates
+from ddt_accel.evaluation.candidates import INTEGRATORS, finest, grids
 from ddt_accel.evaluation.converged import converged
 from ddt_accel.evaluation.costs import Costs
 from ddt_accel.evaluation.fidelity import Interval, interval, latent_decibels
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.schedule import Schedule
-from ddt_accel.solver.solve import PUBLISHED, Method, schedule_with, solve_curve
-from ddt_accel.solver.split import split, splits
 from ddt_accel.spec import SamplingSpec
 from ddt_accel.stages import OnStage
 
 T = TypeVar("T")
 
-INTEGRATORS = ("euler", "heun", "ab2", "ab3")
-STEPS = (4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 30, 36, 42, 50, 60, 80, 100, 125, 160, 200, 250)
-# Time shifts that are tried, relative to the calibrated one, on the grid that is best at a cost.
+# Time shifts that are tried, relative to the calibrated one, with the integrator that is best at a cost.
 SHIFTS = (0.6, 0.8, 1.25, 1.7, 2.4)
 # The reference takes this many times the calibrated steps.
 CONVERGED = 4
@@ -79,8 +77,8 @@ class Plan:
 class Row:
     """The best plans of at most a cost, without and with sharing, and what the published method reaches there.
 
-    `fewer` has the calibrated time shift and any integrator and number of steps, `unshared` any time shift, too. Fitted
-    plans are there where fits were asked for.
+    `fewer` has the calibrated time shift, any of `INTEGRATORS` and as many steps as are affordable; `unshared` one of
+    `SHIFTS`, too. Fitted plans are there where fits were asked for.
     """
 
     cost: float
@@ -198,8 +196,8 @@ def make_plans(
         return [(judge.cost(schedule), schedule) for schedule in schedules]
 
     twins = [twin for twin in unshared.values() if twin.schedule.spec.num_steps >= POINTS]
-    curves = [[priced(curve) for curve in _curves(calibration, twin)] for twin in twins]
-    published = priced(_published(calibration))
+    curves = [[priced(curve) for curve in candidates.curves(calibration, twin.schedule.spec)] for twin in twins]
+    published = priced(candidates.published(calibration))
     rows = []
     for target in targets:
 
@@ -209,13 +207,13 @@ def make_plans(
         promising = [
             variant
             for schedule in _promising([[affordable(curve) for curve in grid] for grid in curves], unshared)
-            for variant in _variants(calibration, schedule)
+            for variant in candidates.variants(calibration, schedule)
             if judge.cost(variant) <= target
         ]
         label = f"measuring shared plans at cost {target:g}"
         shared = _closest([judge.measure(schedule) for schedule in _counted(label, promising, on_stage)])
         if shared is not None:
-            near = [s for s in _neighbours(calibration, shared.schedule) if judge.cost(s) <= target]
+            near = [s for s in candidates.neighbours(calibration, shared.schedule) if judge.cost(s) <= target]
             label = f"measuring their neighbours at cost {target:g}"
             shared = _closest([shared, *(judge.measure(schedule) for schedule in _counted(label, near, on_stage))])
         reachable = [plan for plan in unshared.values() if plan.cost <= target]
@@ -239,36 +237,38 @@ def make_plans(
 
 
 def _unshared(spec: SamplingSpec, judge: _Judge, targets: list[float], on_stage: OnStage) -> dict[SamplingSpec, Plan]:
-    """Every integrator and number of steps without sharing, and on what is best at a cost other time shifts."""
-    grids = [
-        spec.on_grid(steps, timeshift=spec.timeshift, solver=solver)
-        for solver in INTEGRATORS
-        for steps in STEPS
-        if steps <= spec.num_steps
-    ]
-    grids = [grid for grid in grids if judge.cost(Schedule.full(grid)) <= 1.001]
-    plans = {grid: judge.measure(Schedule.full(grid)) for grid in _counted("measuring fewer steps", grids, on_stage)}
-    best = [_closest([plan for plan in plans.values() if plan.cost <= target]) for target in targets]
-    shifted = {
-        spec.on_grid(plan.schedule.spec.num_steps, timeshift=spec.timeshift * shift, solver=plan.schedule.spec.solver)
-        for plan in best
-        if plan is not None
+    """Without sharing: every integrator in as many steps as each cost affords, and in some other numbers of them; the
+    integrator that is best at a cost at other time shifts, too, again in as many steps as it affords."""
+
+    def price(grid: SamplingSpec) -> float:
+        return judge.cost(Schedule.full(grid))
+
+    plans: dict[SamplingSpec, Plan] = {}
+
+    def measure(label: str, found: list[SamplingSpec]) -> None:
+        new = [grid for grid in dict.fromkeys(found) if grid not in plans]
+        plans.update({grid: judge.measure(Schedule.full(grid)) for grid in _counted(label, new, on_stage)})
+
+    def best() -> list[tuple[float, SamplingSpec]]:
+        found = [(target, _closest([plan for plan in plans.values() if plan.cost <= target])) for target in targets]
+        return [(target, plan.schedule.spec) for target, plan in found if plan is not None]
+
+    unshifted = [grid for solver in INTEGRATORS for grid in grids(spec, solver, spec.timeshift) if price(grid) <= 1.001]
+    for target in targets:
+        unshifted += [grid for solver in INTEGRATORS for grid in finest(spec, solver, spec.timeshift, price, target)]
+    measure("measuring fewer steps", unshifted)
+    shifted = [
+        grid
+        for target, near in best()
         for shift in SHIFTS
-    }
-    ordered = sorted(shifted, key=lambda grid: (grid.num_steps, grid.solver, grid.timeshift))
-    others = _counted("measuring other time shifts", ordered, on_stage)
-    plans |= {grid: judge.measure(Schedule.full(grid)) for grid in others}
-    # What suits the best grids suits finer ones, too, which only sharing makes affordable.
-    best = [_closest([plan for plan in plans.values() if plan.cost <= target]) for target in targets]
-    suited = {(plan.schedule.spec.solver, plan.schedule.spec.timeshift) for plan in best if plan is not None}
-    finer = [
-        spec
-        for solver, shift in sorted(suited)
-        for grid in grids
-        if (spec := grid.on_grid(grid.num_steps, timeshift=shift, solver=solver)) not in plans and grid.solver == solver
+        for grid in finest(spec, near.solver, spec.timeshift * shift, price, target)
     ]
-    more = _counted("measuring them on finer grids", finer, on_stage)
-    return plans | {grid: judge.measure(Schedule.full(grid)) for grid in more}
+    measure("measuring other time shifts", shifted)
+    # What suits the best grids suits finer ones, too, which only sharing makes affordable.
+    suited = sorted({(near.solver, near.timeshift) for _, near in best()})
+    finer = [grid for solver, shift in suited for grid in grids(spec, solver, shift) if price(grid) <= 1.001]
+    measure("measuring them on finer grids", finer)
+    return plans
 
 
 def _counted(label: str, items: list[T], on_stage: OnStage) -> Iterator[T]:
@@ -295,47 +295,6 @@ def _name(schedule: Schedule) -> str:
     if schedule.unconditional_steps is not None:
         shared = f", {schedule.budget} + {len(schedule.unconditional_steps)} runs"
     return f"{'fitted' if schedule.is_fitted else spec.solver} {spec.num_steps}{shift}{shared}"
-
-
-def _published(calibration: Calibration) -> list[Schedule]:
-    """The published method on the calibrated grid, budget by budget."""
-    evaluations = calibration.spec.num_evaluations
-    return [schedule for schedule, _ in solve_curve(calibration, evaluations, PUBLISHED)]
-
-
-def _curves(calibration: Calibration, twin: Plan) -> list[list[Schedule]]:
-    """All budgets that share something, on the grid of an unshared plan, with and without centred forecasts."""
-    statistics = resample(calibration, twin.schedule.spec)
-    budgets = twin.schedule.spec.num_evaluations - 1
-    return [
-        [schedule for schedule, _ in solve_curve(statistics, budgets, Method(centred=centred))]
-        for centred in (True, False)
-    ]
-
-
-def _variants(calibration: Calibration, schedule: Schedule) -> list[Schedule]:
-    """A schedule, and where its forecasts are not centred, others of as many encoder runs that may end closer."""
-    if schedule.centred:
-        return [schedule]
-    statistics = resample(calibration, schedule.spec)
-    methods = [Method(centred=False, sources=sources) for sources in (2, 3, 4)]
-    found = [schedule] + [schedule_with(statistics, schedule.refresh_steps, method) for method in methods[1:]]
-    if (schedule.spec.guidance_weights != 1.0).any():
-        found += [split(statistics, schedule, method) for method in methods[:2]]
-    return found
-
-
-def _neighbours(calibration: Calibration, schedule: Schedule) -> list[Schedule]:
-    """Where branches have steps of their own, up to two runs more for one and fewer for the other.
-
-    The split is predicted as if errors of the branches were independent, which they are not.
-    """
-    if schedule.unconditional_steps is None:
-        return []
-    sources = max(len(row) for row in schedule.forecasts.values()) if schedule.forecasts else 2
-    method = Method(centred=False, sources=max(2, sources))
-    found = splits(resample(calibration, schedule.spec), schedule, method)
-    return [near for near in found if 1 <= abs(near.budget - schedule.budget) <= 2]
 
 
 def _promising(families: list[list[list[Schedule]]], unshared: dict[SamplingSpec, Plan]) -> list[Schedule]:

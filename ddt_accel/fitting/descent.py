@@ -34,15 +34,18 @@ class Descent:
 
     def step(self) -> None:
         """One step down the parameters' gradients, which are cleared."""
-        for name, value in self.parameters.items():
-            gradient = torch.zeros_like(value) if value.grad is None else value.grad
-            if not torch.isfinite(gradient).all():
-                raise NumericsError(
-                    f"The gradient is not finite at iteration {self.iteration}; lower the learning rate, or fit in "
-                    "float32."
-                )
-            self._moves[name].grad = self.coordinates.gradient(name, gradient)
+        gradients = {
+            name: torch.zeros_like(value) if value.grad is None else value.grad
+            for name, value in self.parameters.items()
+        }
+        for value in self.parameters.values():
             value.grad = None
+        if not all(torch.isfinite(gradient).all() for gradient in gradients.values()):
+            raise NumericsError(
+                f"The gradient is not finite at iteration {self.iteration}; lower the learning rate, or fit in float32."
+            )
+        for name, gradient in gradients.items():
+            self._moves[name].grad = self.coordinates.gradient(name, gradient)
         warmth = min(1.0, (self.iteration + 1 - self.began) / WARM_UP)
         decay = 0.5 * (1 + math.cos(math.pi * self.iteration / self.iterations))
         for group in self._optimizer.param_groups:

@@ -14,7 +14,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -31,74 +30,19 @@ from ddt_accel.evaluation.fidelity import Interval, interval, latent_decibels
 from ddt_accel.fitting.closed_form import closed_form
 from ddt_accel.fitting.coordinates import COORDINATED, Coordinates
 from ddt_accel.fitting.descent import Descent
-from ddt_accel.fitting.scalars import INTEGRATOR, KINDS, Scalars
+from ddt_accel.fitting.fit_spec import FitSpec
+from ddt_accel.fitting.scalars import INTEGRATOR, Scalars
 from ddt_accel.fitting.trajectory import fitted_trajectory
 from ddt_accel.networks.ddt import DDT, latent_shape_of
 from ddt_accel.sampling.noise import ImageRange, draw_labels, draw_noise
-from ddt_accel.schedule import MAX_SOURCES, Schedule
+from ddt_accel.schedule import Schedule
 from ddt_accel.stages import OnStage, silent
 
-FORMAT, VERSION = "ddt-accel fit", 3
+FORMAT, VERSION = "ddt-accel fit", 4
 # Iterations between looks at the images that the best iterate is chosen on; states are saved there.
 LOOK_EVERY = 10
-LEAST_REFERENCE_STEPS = 8
-# How many dB worse than the best a look may be; then descent returns there and slows down: few steps bear more.
+# How many dB worse than the best a look may be; then descent returns there and slows down.
 RETREAT = 3.0
-# On how many of the images at most the integrator is fitted in closed form.
-CLOSED_FORM_IMAGES = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitSpec:
-    """How a schedule is fitted: on the images 0 … images − 1 of `seed`, chosen on `held_out` more, reported on as many
-    more. `batch_size` images make a gradient, `micro_batch` at a time; with `autocast` in bfloat16. The converged
-    trajectory has `reference_steps`, by default 120, or 4 for each of the schedule's, if that is more."""
-
-    iterations: int = 40
-    images: int = 64
-    held_out: int = 32
-    batch_size: int = 12
-    micro_batch: int = 12
-    learning_rate: float = 5e-2
-    reference_steps: int | None = None
-    seed: int = 3
-    free: tuple[str, ...] = KINDS
-    sources: int = 2
-    autocast: bool = False
-
-    def __post_init__(self) -> None:
-        counts = (self.iterations, self.images, self.batch_size, self.micro_batch)
-        if min(counts) < 1 or self.held_out < 2 or self.batch_size > self.images or not 0 <= self.seed < 2**32:
-            raise ConfigError(
-                f"{self.iterations} iterations with batches of {self.batch_size}, {self.micro_batch} at a time, out of "
-                f"{self.images} images, {self.held_out} held-out ones, seed {self.seed}: give positive numbers, at "
-                "least 2 held-out images, and batches no larger than the images."
-            )
-        if self.reference_steps is not None and self.reference_steps < LEAST_REFERENCE_STEPS:
-            raise ConfigError(
-                f"{self.reference_steps} steps do not converge; give at least {LEAST_REFERENCE_STEPS} reference steps."
-            )
-        if not 0 < self.learning_rate < 1:
-            raise ConfigError(f"learning_rate is {self.learning_rate}; give a number between 0 and 1.")
-        if not set(self.free) <= set(KINDS) or not self.free or not 1 <= self.sources <= MAX_SOURCES:
-            raise ConfigError(
-                f"Nothing to fit: {', '.join(self.free)} from {self.sources} states; choose from {', '.join(KINDS)}, "
-                f"and 1 to {MAX_SOURCES} states."
-            )
-
-    @property
-    def ranges(self) -> tuple[ImageRange, ImageRange, ImageRange]:
-        """The images to fit on, to choose the iterate on, and to report on."""
-        ends = [0, self.images, self.images + self.held_out, self.images + 2 * self.held_out]
-        fitting, choosing, reporting = (
-            ImageRange(seed=self.seed, first=first, stop=stop) for first, stop in pairwise(ends)
-        )
-        return fitting, choosing, reporting
-
-    @property
-    def closed_form_images(self) -> ImageRange:
-        """Those of the images to fit on that the integrator is fitted to in closed form."""
-        return ImageRange(seed=self.seed, first=0, stop=min(self.images, CLOSED_FORM_IMAGES))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,12 +140,17 @@ class Fitter:
         self.model.requires_grad_(False)
         try:
             while descent.iteration < self.spec.iterations:
-                self._step(descent, fitting)
+                try:
+                    self._step(descent, fitting)
+                except NumericsError:
+                    if descent.iteration == descent.began:
+                        raise  # at the best numbers themselves
+                    self._return(descent)
+                    continue
                 done()
                 if descent.iteration % LOOK_EVERY == 0 or descent.iteration == self.spec.iterations:
                     if self._look(choosing, descent.iteration) < self.best_score - RETREAT:
-                        self._set(self.best)
-                        descent.slow_down()
+                        self._return(descent)
                     if self.state_path is not None:
                         self._save(self.state_path, descent)
         finally:
@@ -265,6 +214,11 @@ class Fitter:
             error = (end - targets[indices].to(self.backend.device)).square().flatten(1).mean(1)
             (error.log().sum() / spec.batch_size).backward()
         descent.step()
+
+    def _return(self, descent: Descent) -> None:
+        """To the best numbers so far, to go on from there at a lower rate."""
+        self._set(self.best)
+        descent.slow_down()
 
     def _look(self, targets: Tensor, iteration: int) -> float:
         """How the present numbers do on images that are not fitted, by the loop that will run them, in dB."""

@@ -12,7 +12,8 @@ from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ConfigError, MismatchError
 from ddt_accel.evaluation.converged import converged_path
 from ddt_accel.evaluation.costs import Costs
-from ddt_accel.fitting.fit import FitSpec, Fitted, Fitter, reference_steps
+from ddt_accel.fitting.fit import Fitted, Fitter, reference_steps
+from ddt_accel.fitting.fit_spec import FitSpec
 from ddt_accel.fitting.scalars import widened
 from ddt_accel.fitting.search import STEPS, Search, starts
 from ddt_accel.networks.ddt import DDT, latent_shape_of

@@ -1,0 +1,70 @@
+"""What a plan tries: grids that a cost affords, and schedules that share on them."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable
+
+from ddt_accel.calibration.resample import resample
+from ddt_accel.calibration.statistics import Calibration
+from ddt_accel.schedule import Schedule
+from ddt_accel.solver.solve import PUBLISHED, Method, schedule_with, solve_curve
+from ddt_accel.solver.split import split, splits
+from ddt_accel.spec import SamplingSpec
+
+INTEGRATORS = ("euler", "heun", "ab2", "ab3")
+STEPS = (4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 30, 36, 42, 50, 60, 80, 100, 125, 160, 200, 250)
+
+
+def grids(spec: SamplingSpec, solver: str, timeshift: float) -> list[SamplingSpec]:
+    """Grids of no more steps than the calibrated one."""
+    return [spec.on_grid(steps, timeshift=timeshift, solver=solver) for steps in STEPS if steps <= spec.num_steps]
+
+
+def finest(
+    spec: SamplingSpec, solver: str, timeshift: float, price: Callable[[SamplingSpec], float], target: float
+) -> list[SamplingSpec]:
+    """The grid of the most steps that costs at most `target` without sharing, if there is one."""
+    every = [spec.on_grid(steps, timeshift=timeshift, solver=solver) for steps in range(STEPS[0], spec.num_steps + 1)]
+    return every[: bisect_right(every, target, key=price)][-1:]
+
+
+def published(calibration: Calibration) -> list[Schedule]:
+    """The published method on the calibrated grid, budget by budget."""
+    evaluations = calibration.spec.num_evaluations
+    return [schedule for schedule, _ in solve_curve(calibration, evaluations, PUBLISHED)]
+
+
+def curves(calibration: Calibration, spec: SamplingSpec) -> list[list[Schedule]]:
+    """All budgets that share something, on a grid, with and without centred forecasts."""
+    statistics = resample(calibration, spec)
+    budgets = spec.num_evaluations - 1
+    return [
+        [schedule for schedule, _ in solve_curve(statistics, budgets, Method(centred=centred))]
+        for centred in (True, False)
+    ]
+
+
+def variants(calibration: Calibration, schedule: Schedule) -> list[Schedule]:
+    """A schedule, and where its forecasts are not centred, others of as many encoder runs that may end closer."""
+    if schedule.centred:
+        return [schedule]
+    statistics = resample(calibration, schedule.spec)
+    methods = [Method(centred=False, sources=sources) for sources in (2, 3, 4)]
+    found = [schedule] + [schedule_with(statistics, schedule.refresh_steps, method) for method in methods[1:]]
+    if (schedule.spec.guidance_weights != 1.0).any():
+        found += [split(statistics, schedule, method) for method in methods[:2]]
+    return found
+
+
+def neighbours(calibration: Calibration, schedule: Schedule) -> list[Schedule]:
+    """Where branches have steps of their own, up to two runs more for one and fewer for the other.
+
+    The split is predicted as if errors of the branches were independent, which they are not.
+    """
+    if schedule.unconditional_steps is None:
+        return []
+    sources = max(len(row) for row in schedule.forecasts.values()) if schedule.forecasts else 2
+    method = Method(centred=False, sources=max(2, sources))
+    found = splits(resample(calibration, schedule.spec), schedule, method)
+    return [near for near in found if 1 <= abs(near.budget - schedule.budget) <= 2]
