@@ -12,8 +12,11 @@ from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.calibration.resample import interpolation, resample
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError
 from ddt_accel.evaluation.benchmark import measure
+from ddt_accel.evaluation.candidates import STEPS
+from ddt_accel.evaluation.converged import converged
 from ddt_accel.evaluation.costs import Costs, counted_costs, measured_costs
-from ddt_accel.evaluation.plan import TRIED, Plan, Row, _promising, gain, make_plans
+from ddt_accel.evaluation.fidelity import latent_decibels
+from ddt_accel.evaluation.plan import SHIFTS, TRIED, Plan, Row, _promising, gain, make_plans
 from ddt_accel.networks.locate import PUBLISHED
 from ddt_accel.stages import silent
 
@@ -141,6 +144,30 @@ def test_plans_end_where_they_say(model, calibration) -> None:
         assert gain(row.shared, row.unshared).mean == pytest.approx(row.shared.mean - row.unshared.mean)
         assert gain(row.shared, row.fewer).mean == pytest.approx(row.shared.mean - row.fewer.mean)
         assert row.fewer.schedule.spec.timeshift == FINE.timeshift
+
+
+def test_fewer_steps_are_as_many_as_a_cost_affords(model, calibration) -> None:
+    """By every integrator, and at every time shift by the best of them."""
+    costs, target = counted_costs(model.config, SHAPE), 0.38
+    (row,) = make_plans(
+        TorchBackend(model), calibration, costs, [target], latent_shape=SHAPE, num_images=3, seed=5, batch_size=3,
+        on_stage=silent,
+    )  # fmt: skip
+    unit = costs.of(Schedule.full(FINE))
+    noise, labels = draw_noise(SHAPE, seed=5, indices=range(3)), draw_labels(4, seed=5, indices=range(3))
+    limit = sample(model, converged(FINE, 96), noise, labels)
+
+    def most(solver: str, timeshift: float) -> Schedule:
+        grids = [Schedule.full(FINE.on_grid(k, timeshift=timeshift, solver=solver)) for k in range(4, 25)]
+        return [schedule for schedule in grids if costs.of(schedule) <= target * unit][-1]
+
+    def decibels(schedule: Schedule) -> float:
+        return float(latent_decibels(sample(model, schedule, noise, labels), limit).mean())
+
+    assert most("ab2", 1.0).spec.num_steps not in STEPS
+    assert row.fewer.promise >= max(decibels(most(solver, 1.0)) for solver in ("euler", "heun", "ab2", "ab3")) - 1e-3
+    solver = row.fewer.schedule.spec.solver
+    assert row.unshared.promise >= max(decibels(most(solver, shift)) for shift in SHIFTS) - 1e-3
 
 
 def test_the_best_plans_are_those_that_promised_most() -> None:

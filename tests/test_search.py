@@ -284,6 +284,9 @@ def test_fitted_plans_from_the_command_line(cli, workspace) -> None:
         assert ran.code == 2
         assert said in ran.err
         assert "searching" not in ran.err
+    ran = cli("plan", "-w", workspace, "--iterations", 5)
+    assert ran.code == 2
+    assert "add --fit" in ran.err
 
 
 def test_few_steps_and_far_time_shifts_are_no_reason_to_fail(model) -> None:

@@ -52,8 +52,10 @@ def plan(
     fit: Annotated[
         bool, typer.Option("--fit", help="Search and fit schedules for every cost, too; minutes for each.")
     ] = False,
-    iterations: Annotated[int, typer.Option(help="Gradient steps of a fit.")] = 40,
-    fit_seed: Annotated[int, typer.Option(help="Seed of the images that are fitted to; not the others.")] = 3,
+    iterations: Annotated[int | None, typer.Option(help="Gradient steps of a fit; by default 40.")] = None,
+    fit_seed: Annotated[
+        int | None, typer.Option(help="Seed of the images that are fitted to; not the others. Default: 3.")
+    ] = None,
     schedule: Annotated[Path | None, typer.Option("--out", help="Where to write the best schedule.")] = None,
     json: JsonOption = False,
 ) -> None:
@@ -66,13 +68,16 @@ def plan(
     import torch
 
     from ddt_accel.artifacts import check_writable
-    from ddt_accel.errors import MismatchError
+    from ddt_accel.errors import ConfigError, MismatchError
     from ddt_accel.evaluation.costs import counted_costs, kept_costs
     from ddt_accel.evaluation.plan import make_plans
     from ddt_accel.fitting.fit_spec import FitSpec
     from ddt_accel.fitting.joint import JointFit
     from ddt_accel.workspace import Workspace
 
+    if not fit and (iterations is not None or fit_seed is not None):
+        raise ConfigError("--iterations and --fit-seed are for fits; add --fit.")
+    fit_seed = 3 if fit_seed is None else fit_seed
     place = Workspace(workspace)
     path = schedule or place.schedule_path
     check_writable(path)
@@ -91,7 +96,7 @@ def plan(
         if fit:
             network = place.load_model(said).to(check_device(device))
             autocast = wants_autocast(None, torch.device(device))
-            spec = FitSpec(seed=fit_seed, iterations=iterations, autocast=autocast)
+            spec = FitSpec(seed=fit_seed, iterations=40 if iterations is None else iterations, autocast=autocast)
             joint = JointFit(network, statistics, costs, spec, folder=place.fit_path, on_stage=on_stage)
 
             def fitted(target: float, shared: bool) -> Schedule | None:

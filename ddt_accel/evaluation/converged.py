@@ -27,19 +27,26 @@ FORMAT, VERSION = "ddt-accel converged trajectories", 1
 LatentShape = tuple[int, int, int]
 
 
-def converged(spec: SamplingSpec, steps: int) -> Schedule:
-    """The same guidance, integrated by second-order Adams–Bashforth in many even steps.
+def second_order(grid: SamplingSpec) -> Schedule:
+    """Second-order Adams–Bashforth along a grid without sharing.
 
     A last step that the sampler asks for is no error of it but belongs to it, as in the published settings: from where
-    the even steps lead the network's own estimate of the data is taken, by an Euler step (arXiv 2009.05475 on why). The
-    limit knows of no time shift, so that grids of all of them share what is kept.
+    the other steps lead the network's own estimate of the data is taken, by an Euler step (arXiv 2009.05475 on why).
     """
-    schedule = Schedule.full(spec.on_grid(steps, timeshift=1.0, solver="ab2"))
+    schedule = Schedule.full(dataclasses.replace(grid, solver="ab2"))
     if schedule.spec.last_step is None:
         return schedule
     rows = [evaluation.update.velocities for evaluation in compile_program(schedule).evaluations]
     length = float(np.diff(schedule.spec.grid)[-1])
-    return dataclasses.replace(schedule, integrator=(*rows[:-1], ((steps - 1, length),)))
+    return dataclasses.replace(schedule, integrator=(*rows[:-1], ((grid.num_steps - 1, length),)))
+
+
+def converged(spec: SamplingSpec, steps: int) -> Schedule:
+    """The same guidance and final step, integrated in many even steps.
+
+    The limit knows of no time shift, so that grids of all of them share what is kept.
+    """
+    return second_order(spec.on_grid(steps, timeshift=1.0, solver="ab2"))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
