@@ -26,6 +26,8 @@ SHIPPED = Path(__file__).parent / "schedules"
 Forecast = tuple[tuple[int, float], ...]
 # An integrator's row x_{k+1} = x_k + Σ weight · v_j: pairs (evaluation j ≤ k, weight).
 Row = tuple[tuple[int, float], ...]
+# A seed, the first of its images, and the one after the last.
+Images = tuple[int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +40,8 @@ class Schedule:
     mean trajectory, [1, M] for a state of zeros. They are not needed where weights add up to one.
 
     `times` [E] and `integrator`, a row for each evaluation, are numbers of the schedule's own instead of those that the
-    spec's recipe gives; guidance stays at the evaluations where the recipe has it. `fitted_on` names the images that a
-    fit has used: those first … stop − 1 of a seed.
+    spec's recipe gives; guidance stays at the evaluations where the recipe has it. `fitted_on` names the images that
+    fits have used: of a seed those first … stop − 1.
 
     The unconditional branch of guidance does as the conditional one, or has `unconditional_steps` and
     `unconditional_forecasts` of its own. With the Heun solver steps are counted in evaluations, two per step of the
@@ -61,7 +63,7 @@ class Schedule:
     forecast: str = "hold"
     predicted_cost: float | None = None
     predicted_error: float | None = None
-    fitted_on: tuple[int, int, int] | None = None  # seed, first, stop
+    fitted_on: tuple[Images, ...] = ()
     checkpoint_sha256: str | None = None
     calibration_sha256: str | None = None
 
@@ -83,9 +85,9 @@ class Schedule:
         _check_numbers(self.times, self.integrator, self.spec)
         if self.times is not None:
             object.__setattr__(self, "times", tuple(map(float, self.times)))
-        if self.fitted_on is not None and (len(self.fitted_on) != 3 or not all(map(is_whole, self.fitted_on))):
+        if not all(isinstance(one, tuple) and len(one) == 3 and all(map(is_whole, one)) for one in self.fitted_on):
             raise ConfigError(
-                f"fitted_on is {self.fitted_on!r}; give a seed, its first image, and the one after its last."
+                f"fitted_on is {self.fitted_on!r}; give of a fit a seed, its first image, and the one after the last."
             )
         means = self.mean_modulations
         if means is not None and (
@@ -165,7 +167,7 @@ class Schedule:
             "objective": self.objective,
             "predicted_cost": self.predicted_cost,
             "predicted_error": self.predicted_error,
-            "fitted_on": self.fitted_on and list(self.fitted_on),
+            "fitted_on": [list(one) for one in self.fitted_on],
             "checkpoint_sha256": self.checkpoint_sha256,
             "calibration_sha256": self.calibration_sha256,
         }
@@ -204,7 +206,7 @@ class Schedule:
             means = _read_means(path.parent, content.pop("means"))
             if not isinstance(content["refresh_steps"], list):
                 raise ConfigError("refresh_steps must be a list")
-            for key in ("unconditional_steps", "times", "integrator", "fitted_on"):
+            for key in ("unconditional_steps", "times", "integrator"):
                 if not isinstance(content[key], list | None):
                     raise ConfigError(f"{key} must be a list or null")
             for key in ("predicted_cost", "predicted_error"):
@@ -215,9 +217,12 @@ class Schedule:
                     raise ConfigError(f"{key} must be a string")
             content["spec"] = SamplingSpec.from_dict(content["spec"])
             content["refresh_steps"] = tuple(content["refresh_steps"])
-            for key in ("unconditional_steps", "times", "fitted_on"):
+            for key in ("unconditional_steps", "times"):
                 if content[key] is not None:
                     content[key] = tuple(content[key])
+            seen = content["fitted_on"] or []
+            # Before fits were continued, files had the images of one, or null.
+            content["fitted_on"] = tuple(map(tuple, [seen] if seen and is_whole(seen[0]) else seen))
             if content["integrator"] is not None:
                 content["integrator"] = tuple(map(_read_row, content["integrator"]))
             for key in ("forecasts", "unconditional_forecasts"):

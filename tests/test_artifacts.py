@@ -190,6 +190,8 @@ def test_foreign_files_are_refused(tmp_path: Path, name: str, content: Any, bina
         ("integrator", [[[1, 1.0]], [], [], [], []]),
         ("integrator", [[[0, 1.0], [0, 1.0]], [], [], [], []]),
         ("fitted_on", [1, 2]),
+        ("fitted_on", [[1, 0, 4], [1, 2]]),
+        ("fitted_on", [[1, 0, "4"]]),
     ],
 )
 def test_hand_edited_numbers_that_make_no_sense_are_refused(tmp_path: Path, field: str, value: Any) -> None:
@@ -201,6 +203,15 @@ def test_hand_edited_numbers_that_make_no_sense_are_refused(tmp_path: Path, fiel
     (tmp_path / "schedule.json").write_text(json.dumps(document | {field: value}))
     with pytest.raises(ArtifactError, match="not a usable schedule"):
         Schedule.load(tmp_path / "schedule.json")
+
+
+def test_images_of_one_fit_are_read_as_files_once_had_them(tmp_path: Path) -> None:
+    SCHEDULE.save(tmp_path / "schedule.json")
+    document = json.loads((tmp_path / "schedule.json").read_text())
+    del document["checksum"]
+    for written, read in (([3, 0, 96], ((3, 0, 96),)), (None, ()), ([[3, 0, 96], [4, 0, 8]], ((3, 0, 96), (4, 0, 8)))):
+        (tmp_path / "schedule.json").write_text(json.dumps(document | {"fitted_on": written}))
+        assert Schedule.load(tmp_path / "schedule.json").fitted_on == read
 
 
 def test_another_version_and_another_kind_are_named(tmp_path: Path) -> None:

@@ -205,10 +205,16 @@ def test_a_fit_that_gains_nothing_returns_its_start(model, schedules) -> None:
 
 def test_images_of_an_earlier_fit_are_not_reported_on(model, schedules) -> None:
     first = Fitter(model, schedules["held"], dataclasses.replace(QUICK, learning_rate=0.05)).run()
-    assert first.schedule.fitted_on == (QUICK.seed, 0, QUICK.images + QUICK.held_out)
-    assert Fitter(model, first.schedule, QUICK).run().before.mean == pytest.approx(first.after.mean)
-    with pytest.raises(MismatchError, match="another --seed"):
-        Fitter(model, first.schedule, dataclasses.replace(QUICK, images=3, held_out=4))
+    used = (QUICK.seed, 0, QUICK.images + QUICK.held_out)
+    assert first.schedule.fitted_on == (used,)
+    again = Fitter(model, first.schedule, QUICK).run()
+    assert again.before.mean == pytest.approx(first.after.mean)
+    assert again.schedule.fitted_on == (used,)
+    elsewhere = Fitter(model, first.schedule, dataclasses.replace(QUICK, seed=8, learning_rate=0.02)).run().schedule
+    assert elsewhere.fitted_on == (used, (8, 0, used[2]))
+    for schedule in (first.schedule, elsewhere):  # those of a fit before the last are seen images, too
+        with pytest.raises(MismatchError, match="another --seed"):
+            Fitter(model, schedule, dataclasses.replace(QUICK, images=3, held_out=4))
 
 
 @pytest.mark.parametrize("times", [(0, 0, 0.2, 0.4, 0.6, 0.8), (0, 0.3, 0.3, 0.3, 0.6, 0.8), (0.5,) * 6])

@@ -75,7 +75,7 @@ def test_others_are_measured_beside(tiny_model_path, tmp_path) -> None:
     assert f"{abs(gain):.1f} dB (95 % interval" in page.read_text().split("Another way.")[1]
     assert "| another, 3 steps | 2 | 3 |" in text.read_text()
     with pytest.raises(MismatchError, match="fitted on"):
-        study_of(model, (3, 8, 8), others={"seen": dataclasses.replace(other, fitted_on=(1, 0, 9))})
+        study_of(model, (3, 8, 8), others={"seen": dataclasses.replace(other, fitted_on=((2, 0, 9), (1, 0, 9)))})
 
 
 def test_a_fitted_schedule_stands_beside_the_calibrated_sampler(tiny_model_path, tmp_path) -> None:
@@ -97,7 +97,7 @@ def test_a_fitted_schedule_stands_beside_the_calibrated_sampler(tiny_model_path,
     assert "dB to the limit" in text.read_text()
     for wrong in (
         dataclasses.replace(fitted, spec=dataclasses.replace(spec, guidance=1.2)),
-        dataclasses.replace(fitted, fitted_on=(1, 2, 9)),
+        dataclasses.replace(fitted, fitted_on=((1, 2, 9),)),
         Schedule(spec=dataclasses.replace(spec, num_steps=9), refresh_steps=tuple(range(9)), objective="fitted"),
     ):
         with pytest.raises(MismatchError):

@@ -135,10 +135,10 @@ def test_no_other_weights_leave_a_smaller_error(model, backend, calibration, pat
     warm = found[kind]()
     fitted = closed_form(backend, warm, path, 4)
     assert dataclasses.replace(
-        fitted, integrator=None, objective=warm.objective, fitted_on=None, predicted_cost=warm.predicted_cost,
+        fitted, integrator=None, objective=warm.objective, fitted_on=(), predicted_cost=warm.predicted_cost,
         predicted_error=warm.predicted_error,
     ) == warm  # fmt: skip
-    assert fitted.fitted_on == (9, 2, 8)
+    assert fitted.fitted_on == ((9, 2, 8),)
 
     def error(row: list[tuple[int, float]]) -> float:
         moved = dataclasses.replace(fitted, integrator=(*fitted.integrator[:-1], tuple(row)))
@@ -252,7 +252,7 @@ def test_joint_fits_stay_within_cost_and_budget(model, calibration, tmp_path) ->
     for steps, budget in ((10, 2), (2, 1), (3, 2)):
         found = JointFit(model, calibration, costs, QUICK, steps=steps, folder=tmp_path).find(budget=budget)
         assert (found.spec.num_steps, found.budget) == (steps, budget)
-        assert found.fitted_on == (QUICK.seed, 0, 6)
+        assert found.fitted_on == ((QUICK.seed, 0, 6),)
     wide = JointFit(model, calibration, costs, dataclasses.replace(QUICK, sources=4), folder=tmp_path)
     found = wide.find(cost=0.5, shared=True)
     assert costs.of(widened(found, calibration.modulation_bias, 4)) <= 0.5 * unit

@@ -76,7 +76,7 @@ def closed_form(backend: Backend, schedule: Schedule, path: ConvergedPath, batch
         objective=FITTED,
         predicted_cost=None,
         predicted_error=None,
-        fitted_on=(path.images.seed, path.images.first, path.images.stop),
+        fitted_on=path.images.joined(schedule.fitted_on),
     )
 
 

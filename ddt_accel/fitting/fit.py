@@ -100,9 +100,7 @@ class Fitter:
                 f"{self.reference_steps} reference steps lead hardly further than the schedule's "
                 f"{schedule.spec.num_evaluations}; give at least {2 * schedule.spec.num_evaluations}."
             )
-        if schedule.fitted_on is not None and spec.ranges[2].overlaps(
-            ImageRange(seed=schedule.fitted_on[0], first=schedule.fitted_on[1], stop=schedule.fitted_on[2])
-        ):
+        if spec.ranges[2].overlaps_any(schedule.fitted_on):
             raise MismatchError(
                 f"The schedule to start from was fitted on images of seed {spec.seed} that this fit would be reported "
                 "on; give another --seed."
@@ -240,8 +238,8 @@ class Fitter:
         self._set(self.best)
         schedule = self.scalars.schedule()
         self._set(now)
-        images = self.spec.ranges[1]
-        return dataclasses.replace(schedule, fitted_on=(images.seed, 0, images.stop))
+        used = dataclasses.replace(self.spec.ranges[1], first=0)
+        return dataclasses.replace(schedule, fitted_on=used.joined(self.warm.fitted_on))
 
     def _set(self, values: dict[str, Tensor]) -> None:
         with torch.no_grad():

@@ -89,7 +89,7 @@ class JointFit:
         if best is None:
             return None
         used = self.spec.closed_form_images
-        return dataclasses.replace(best.schedule(self.calibration), fitted_on=(used.seed, used.first, used.stop))
+        return dataclasses.replace(best.schedule(self.calibration), fitted_on=used.joined(()))
 
     def _searched(self) -> Search:
         if self._search is None:

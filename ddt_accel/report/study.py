@@ -110,10 +110,8 @@ def conduct(
     if calibration.contains(held_out):
         raise MismatchError(f"Seed {seed} was calibrated on; measure with another --seed.")
     for one in (schedule, *(others or {}).values()):
-        if one.fitted_on is not None:
-            seen = ImageRange(seed=one.fitted_on[0], first=one.fitted_on[1], stop=one.fitted_on[2])
-            if seen.overlaps(held_out):
-                raise MismatchError(f"The schedule was fitted on images of seed {seed}; measure with another --seed.")
+        if held_out.overlaps_any(one.fitted_on):
+            raise MismatchError(f"The schedule was fitted on images of seed {seed}; measure with another --seed.")
     # A fitted schedule leads where many steps would: beside it stands the calibrated sampler, not its own grid.
     spec = _beside(schedule, calibration)
     statistics = calibration if calibration.spec == spec else resample(calibration, spec)

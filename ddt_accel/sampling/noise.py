@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ddt_accel.errors import ConfigError
+from ddt_accel.schedule import Images
 
 _LABELS = 2**32 - 1  # the stream that labels are drawn from; noise streams count up from 0
 
@@ -32,6 +33,18 @@ class ImageRange:
 
     def overlaps(self, other: ImageRange) -> bool:
         return self.seed == other.seed and self.first < other.stop and other.first < self.stop
+
+    def overlaps_any(self, others: Sequence[Images]) -> bool:
+        return any(self.overlaps(ImageRange(seed=seed, first=first, stop=stop)) for seed, first, stop in others)
+
+    def joined(self, others: Sequence[Images]) -> tuple[Images, ...]:
+        """The others and these, without those that these contain."""
+        apart = [
+            (seed, first, stop)
+            for seed, first, stop in others
+            if seed != self.seed or first < self.first or stop > self.stop
+        ]
+        return (*apart, (self.seed, self.first, self.stop))
 
 
 def draw_noise(shape: tuple[int, int, int], *, seed: int, indices: Sequence[int], stream: int = 0) -> Tensor:
