@@ -97,7 +97,7 @@ def main() -> None:
             }  # fmt: skip
         print(f"| {' | '.join(map(str, cells))} |", flush=True)
         if final is None:
-            row["gain over 50 even"] = dataclasses.asdict(shown(fitted - plain(fine))[0])
+            row["gain_over_50_even"] = dataclasses.asdict(shown(fitted - plain(fine))[0])
         rows.append(row)
     euler = latent_decibels(ends(Schedule.full(dataclasses.replace(fine, solver="euler"))), limit(None))
     known = {"50 AB2": shown(plain(fine)), "50 Euler": shown(euler)}

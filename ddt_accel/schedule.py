@@ -85,7 +85,8 @@ class Schedule:
         _check_numbers(self.times, self.integrator, self.spec)
         if self.times is not None:
             object.__setattr__(self, "times", tuple(map(float, self.times)))
-        if not all(isinstance(one, tuple) and len(one) == 3 and all(map(is_whole, one)) for one in self.fitted_on):
+        object.__setattr__(self, "fitted_on", tuple(map(tuple, self.fitted_on)))
+        if not all(map(_is_range, self.fitted_on)):
             raise ConfigError(
                 f"fitted_on is {self.fitted_on!r}; give of a fit a seed, its first image, and the one after the last."
             )
@@ -117,6 +118,7 @@ class Schedule:
             Schedule.full(self.spec),
             times=self.times,
             integrator=self.integrator,
+            fitted_on=self.fitted_on,
             checkpoint_sha256=self.checkpoint_sha256,
         )
 
@@ -206,7 +208,7 @@ class Schedule:
             means = _read_means(path.parent, content.pop("means"))
             if not isinstance(content["refresh_steps"], list):
                 raise ConfigError("refresh_steps must be a list")
-            for key in ("unconditional_steps", "times", "integrator"):
+            for key in ("unconditional_steps", "times", "integrator", "fitted_on"):
                 if not isinstance(content[key], list | None):
                     raise ConfigError(f"{key} must be a list or null")
             for key in ("predicted_cost", "predicted_error"):
@@ -230,6 +232,10 @@ class Schedule:
             return cls(**content, mean_modulations=means)
         except (ConfigError, AttributeError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} is not a usable schedule: {error}") from None
+
+
+def _is_range(images: tuple[Any, ...]) -> bool:
+    return len(images) == 3 and all(map(is_whole, images)) and 0 <= images[0] < 2**32 and 0 <= images[1] < images[2]
 
 
 def shipped_schedules() -> list[str]:

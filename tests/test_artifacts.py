@@ -192,6 +192,10 @@ def test_foreign_files_are_refused(tmp_path: Path, name: str, content: Any, bina
         ("fitted_on", [1, 2]),
         ("fitted_on", [[1, 0, 4], [1, 2]]),
         ("fitted_on", [[1, 0, "4"]]),
+        ("fitted_on", [[1, 96, 0]]),
+        ("fitted_on", [[-1, 0, 4]]),
+        ("fitted_on", {"a": 1}),
+        ("fitted_on", 0),
     ],
 )
 def test_hand_edited_numbers_that_make_no_sense_are_refused(tmp_path: Path, field: str, value: Any) -> None:

@@ -12,7 +12,7 @@ from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.calibration.resample import interpolation, resample
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError
 from ddt_accel.evaluation.benchmark import measure
-from ddt_accel.evaluation.candidates import STEPS
+from ddt_accel.evaluation.candidates import STEPS, finest
 from ddt_accel.evaluation.converged import converged
 from ddt_accel.evaluation.costs import Costs, counted_costs, measured_costs
 from ddt_accel.evaluation.fidelity import latent_decibels
@@ -144,6 +144,15 @@ def test_plans_end_where_they_say(model, calibration) -> None:
         assert gain(row.shared, row.unshared).mean == pytest.approx(row.shared.mean - row.unshared.mean)
         assert gain(row.shared, row.fewer).mean == pytest.approx(row.shared.mean - row.fewer.mean)
         assert row.fewer.schedule.spec.timeshift == FINE.timeshift
+
+
+def test_the_finest_grid_that_a_cost_affords() -> None:
+    def count(target: float, timeshift: float = 1.0, spec: SamplingSpec = FINE) -> list[int]:
+        return [grid.num_steps for grid in finest(spec, "heun", timeshift, lambda grid: grid.num_evaluations, target)]
+
+    assert [count(target) for target in (6.9, 7.0, 8.9, 9.0, 46.9, 47.0, 1e9)] == [[], [4], [4], [5], [23], [24], [24]]
+    assert count(9.0, timeshift=1e9) == []
+    assert count(9.0, spec=dataclasses.replace(FINE, num_steps=3)) == []
 
 
 def test_fewer_steps_are_as_many_as_a_cost_affords(model, calibration) -> None:

@@ -17,6 +17,7 @@ from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.errors import ConfigError
 from ddt_accel.networks.ddt import DDT
 from ddt_accel.sampling.integrators import adams_bashforth_weights, updates
+from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.sampling.program import compile_program
 from ddt_accel.sampling.trajectory import run
 
@@ -313,3 +314,12 @@ def test_another_grid_ends_with_the_same_final_step(steps, others, last, shift, 
 def test_impossible_refresh_steps_are_refused(steps: tuple) -> None:
     with pytest.raises(ConfigError):
         Schedule(spec=SamplingSpec(num_steps=10), refresh_steps=steps)
+
+
+def test_images_are_joined_and_overlap_by_their_seed() -> None:
+    images = ImageRange(seed=3, first=4, stop=8)
+    assert images.joined([(3, 4, 8), (3, 5, 6), (3, 2, 6), (3, 8, 9), (4, 4, 8)]) == (
+        (3, 2, 6), (3, 8, 9), (4, 4, 8), (3, 4, 8)
+    )  # fmt: skip
+    assert images.overlaps_any([(4, 0, 9), (3, 7, 9)])
+    assert not images.overlaps_any([(4, 0, 9), (3, 0, 4), (3, 8, 9)])

@@ -52,7 +52,7 @@ def plan(
     fit: Annotated[
         bool, typer.Option("--fit", help="Search and fit schedules for every cost, too; minutes for each.")
     ] = False,
-    iterations: Annotated[int | None, typer.Option(help="Gradient steps of a fit; by default 40.")] = None,
+    iterations: Annotated[int | None, typer.Option(help="Gradient steps of a fit. Default: 40.")] = None,
     fit_seed: Annotated[
         int | None, typer.Option(help="Seed of the images that are fitted to; not the others. Default: 3.")
     ] = None,
@@ -65,6 +65,8 @@ def plan(
     them, else counted multiply-adds. The best plan of the highest cost becomes the workspace's schedule; fitted ones of
     every cost are kept in `plans/` there.
     """
+    import dataclasses
+
     import torch
 
     from ddt_accel.artifacts import check_writable
@@ -77,7 +79,6 @@ def plan(
 
     if not fit and (iterations is not None or fit_seed is not None):
         raise ConfigError("--iterations and --fit-seed are for fits; add --fit.")
-    fit_seed = 3 if fit_seed is None else fit_seed
     place = Workspace(workspace)
     path = schedule or place.schedule_path
     check_writable(path)
@@ -87,16 +88,22 @@ def plan(
     costs = kept_costs(place.costs_path, statistics.checkpoint_sha256, say) or counted_costs(
         networks.backend.config, networks.latent_shape
     )
-    if fit and fit_seed == seed:
+    spec = None
+    if fit:
+        usual = FitSpec(autocast=wants_autocast(None, torch.device(device)))
+        spec = dataclasses.replace(
+            usual,
+            seed=usual.seed if fit_seed is None else fit_seed,
+            iterations=usual.iterations if iterations is None else iterations,
+        )
+    if spec is not None and spec.seed == seed:
         raise MismatchError(
             f"--seed and --fit-seed are both {seed}; plans are compared on images that no fit has seen."
         )
     with stages() as on_stage:
         fitted = None
-        if fit:
+        if spec is not None:
             network = place.load_model(said).to(check_device(device))
-            autocast = wants_autocast(None, torch.device(device))
-            spec = FitSpec(seed=fit_seed, iterations=40 if iterations is None else iterations, autocast=autocast)
             joint = JointFit(network, statistics, costs, spec, folder=place.fit_path, on_stage=on_stage)
 
             def fitted(target: float, shared: bool) -> Schedule | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from ddt_accel.calibration.resample import resample
 from ddt_accel.calibration.statistics import Calibration
+from ddt_accel.errors import ConfigError
 from ddt_accel.schedule import Schedule
 from ddt_accel.solver.solve import PUBLISHED, Method, schedule_with, solve_curve
 from ddt_accel.solver.split import split, splits
@@ -24,8 +25,13 @@ def grids(spec: SamplingSpec, solver: str, timeshift: float) -> list[SamplingSpe
 def finest(
     spec: SamplingSpec, solver: str, timeshift: float, price: Callable[[SamplingSpec], float], target: float
 ) -> list[SamplingSpec]:
-    """The grid of the most steps that costs at most `target` without sharing, if there is one."""
-    every = [spec.on_grid(steps, timeshift=timeshift, solver=solver) for steps in range(STEPS[0], spec.num_steps + 1)]
+    """The grid of the most steps that costs at most `target` without sharing, if there is one; none where the time
+    shift is out of range."""
+    counts = range(STEPS[0], spec.num_steps + 1)
+    try:
+        every = [spec.on_grid(steps, timeshift=timeshift, solver=solver) for steps in counts]
+    except ConfigError:
+        return []
     return every[: bisect_right(every, target, key=price)][-1:]
 
 

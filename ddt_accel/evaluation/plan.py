@@ -77,8 +77,8 @@ class Plan:
 class Row:
     """The best plans of at most a cost, without and with sharing, and what the published method reaches there.
 
-    `fewer` has the calibrated time shift, any of `INTEGRATORS` and as many steps as are affordable; `unshared` one of
-    `SHIFTS`, too. Fitted plans are there where fits were asked for.
+    `fewer` has the calibrated time shift, any of `INTEGRATORS` and at most as many steps as are affordable; `unshared`
+    any of `SHIFTS`, too. Fitted plans are there where fits were asked for.
     """
 
     cost: float

@@ -141,10 +141,12 @@ class Fitter:
                 try:
                     self._step(descent, fitting)
                 except NumericsError:
-                    if descent.iteration == descent.began:
-                        raise  # at the best numbers themselves
-                    self._return(descent)
-                    continue
+                    if descent.iteration > descent.began:
+                        self._return(descent)
+                        continue
+                    if self.best_iteration == 0:
+                        raise
+                    break  # the best numbers themselves lead no further
                 done()
                 if descent.iteration % LOOK_EVERY == 0 or descent.iteration == self.spec.iterations:
                     if self._look(choosing, descent.iteration) < self.best_score - RETREAT:
@@ -216,6 +218,8 @@ class Fitter:
     def _return(self, descent: Descent) -> None:
         """To the best numbers so far, to go on from there at a lower rate."""
         self._set(self.best)
+        for value in self.trained.values():
+            value.grad = None
         descent.slow_down()
 
     def _look(self, targets: Tensor, iteration: int) -> float:
