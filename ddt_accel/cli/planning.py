@@ -177,7 +177,7 @@ def _verdict(row: Row) -> str:
     found = gain(mine, without)
     if found is None or mine is None or without is None:
         return f"At {row.cost:g} there is nothing to compare sharing with."
-    said = f"{_gain(found)} dB, {mine.name} against {without.name}"
+    said = f"{_told(found)} dB, {mine.name} against {without.name}"
     if found.low > 0:
         return f"At {row.cost:g} sharing pays: {said}."
     return f"At {row.cost:g} sharing {'costs' if found.high < 0 else 'makes no clear difference'}: {said}."
@@ -186,8 +186,11 @@ def _verdict(row: Row) -> str:
 def _gain(gain: Interval | None) -> str:
     if gain is None:
         return "–"
-    said = f"{gain.mean:+.1f} ({gain.low:+.1f} … {gain.high:+.1f})"
-    return f"{said} not significant" if gain.low <= 0 <= gain.high else said
+    return f"{_told(gain)} not significant" if gain.low <= 0 <= gain.high else _told(gain)
+
+
+def _told(gain: Interval) -> str:
+    return f"{gain.mean:+.1f} ({gain.low:+.1f} … {gain.high:+.1f})"
 
 
 def _facts(row: Row) -> dict[str, Any]:
