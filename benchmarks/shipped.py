@@ -21,6 +21,7 @@ from torch import Tensor
 from ddt_accel import SamplingSpec, Schedule, load_model
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.backends.sample import sample_images
+from ddt_accel.evaluation.candidates import finest
 from ddt_accel.evaluation.converged import converged, second_order
 from ddt_accel.evaluation.costs import counted_costs
 from ddt_accel.evaluation.fidelity import Interval, interval, latent_decibels
@@ -59,11 +60,8 @@ def main() -> None:
     def plain(grid: SamplingSpec) -> NDArray:
         return latent_decibels(ends(second_order(grid)), limit(grid.final_step))
 
-    def affordable(cost: float, shift: float, final: float | None) -> SamplingSpec:
-        """The grid of the most steps that cost no more; one with a final step has two at least."""
-        own = dataclasses.replace(fine, last_step=final)
-        grids = [own.on_grid(steps, timeshift=shift, solver="ab2") for steps in range(2, 50)]
-        return [grid for grid in grids if costs.of(second_order(grid)) <= cost][-1]
+    def price(grid: SamplingSpec) -> float:
+        return costs.of(second_order(grid))
 
     def shown(values: NDArray, sign: str = "") -> tuple[Interval, str]:
         found = interval(values)
@@ -81,7 +79,8 @@ def main() -> None:
     for name, schedule in sorted(loaded.items(), key=lambda item: costs.of(item[1])):
         final, cost = schedule.spec.final_step, costs.of(schedule)
         fitted = latent_decibels(ends(schedule), limit(final))
-        grids = [affordable(cost, shift, final) for shift in SHIFTS]
+        own_end = dataclasses.replace(fine, last_step=final)
+        grids = [grid for shift in SHIFTS for grid in finest(own_end, "ab2", shift, price, cost)]
         beside = {"even": grids[0], "shifted": max(grids, key=lambda grid: plain(grid).mean())}
         own, told = shown(fitted)
         runs = f"{schedule.budget} + {encoder_runs(schedule) - schedule.budget}"

@@ -90,16 +90,16 @@ def plan(
     )
     spec = None
     if fit:
-        usual = FitSpec(autocast=wants_autocast(None, torch.device(device)))
+        usual = FitSpec(autocast=wants_autocast(None, torch.device(check_device(device))))
         spec = dataclasses.replace(
             usual,
             seed=usual.seed if fit_seed is None else fit_seed,
             iterations=usual.iterations if iterations is None else iterations,
         )
-    if spec is not None and spec.seed == seed:
-        raise MismatchError(
-            f"--seed and --fit-seed are both {seed}; plans are compared on images that no fit has seen."
-        )
+        if spec.seed == seed:
+            raise MismatchError(
+                f"--seed and --fit-seed are both {seed}; plans are compared on images that no fit has seen."
+            )
     with stages() as on_stage:
         fitted = None
         if spec is not None:
