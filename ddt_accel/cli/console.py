@@ -76,7 +76,8 @@ class _Lines:
         if last is None or now - last >= _LINE_EVERY:
             self._spoken = now
             left = (now - steps.started) / max(steps.done, 1) * (steps.total - steps.done)
-            err.print(f"{steps.label}: {steps.done}/{steps.total}" + (f", about {_duration(left)} left" if left else ""))
+            told = f", about {_duration(left)} left" if steps.done < steps.total else ""
+            err.print(f"{steps.label}: {steps.done}/{steps.total}{told}")
 
 
 class Steps:

@@ -24,8 +24,8 @@ def laid_out(table: Table, width: int | None, *, encoding: str, errors: str, col
     ]
     console = Console(width=_UNBOUNDED, highlight=False, markup=False, emoji=False, force_terminal=colour or None)
     natural, least = [], []
-    for cells in zip(heads, *rows, strict=True):
-        measured = [Measurement.get(console, console.options, cell) for cell in cells]
+    for index in range(len(heads)):
+        measured = [Measurement.get(console, console.options, row[index]) for row in (heads, *rows)]
         natural.append(max(one.maximum for one in measured))
         least.append(max(one.minimum for one in measured))
     frame = 3 * len(heads) + 1  # a border and the space to both sides of a cell
