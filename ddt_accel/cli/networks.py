@@ -41,7 +41,7 @@ def open_networks(
 ) -> Opened:
     """The workspace's export or that of `folder`, or the chosen model by PyTorch; `batch` is how many images will be
     drawn at once."""
-    check_device(device)
+    device = check_device(device)
     if backend == "auto":
         backend = _fastest(place, folder, said, device, batch)
     return _open(place, backend, folder, said, device)
@@ -109,7 +109,7 @@ def _fastest(place: Workspace, folder: Path | None, said: dict[str, Any], device
 
     model = _open(place, "torch", None, said, device)
     found = {"onnx": (folder or place.export_path) / FILE_NAME}
-    if device == "cuda":
+    if device != "cpu":
         found["trt"] = (folder or place.engines_path) / FILE_NAME
     told = {}
     for name, path in found.items():
