@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
+from ddt_accel.cli.options import DEFAULT_WORKSPACE
+from ddt_accel.cli.tables import laid_out
 from ddt_accel.stages import OnStage
 
 # Paths and names are printed as they are: brackets in them are no markup.
-out = Console(highlight=False, markup=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
-_LINE_EVERY = 5.0  # seconds between lines where stderr is no terminal
+_LINE_EVERY = 10.0  # seconds between lines where stderr is no terminal
 
 
 def emit(result: dict[str, Any], *, as_json: bool, text: str) -> None:
@@ -34,32 +41,70 @@ def say(text: str) -> None:
     err.print(text)
 
 
-class Steps:
-    """Advances a progress bar, or prints a plain line now and then."""
+def show(table: Table) -> None:
+    """Prints a table of plain strings on stdout, no word of it lost.
 
-    def __init__(self, label: str, total: int, progress: Progress | None) -> None:
+    In a pipe every row is a line; a width that is known, of the terminal or from COLUMNS, is kept within.
+    """
+    known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
+    width = shutil.get_terminal_size().columns if known else None
+    errors = sys.stdout.errors or "strict"
+    sys.stdout.write(laid_out(table, width, encoding=out.encoding, errors=errors, colour=out.is_terminal))
+
+
+def following(*commands: str, workspace: Path = DEFAULT_WORKSPACE) -> str:
+    """The line that tells what to type next; another workspace than the usual one is repeated in it.
+
+    >>> following("ddt-accel export", "ddt-accel sample --backend torch", workspace=Path("my run"))
+    "Next: ddt-accel export -w 'my run', or ddt-accel sample --backend torch -w 'my run'"
+    """
+    place = "" if workspace == DEFAULT_WORKSPACE else f" -w {shlex.quote(str(workspace))}"
+    return "Next: " + ", or ".join(command + place for command in commands)
+
+
+class _Lines:
+    """Plain lines about progress, one every ten seconds at most, however many stages there are."""
+
+    def __init__(self) -> None:
+        self._spoken: float | None = None
+
+    def tell(self, steps: Steps) -> None:
+        now = time.monotonic()
+        last = self._spoken
+        if last is None and steps.done < steps.total:
+            last = steps.started  # short work ends with a line and has no other
+        if last is None or now - last >= _LINE_EVERY:
+            self._spoken = now
+            left = (now - steps.started) / max(steps.done, 1) * (steps.total - steps.done)
+            told = f", about {_duration(left)} left" if steps.done < steps.total else ""
+            err.print(f"{steps.label}: {steps.done}/{steps.total}{told}")
+
+
+class Steps:
+    """How far work is: advances a bar, or prints a plain line now and then."""
+
+    def __init__(self, label: str, total: int, shown: Progress | _Lines) -> None:
         self.label, self.total, self.done = label, total, 0
-        self._progress = progress
-        self._task = progress.add_task(label, total=total) if progress else None
-        self._spoken = time.monotonic()
+        self.started = time.monotonic()
+        self._shown = shown
+        self._task = shown.add_task(label, total=total) if isinstance(shown, Progress) else None
 
     def to(self, done: int) -> None:
         self.done = done
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done)
-        elif done == self.total or time.monotonic() - self._spoken > _LINE_EVERY:
-            self._spoken = time.monotonic()
-            err.print(f"{self.label}: {done}/{self.total}")
+        if isinstance(self._shown, _Lines):
+            self._shown.tell(self)
+        elif self._task is not None:
+            self._shown.update(self._task, completed=done)
 
     def advance(self) -> None:
         self.to(self.done + 1)
 
 
 @contextmanager
-def steps(label: str, total: int) -> Iterator[Steps]:
-    """A progress bar on a terminal, plain lines on a pipe."""
-    if not err.is_terminal:
-        yield Steps(label, total, None)
+def steps(label: str, total: int, lines: _Lines | None = None) -> Iterator[Steps]:
+    """A bar with the time left on a terminal, plain lines in a log, whatever FORCE_COLOR says."""
+    if not sys.stderr.isatty() or err.is_dumb_terminal:
+        yield Steps(label, total, lines or _Lines())
         return
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
@@ -71,10 +116,18 @@ def steps(label: str, total: int) -> Iterator[Steps]:
 @contextmanager
 def stages() -> Iterator[OnStage]:
     """One bar after the other: each stage ends the one before."""
+    lines = _Lines()
     with ExitStack() as bars:
 
         def on_stage(label: str, total: int) -> Callable[[], None]:
             bars.close()
-            return bars.enter_context(steps(label, total)).advance
+            return bars.enter_context(steps(label, total, lines)).advance
 
         yield on_stage
+
+
+def _duration(seconds: float) -> str:
+    """A time that is left, as people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
