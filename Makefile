@@ -4,14 +4,23 @@
 PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
 BIN := .venv/bin
+# One process a core, each with one thread: networks as small as the tests' gain nothing from a second one.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test lint types check clean
+# Warnings of pip about the machine's own configuration are no news to a newcomer; errors are still printed.
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test test-quick lint types check clean
 
 demo: .venv/.demo
 	@$(BIN)/ddt-accel demo
 
 test: .venv/.dev
-	@$(BIN)/python -m pytest
+	@$(TESTS)
+
+# Without those that train, fit, build engines or start many processes: for the loop while editing.
+test-quick: .venv/.dev
+	@$(TESTS) -m 'not slow'
 
 lint: .venv/.dev
 	@$(BIN)/ruff check .
@@ -24,18 +33,19 @@ check: test lint types
 
 .venv/.python:
 	@test -n "$(PYTHON)" || { echo "ddt-accel needs Python 3.11 or newer; none was found on the PATH."; exit 1; }
+	@echo "Making .venv with $$($(PYTHON) --version) ..."
 	@$(PYTHON) -m venv .venv || { echo "Python's venv module is missing; on Debian: apt install python3-venv"; exit 1; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
+	@$(INSTALL) setuptools
 	@touch $@
 
 .venv/.demo: .venv/.python pyproject.toml constraints.txt
-	@echo "Installing ddt-accel into .venv (a few minutes the first time) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[cpu]'
+	@echo "Installing ddt-accel, PyTorch and ONNX Runtime into .venv (once; some minutes) ..."
+	@$(INSTALL) --no-build-isolation -e '.[cpu]'
 	@touch $@
 
 .venv/.dev: .venv/.python pyproject.toml constraints.txt
-	@echo "Installing ddt-accel and its development tools into .venv (a few minutes the first time) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[dev]'
+	@echo "Installing ddt-accel with what its tests need, TensorRT for RTX among it, into .venv (once; some minutes) ..."
+	@$(INSTALL) --no-build-isolation -e '.[dev]'
 	@touch $@ .venv/.demo
 
 clean:
