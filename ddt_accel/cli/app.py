@@ -17,14 +17,15 @@ import typer
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
-from ddt_accel.cli import benchmark, calibration, fitting, inspection, planning, runs, solving, status, training
+from ddt_accel.cli import benchmark, calibration, fitting, planning, runs, solving, status, training
 from ddt_accel.cli.console import Interrupted, err
+from ddt_accel.cli.inspection.command import inspect
 from ddt_accel.cli.options import DEFAULT_WORKSPACE
 from ddt_accel.cli.plain import adapt
 from ddt_accel.errors import DDTAccelError
 
 
-class Unread(Exception):
+class Unread(Exception):  # noqa: N818
     """The other end of a pipe was closed: no bug, and nothing to say to anybody."""
 
 
@@ -81,16 +82,14 @@ for command in (
     runs.sample,
     benchmark.bench,
     benchmark.demo,
-    inspection.inspect,
+    inspect,
     training.train,
 ):
     app.command(cls=Command)(command)
 
 
 @app.callback(invoke_without_command=True)
-def _root(
-    ctx: typer.Context, version: bool = typer.Option(False, "--version", help="Print the version.")
-) -> None:
+def _root(ctx: typer.Context, version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
     if version:
         from ddt_accel import __version__
 

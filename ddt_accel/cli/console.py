@@ -59,8 +59,13 @@ def following(*commands: str, workspace: Path = DEFAULT_WORKSPACE) -> str:
     >>> following("ddt-accel export", "ddt-accel sample --backend torch", workspace=Path("my run"))
     "Next: ddt-accel export -w 'my run', or ddt-accel sample --backend torch -w 'my run'"
     """
-    place = "" if workspace == DEFAULT_WORKSPACE else f" -w {shlex.quote(str(workspace))}"
+    place = given("-w", None if workspace == DEFAULT_WORKSPACE else workspace)
     return "Next: " + ", or ".join(command + place for command in commands)
+
+
+def given(option: str, path: Path | None) -> str:
+    """An option as it is typed again in a hint, with a space before it; nothing where it was not given."""
+    return f" {option} {shlex.quote(str(path))}" if path is not None else ""
 
 
 class Interrupted(BaseException):

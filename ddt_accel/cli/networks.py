@@ -14,6 +14,7 @@ from ddt_accel.cli.console import say
 from ddt_accel.cli.options import check_device
 
 if TYPE_CHECKING:
+    from ddt_accel.networks.ddt import DDT
     from ddt_accel.sampling.backend import Backend
     from ddt_accel.workspace import Workspace
 
@@ -47,6 +48,15 @@ def open_networks(
     return _open(place, backend, folder, said, device)
 
 
+def load_network(place: Workspace, said: dict[str, Any]) -> DDT:
+    """The chosen model; says which one that is where nobody has chosen any."""
+    from ddt_accel.workspace import DEFAULT_MODEL
+
+    if "source" not in said and place.remembered() is None and not place.calibration_path.exists():
+        say(f"No --model is given, and {place.folder} has none: taking the embedded model {DEFAULT_MODEL}.")
+    return place.load_model(said)
+
+
 def _open(place: Workspace, backend: str, folder: Path | None, said: dict[str, Any], device: str) -> Opened:
     from ddt_accel.backends.compiled import CompiledBackend
     from ddt_accel.backends.pytorch import TorchBackend
@@ -56,7 +66,7 @@ def _open(place: Workspace, backend: str, folder: Path | None, said: dict[str, A
         return _open_export(place, backend, folder, said, device)
     if backend not in ("torch", "compiled"):
         raise ConfigError(f"--backend is {backend!r}; choose auto, compiled, onnx, torch or trt.")
-    network = place.load_model(said).to(device)
+    network = load_network(place, said).to(device)
     source = network.source
     if source is None or source.latent_shape is None:
         raise ConfigError("The model does not say which latents it is for; give --latent-shape C,H,W.")
