@@ -175,9 +175,10 @@ def sample(
         num_steps=plan.spec.num_steps if steps_wanted is None else steps_wanted,
         guidance=plan.spec.guidance if guidance is None else guidance,
     )
-    if differences := asked.differences(plan.spec):
+    if differences := plan.spec.differences(asked):
         raise MismatchError(
-            f"The schedule was solved for other sampling ({'; '.join(differences)}); calibrate and solve for it."
+            f"The schedule is for other sampling ({'; '.join(differences)}); give one that is for this, or leave the "
+            "option out."
         )
     if full:
         plan = plan.unshared()

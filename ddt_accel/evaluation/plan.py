@@ -179,7 +179,10 @@ def make_plans(
             "of at least 1, and costs above 0."
         )
     if calibration.sensitivity is None:
-        raise ConfigError("The calibration has no sensitivities; calibrate with at least one sensitivity sample.")
+        raise ConfigError(
+            "The calibration has no sensitivities; calibrate with at least one sensitivity sample "
+            "(--sensitivity-samples)."
+        )
     choosing = ImageRange(seed=seed, first=0, stop=num_images)
     reporting = ImageRange(seed=seed, first=num_images, stop=2 * num_images)
     if calibration.contains(choosing) or calibration.contains(reporting):
