@@ -107,7 +107,7 @@ def _page(path: Path) -> Told:
     """A page of a report, with its numbers where they lie beside it."""
     numbers = path.with_name(FILE_NAME)
     if path.stem == "report" and numbers.exists():
-        return Told(facts={**report(numbers).facts, "kind": f"report; open {path.name} to see it, {numbers.name} has"})
+        return Told(facts={**report(numbers).facts, "kind": f"page of a report, with the numbers of {numbers.name}"})
     return Told(facts={"kind": f"a page, {'for a browser' if path.suffix == '.html' else 'Markdown'}"})
 
 
