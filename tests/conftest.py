@@ -77,6 +77,13 @@ class Result:
     err: str
 
 
+def assert_sentence(ran: Result, said: str) -> None:
+    assert ran.code == 2, ran
+    assert said in " ".join(ran.err.split()), ran.err
+    assert "Traceback" not in ran.err
+    assert ran.out == ""
+
+
 @pytest.fixture
 def cli(capfd, monkeypatch):
     """Runs a command line in this process."""
@@ -111,7 +118,7 @@ def made(tiny_model_path, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def solved(tiny_model_path, tmp_path) -> Path:
-    """A workspace with a calibration and a schedule of the tiny model, made in this process: faster than `workspace`."""
+    """A workspace with a calibration and a schedule of the tiny model, made in this process, faster than `made`."""
     folder = tmp_path / "solved"
     statistics = calibrate(load_model(tiny_model_path), SamplingSpec(num_steps=6), 2, sensitivity_samples=2)
     statistics.save(folder / "calibration.safetensors")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors
-from conftest import Result, write_tiny_model
+from conftest import assert_sentence, write_tiny_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -172,13 +172,6 @@ def test_a_mistake_is_a_sentence(cli, workspace, tmp_path, monkeypatch, mistake:
     for path, content in before.items():
         if path.name != "workspace.json":
             assert path.read_bytes() == content
-
-
-def assert_sentence(ran: Result, said: str) -> None:
-    assert ran.code == 2, ran
-    assert said in " ".join(ran.err.split()), ran.err
-    assert "Traceback" not in ran.err
-    assert ran.out == ""
 
 
 @pytest.mark.parametrize("file", ["calibration.safetensors", "schedule.json", "export/manifest.json",

@@ -180,6 +180,7 @@ def test_terminals_of_few_signs(solved: Path, settings: dict[str, str], argument
     assert "?" not in written
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_what_is_kept(tiny_model_path: Path, tmp_path: Path) -> None:
     line = [*COMMAND, "calibrate", "--model", str(tiny_model_path), "--steps", "12", "--samples", "4000",
             "--batch-size", "1", "--sensitivity-samples", "0", "--workspace", str(tmp_path)]  # fmt: skip
@@ -196,6 +197,7 @@ def test_ctrl_c_says_what_is_kept(tiny_model_path: Path, tmp_path: Path) -> None
     assert int(found[1]) == Calibration.load(found[2]).num_samples
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("seconds", [0.1, 0.9])
 def test_it_is_stopped_quietly_at_any_time(tmp_path: Path, number: signal.Signals, seconds: float) -> None:

@@ -119,7 +119,5 @@ def _zip(path: Path) -> Told:
     except (zipfile.BadZipFile, OSError) as error:
         raise ArtifactError(f"{path} is damaged or no zip ({error}).") from None
     pictures = [name for name in names if name.suffix.lower() in known]
-    folders = sorted({str(name.parent) for name in pictures})
-    return Told(
-        facts={"kind": "zip", "pictures": len(pictures), "in": folders, "other files": len(names) - len(pictures)}
-    )
+    folders, others = sorted({str(name.parent) for name in pictures}), len(names) - len(pictures)
+    return Told(facts={"kind": "zip", "pictures": len(pictures), "in": folders, "other entries": others})
