@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel.calibration.coarser import coarser_sum
 from ddt_accel.calibration.sensitivity import sensitivity_sum
 from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ConfigError, MismatchError, NumericsError
@@ -34,6 +35,7 @@ def calibrate(
     first_image: int = 0,
     batch_size: int = 8,
     sensitivity_samples: int = 8,
+    sensitivity_steps: int | None = None,
     latent_shape: tuple[int, int, int] | None = None,
     resume: Calibration | None = None,
     on_batch: Callable[[Calibration], None] | None = None,
@@ -41,14 +43,15 @@ def calibrate(
     """Statistics of the encoder states along the unshared trajectories of `num_samples` images of a seed.
 
     Labels are uniform and, like the noise, a function of (seed, image index). The first `sensitivity_samples` images
-    also measure what an error of the state does to the latents, at the cost of about 26 trajectories each; with 0 of
-    them only the published objective can be solved for. Memory holds the states of one batch,
+    also measure what an error of the state does to the latents, at the cost of about 26 trajectories each, and what
+    fewer steps do, at that of 6; with 0 of them only the published objective can be solved for. `sensitivity_steps` is
+    at how many evaluations that is measured at most, by default 50: half as many trajectories are run. Memory holds the states of one batch,
     `2 · batch_size · E · L · D` floats, whatever `num_samples` is. `resume` is what an interrupted run handed to
     `on_batch`; its images are not run again.
 
     Raises NumericsError, naming step and seed, where a state is not finite.
     """
-    if num_samples < 1 or batch_size < 1 or min(first_image, seed, sensitivity_samples) < 0:
+    if num_samples < 1 or batch_size < 1 or min(first_image, seed, sensitivity_samples, sensitivity_steps or 0) < 0:
         raise ConfigError(
             f"num_samples {num_samples}, batch_size {batch_size}, first_image {first_image}, seed {seed}, "
             f"sensitivity_samples {sensitivity_samples}: calibration needs at least one sample and batch, and no "
@@ -70,7 +73,8 @@ def calibrate(
         batch = Calibration(
             spec=spec,
             **_batch_sums(model, spec, images, latent_shape),
-            sensitivity_sum=sensitivity_sum(model, spec, disturbed, latent_shape),
+            sensitivity_sum=sensitivity_sum(model, spec, disturbed, latent_shape, sensitivity_steps),
+            coarser_sum=coarser_sum(model, spec, disturbed, latent_shape),
             ranges=(images,),
             checkpoint_sha256=sha256,
             latent_shape=latent_shape,

@@ -27,11 +27,11 @@ from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ConfigError, MismatchError
 from ddt_accel.evaluation import candidates
 from ddt_accel.evaluation.candidates import INTEGRATORS, finest, grids
-from ddt_accel.evaluation.converged import converged
 from ddt_accel.evaluation.costs import Costs
 from ddt_accel.evaluation.fidelity import Interval, interval, latent_decibels
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.noise import ImageRange
+from ddt_accel.sampling.reference import converged
 from ddt_accel.schedule import Schedule
 from ddt_accel.spec import SamplingSpec
 from ddt_accel.stages import OnStage

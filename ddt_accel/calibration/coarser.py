@@ -1,0 +1,58 @@
+"""What the calibrated sampler does in fewer steps: what anyone can do without sharing, and what sharing is judged by.
+
+Along the same noise the sampler runs in some smaller numbers of steps. How far it then ends from where all of its steps
+lead, and from the reference solution, follows a power of the number of steps closely enough to be read in between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel.backends.sample import sample_images
+from ddt_accel.errors import NumericsError
+from ddt_accel.networks.ddt import DDT
+from ddt_accel.sampling.noise import ImageRange
+from ddt_accel.sampling.reference import converged
+from ddt_accel.schedule import Schedule
+from ddt_accel.spec import SamplingSpec
+
+# The numbers of steps, as shares of the calibrated one.
+SHARES = (0.04, 0.06, 0.1, 0.16, 0.25, 0.4, 0.63, 1.0)
+# The reference solution takes this many times the calibrated steps.
+FINER = 3
+
+
+def coarser_steps(spec: SamplingSpec) -> list[int]:
+    """The numbers of steps that are measured, the spec's own last; of a stochastic sampler none, which draws other
+    noise at other steps."""
+    if spec.solver == "sde":
+        return []
+    return sorted({max(1, round(share * spec.num_steps)) for share in SHARES})
+
+
+def coarser_sum(
+    model: DDT, spec: SamplingSpec, images: ImageRange, latent_shape: tuple[int, int, int]
+) -> NDArray[np.float64]:
+    """[S, 3] for the numbers of `coarser_steps`: the count of images, and the sums of the final mean squared error of
+    the latents, to the end of all steps and to the reference solution."""
+    counts = coarser_steps(spec)
+    total = np.zeros((len(counts), 3))
+    if images.count == 0 or not counts:
+        return total
+    backend = TorchBackend(model)
+
+    def end(schedule: Schedule) -> Tensor:
+        return sample_images(backend, schedule, images, latent_shape, images.count).double()
+
+    aims = [end(Schedule.full(spec)), end(converged(spec, FINER * spec.num_steps))]
+    for row, count in zip(total, counts, strict=True):
+        with contextlib.suppress(NumericsError):  # too few steps for this network are nothing to compare with
+            found = aims[0] if count == spec.num_steps else end(Schedule.full(dataclasses.replace(spec, num_steps=count)))
+            row[:] = [images.count, *((found - aim).square().flatten(1).mean(1).sum().item() for aim in aims)]
+    return total
