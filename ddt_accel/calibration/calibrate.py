@@ -44,10 +44,10 @@ def calibrate(
 
     Labels are uniform and, like the noise, a function of (seed, image index). The first `sensitivity_samples` images
     also measure what an error of the state does to the latents, at the cost of about 26 trajectories each, and what
-    fewer steps do, at that of 6; with 0 of them only the published objective can be solved for. `sensitivity_steps` is
-    at how many evaluations that is measured at most, by default 50: half as many trajectories are run. Memory holds the states of one batch,
-    `2 · batch_size · E · L · D` floats, whatever `num_samples` is. `resume` is what an interrupted run handed to
-    `on_batch`; its images are not run again.
+    fewer steps do, at that of 6; with 0 of them only the published objective can be solved for. The former is measured
+    at some `sensitivity_steps` evaluations, by default 50, and costs half as many trajectories. Memory holds the states
+    of one batch, `2 · batch_size · E · L · D` floats, whatever `num_samples` is. `resume` is what an interrupted run
+    handed to `on_batch`; its images are not run again.
 
     Raises NumericsError, naming step and seed, where a state is not finite.
     """

@@ -53,6 +53,7 @@ def coarser_sum(
     aims = [end(Schedule.full(spec)), end(converged(spec, FINER * spec.num_steps))]
     for row, count in zip(total, counts, strict=True):
         with contextlib.suppress(NumericsError):  # too few steps for this network are nothing to compare with
-            found = aims[0] if count == spec.num_steps else end(Schedule.full(dataclasses.replace(spec, num_steps=count)))
+            grid = dataclasses.replace(spec, num_steps=count)
+            found = aims[0] if grid == spec else end(Schedule.full(grid))
             row[:] = [images.count, *((found - aim).square().flatten(1).mean(1).sum().item() for aim in aims)]
     return total
