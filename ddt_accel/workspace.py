@@ -6,15 +6,16 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ddt_accel.artifacts import read_json, write_json
-from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ArtifactError, ConfigError
-from ddt_accel.networks.checkpoints import load_model
-from ddt_accel.networks.ddt import DDT
 from ddt_accel.networks.locate import embedded_models, read_yaml
 from ddt_accel.schedule import Schedule
+
+if TYPE_CHECKING:  # so that a workspace can be looked at without PyTorch, which takes seconds to load
+    from ddt_accel.calibration.statistics import Calibration
+    from ddt_accel.networks.ddt import DDT
 
 FORMAT, VERSION = "ddt-accel workspace", 1
 SETTINGS_NAME = "workspace.json"
@@ -32,6 +33,8 @@ class ModelChoice:
     latent_shape: tuple[int, int, int] | None = None
 
     def load(self) -> DDT:
+        from ddt_accel.networks.checkpoints import load_model
+
         settings = None
         if self.config is not None:
             settings = read_yaml(Path(self.config))
@@ -84,6 +87,8 @@ class Workspace:
         return network
 
     def calibration(self, path: Path | None = None) -> Calibration:
+        from ddt_accel.calibration.statistics import Calibration
+
         path = path or self.calibration_path
         if not path.exists():
             raise ArtifactError(f"There is no calibration at {path}; make one with `ddt-accel calibrate`.")

@@ -10,8 +10,8 @@ from ddt_accel.backends.tensorrt import TensorRTBackend
 
 
 def open_backend(out_dir: str | Path, *, device: str = "cpu") -> OnnxRuntimeBackend | TensorRTBackend:
-    """Opens what `export` wrote, every file verified against the manifest: ONNX files on "cpu" or "cuda", engines on
-    the current GPU.
+    """Opens what `export` wrote, every file verified against the manifest: ONNX files on "cpu", "cuda" or "cuda:N",
+    engines on the current GPU.
 
     Raises ArtifactError for a folder without a whole export, DependencyError where the runtime is not installed.
     """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,24 +37,50 @@ def coarser_steps(spec: SamplingSpec) -> list[int]:
     return sorted({max(1, round(share * spec.num_steps)) for share in SHARES})
 
 
+def coarser_evaluations(spec: SamplingSpec) -> int:
+    """How many evaluations of a batch `coarser_sum` makes."""
+    return sum(schedule.spec.num_evaluations for schedule in (*_aims(spec), *_coarser(spec)))
+
+
 def coarser_sum(
-    model: DDT, spec: SamplingSpec, images: ImageRange, latent_shape: tuple[int, int, int]
+    model: DDT,
+    spec: SamplingSpec,
+    images: ImageRange,
+    latent_shape: tuple[int, int, int],
+    on_evaluation: Callable[[], None] = lambda: None,
 ) -> NDArray[np.float64]:
     """[S, 3] for the numbers of `coarser_steps`: the count of images, and the sums of the final mean squared error of
-    the latents, to the end of all steps and to the reference solution."""
-    counts = coarser_steps(spec)
-    total = np.zeros((len(counts), 3))
-    if images.count == 0 or not counts:
+    the latents, to the end of all steps and to the reference solution.
+
+    `on_evaluation` is called as often as there are evaluations of a batch.
+    """
+    total = np.zeros((len(coarser_steps(spec)), 3))
+    if images.count == 0 or len(total) == 0:
         return total
     backend = TorchBackend(model)
 
     def end(schedule: Schedule) -> Tensor:
-        return sample_images(backend, schedule, images, latent_shape, images.count).double()
+        found = sample_images(backend, schedule, images, latent_shape, images.count).double()
+        for _ in range(schedule.spec.num_evaluations):
+            on_evaluation()
+        return found
 
-    aims = [end(Schedule.full(spec)), end(converged(spec, FINER * spec.num_steps))]
-    for row, count in zip(total, counts, strict=True):
+    aims = [end(schedule) for schedule in _aims(spec)]
+    ends = {spec.num_steps: aims[0]}
+    for schedule in _coarser(spec):
         with contextlib.suppress(NumericsError):  # too few steps for this network are nothing to compare with
-            grid = dataclasses.replace(spec, num_steps=count)
-            found = aims[0] if grid == spec else end(Schedule.full(grid))
-            row[:] = [images.count, *((found - aim).square().flatten(1).mean(1).sum().item() for aim in aims)]
+            ends[schedule.spec.num_steps] = end(schedule)
+    for row, steps in zip(total, coarser_steps(spec), strict=True):
+        if steps in ends:
+            errors = [(ends[steps] - aim).square().flatten(1).mean(1).sum().item() for aim in aims]
+            row[:] = [images.count, *errors]
     return total
+
+
+def _aims(spec: SamplingSpec) -> list[Schedule]:
+    """All steps, and the reference solution."""
+    return [Schedule.full(spec), converged(spec, FINER * spec.num_steps)] if coarser_steps(spec) else []
+
+
+def _coarser(spec: SamplingSpec) -> list[Schedule]:
+    return [Schedule.full(dataclasses.replace(spec, num_steps=steps)) for steps in coarser_steps(spec)[:-1]]

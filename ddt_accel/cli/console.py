@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -58,8 +59,35 @@ def following(*commands: str, workspace: Path = DEFAULT_WORKSPACE) -> str:
     >>> following("ddt-accel export", "ddt-accel sample --backend torch", workspace=Path("my run"))
     "Next: ddt-accel export -w 'my run', or ddt-accel sample --backend torch -w 'my run'"
     """
-    place = "" if workspace == DEFAULT_WORKSPACE else f" -w {shlex.quote(str(workspace))}"
+    place = given("-w", None if workspace == DEFAULT_WORKSPACE else workspace)
     return "Next: " + ", or ".join(command + place for command in commands)
+
+
+def given(option: str, path: Path | None) -> str:
+    """An option as it is typed again in a hint, with a space before it; nothing where it was not given."""
+    return f" {option} {shlex.quote(str(path))}" if path is not None else ""
+
+
+class Interrupted(BaseException):
+    """A command was stopped from outside; says what is kept of its work."""
+
+    def __init__(self, stop: KeyboardInterrupt, kept: str) -> None:
+        super().__init__(kept)
+        # Ctrl-C raises KeyboardInterrupt(); other signals come with their number.
+        self.signum: int = stop.args[0] if stop.args else signal.SIGINT
+
+    @property
+    def name(self) -> str:
+        return "Interrupted" if self.signum == signal.SIGINT else "Stopped"
+
+
+@contextmanager
+def keeping(kept: Callable[[], str]) -> Iterator[None]:
+    """Says, where the work inside is stopped, what is kept of it and how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise Interrupted(stop, kept()) from None
 
 
 class _Lines:

@@ -14,6 +14,7 @@ from ddt_accel.cli.console import say
 from ddt_accel.cli.options import check_device
 
 if TYPE_CHECKING:
+    from ddt_accel.networks.ddt import DDT
     from ddt_accel.sampling.backend import Backend
     from ddt_accel.workspace import Workspace
 
@@ -41,10 +42,19 @@ def open_networks(
 ) -> Opened:
     """The workspace's export or that of `folder`, or the chosen model by PyTorch; `batch` is how many images will be
     drawn at once."""
-    check_device(device)
+    device = check_device(device)
     if backend == "auto":
         backend = _fastest(place, folder, said, device, batch)
     return _open(place, backend, folder, said, device)
+
+
+def load_network(place: Workspace, said: dict[str, Any]) -> DDT:
+    """The chosen model; says which one that is where nobody has chosen any."""
+    from ddt_accel.workspace import DEFAULT_MODEL
+
+    if "source" not in said and place.remembered() is None and not place.calibration_path.exists():
+        say(f"No --model is given, and {place.folder} has none: taking the embedded model {DEFAULT_MODEL}.")
+    return place.load_model(said)
 
 
 def _open(place: Workspace, backend: str, folder: Path | None, said: dict[str, Any], device: str) -> Opened:
@@ -56,7 +66,7 @@ def _open(place: Workspace, backend: str, folder: Path | None, said: dict[str, A
         return _open_export(place, backend, folder, said, device)
     if backend not in ("torch", "compiled"):
         raise ConfigError(f"--backend is {backend!r}; choose auto, compiled, onnx, torch or trt.")
-    network = place.load_model(said).to(device)
+    network = load_network(place, said).to(device)
     source = network.source
     if source is None or source.latent_shape is None:
         raise ConfigError("The model does not say which latents it is for; give --latent-shape C,H,W.")
@@ -109,7 +119,7 @@ def _fastest(place: Workspace, folder: Path | None, said: dict[str, Any], device
 
     model = _open(place, "torch", None, said, device)
     found = {"onnx": (folder or place.export_path) / FILE_NAME}
-    if device == "cuda":
+    if device != "cpu":
         found["trt"] = (folder or place.engines_path) / FILE_NAME
     told = {}
     for name, path in found.items():

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ddt_accel.cli.console import emit, stages, steps
-from ddt_accel.cli.networks import BackendOption, open_networks
+from ddt_accel.cli.console import emit, following, given, keeping, stages, steps
+from ddt_accel.cli.networks import BackendOption, load_network, open_networks
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
     BatchOption,
@@ -62,13 +62,15 @@ def export(
     """Write encoder and decoder as two networks of their own, compared with PyTorch."""
     from dataclasses import asdict
 
+    from ddt_accel.artifacts import check_writable
     from ddt_accel.exporting.engines import EngineOptions
+    from ddt_accel.exporting.export import checked_cut
     from ddt_accel.exporting.export import export as run
     from ddt_accel.workspace import Workspace
 
     place = Workspace(workspace)
-    given = (engine, batch, optimization_level, workspace_gib, version_compatible, hardware_compatible)
-    wanted = as_engines or given != ("auto", DEFAULT_BATCH, None, None, False, False)
+    settings = (engine, batch, optimization_level, workspace_gib, version_compatible, hardware_compatible)
+    wanted = as_engines or settings != ("auto", DEFAULT_BATCH, None, None, False, False)
     options = EngineOptions(
         engine=engine,
         batches=EngineOptions.parse_batches(batch),
@@ -78,17 +80,22 @@ def export(
         hardware_compatible=hardware_compatible,
         timing_cache=place.timing_path,
     )
-    network = place.load_model(model_options(model, config, weights, latent_shape))
+    said = model_options(model, config, weights, latent_shape)
+    format, engines = "tensorrt" if as_engines else "onnx", options if wanted else None
+    precision = precision or ("bf16" if as_engines else "fp32")
+    checked_cut(format, precision, cache, sources, engines)
     folder = out or (place.engines_path if as_engines else place.export_path)
-    with stages() as on_stage:
+    check_writable(folder / "manifest.json")
+    network = load_network(place, said)
+    with keeping(lambda: "Nothing of this export is kept, and an earlier one is as it was."), stages() as on_stage:
         manifest = run(
             network,
             folder,
-            format="tensorrt" if as_engines else "onnx",
-            precision=precision or ("bf16" if as_engines else "fp32"),
+            format=format,
+            precision=precision,
             cache=cache,
             sources=sources,
-            engines=options if wanted else None,
+            engines=engines,
             on_stage=on_stage,
         )
     made = f"Exported to {folder} in {manifest.precision}"
@@ -96,6 +103,10 @@ def export(
         where = manifest.engine.gpu or "all GPUs since Ampere"
         made = f"Built engines in {folder} in {manifest.precision}, by {manifest.engine.library} "
         made += f"{manifest.engine.version} for {where}; not verified: they have not been run"
+    run_by = (" --backend trt --device cuda" if as_engines else "") + given("--export", out)
+    then = ["ddt-accel optimize --speedup 5"]
+    if place.schedule_path.exists():
+        then = [f"ddt-accel bench{run_by}", f"ddt-accel sample{run_by}"]
     measured = "of PyTorch in bf16" if manifest.precision == "bf16" else "of the ONNX files"
     emit(
         {
@@ -108,7 +119,7 @@ def export(
         as_json=json,
         text=f"{made}\nLargest error against PyTorch in fp32, {measured} (relative): encoder "
         f"{manifest.parity['encoder']:.1e}, decoder {manifest.parity['decoder']:.1e}"
-        + ("" if as_engines else "\nNext: ddt-accel sample, or ddt-accel bench"),
+        f"\n{following(*then, workspace=workspace)}",
     )
 
 

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ddt_accel.artifacts import read_json, write_json
 from ddt_accel.errors import ArtifactError, ConfigError
-from ddt_accel.evaluation.benchmark import Measurement, measure, network_rows
 from ddt_accel.networks.config import DDTConfig
-from ddt_accel.sampling.backend import Backend
-from ddt_accel.sampling.program import Program, compile_program
+from ddt_accel.sampling.program import Program, compile_program, network_rows
 from ddt_accel.schedule import Schedule
 from ddt_accel.spec import SamplingSpec
 
+if TYPE_CHECKING:
+    from ddt_accel.evaluation.benchmark import Measurement
+
 FORMAT, VERSION = "ddt-accel costs", 1
 SECONDS, MULTIPLY_ADDS = "seconds", "multiply-adds"
-# Trajectories that costs are timed on: their steps, and how many batches of them.
-TIMED_STEPS, TIMED_ROUNDS = 8, 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,27 +110,6 @@ def measured_costs(
         conditions=conditions,
         checkpoint_sha256=schedule.checkpoint_sha256,
     )
-
-
-def timed_costs(
-    backend: Backend, spec: SamplingSpec, latent_shape: tuple[int, int, int], batch_size: int, conditions: str
-) -> Costs:
-    """Seconds an image, from short trajectories of batches of `batch_size`, of the sampler of `spec` and of one that
-    forecasts from two states."""
-    short = replace(spec, num_steps=min(TIMED_STEPS, spec.num_steps))
-    full = replace(Schedule.full(short), checkpoint_sha256=backend.checkpoint_sha256)
-    forecasts = {k: ((1, 1.5), (0, -0.5)) for k in range(2, short.num_evaluations)}
-    shared = replace(full, refresh_steps=full.refresh_steps[:2], forecasts=forecasts)
-    (unshared, forecasting), _ = measure(
-        backend,
-        {"unshared": full, "forecasting": shared},
-        latent_shape=latent_shape,
-        num_images=TIMED_ROUNDS * batch_size,
-        seed=0,
-        batch_size=batch_size,
-    )
-    counted = counted_costs(backend.config, latent_shape)
-    return measured_costs(unshared, short, forecasting, shared, conditions, counted)
 
 
 def counted_costs(config: DDTConfig, latent_shape: tuple[int, int, int]) -> Costs:

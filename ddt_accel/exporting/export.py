@@ -59,20 +59,8 @@ def export(
     what to call after each. Raises ParityError where the exported networks do not compute what PyTorch computes in
     float32.
     """
-    if format not in FORMATS:
-        raise ConfigError(f"format is {format!r}; choose one of {', '.join(FORMATS)}.")
-    as_engines = format == "tensorrt"
-    if not as_engines and engines is not None:
-        raise ConfigError("Options of engines mean nothing for ONNX files; leave them out, or build engines.")
-    if sources is None:
-        sources = 2 if as_engines else 0
-    cut = Cut(precision=precision, cache=cache, sources=sources)
-    if as_engines and sources == 0:
-        raise ConfigError("The decoder of an engine makes the forecasts; give 1 to 3 sources.")
-    if not as_engines and precision == "bf16":
-        raise ConfigError("ONNX Runtime has no bf16 on CPUs; give fp32 or fp16, or build engines.")
-    if cache == "state" and sources == 0:
-        raise ConfigError("With the state as cache the decoder makes the forecasts; give 1 to 3 sources.")
+    cut = checked_cut(format, precision, cache, sources, engines)
+    as_engines, sources = format == "tensorrt", cut.sources
     latent_shape = latent_shape_of(model, latent_shape)
     table = tensor_table(model.config, latent_shape, cut)
     # Files in bf16 are compared by PyTorch.
@@ -154,6 +142,25 @@ def export(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return manifest
+
+
+def checked_cut(format: str, precision: str, cache: str, sources: int | None, engines: EngineOptions | None) -> Cut:
+    """How an export with these settings cuts the networks apart; raises ConfigError where they do not go together."""
+    if format not in FORMATS:
+        raise ConfigError(f"format is {format!r}; choose one of {', '.join(FORMATS)}.")
+    as_engines = format == "tensorrt"
+    if not as_engines and engines is not None:
+        raise ConfigError("Options of engines mean nothing for ONNX files; leave them out, or build engines (--trt).")
+    if sources is None:
+        sources = 2 if as_engines else 0
+    cut = Cut(precision=precision, cache=cache, sources=sources)
+    if as_engines and sources == 0:
+        raise ConfigError("The decoder of an engine makes the forecasts; give 1 to 3 sources.")
+    if not as_engines and precision == "bf16":
+        raise ConfigError("ONNX Runtime has no bf16 on CPUs; give fp32 or fp16, or build engines.")
+    if cache == "state" and sources == 0:
+        raise ConfigError("With the state as cache the decoder makes the forecasts; give 1 to 3 sources.")
+    return cut
 
 
 def _examples(points: Reference, cut: Cut) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
