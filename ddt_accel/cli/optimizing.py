@@ -153,10 +153,10 @@ def _run(
         schedule = choice.best.schedule
         keep(place, schedule)
         say(f"{_ruler(schedule)}\n4/5  Measuring it beside what you would have done instead, on other images")
-        study = _study(place, networks, calibration, choice, images["reporting"], effort, on_stage, batch_size)
+        study = _study(networks, calibration, choice, images["reporting"], target, effort, on_stage, batch_size)
     say("5/5  Writing the report")
     page, *_ = write_report(study, place.folder)
-    lines = expectations(study, choice, target, networks.backend, place, backend=networks.option)
+    lines = expectations(study, choice, target, place, networks, device)
     emit(
         facts(study, choice, target) | {"schedule": str(place.schedule_path), "report": str(page), "expect": lines},
         as_json=as_json,
@@ -197,7 +197,7 @@ def _choose(
         folder=place.fit_path,
         on_stage=on_stage,
     )
-    there = known(place, calibration, [images["choosing"], images["reporting"]])
+    there = known(place, calibration, [images["choosing"].seed, images["reporting"].seed])
     optimizer = Optimizer(
         judge, joint, thorough=effort.thorough, known=there, folder=place.plans_path, on_stage=on_stage
     )
@@ -205,7 +205,7 @@ def _choose(
 
 
 def _study(
-    place: Workspace, networks: Opened, calibration: Calibration, choice: Choice, images: ImageRange, effort: Effort,
+    networks: Opened, calibration: Calibration, choice: Choice, images: ImageRange, target: Target, effort: Effort,
     on_stage: OnStage, batch_size: int,
 ) -> Study:  # fmt: skip
     from ddt_accel.report.study import conduct
@@ -222,6 +222,7 @@ def _study(
         batch_size=batch_size,
         on_stage=on_stage,
         others={name: plan.schedule for name, plan in choice.others.items()},
+        target=target,
     )
 
 

@@ -145,7 +145,7 @@ def held_out(calibration: Calibration, effort: Effort) -> dict[str, ImageRange]:
     }
 
 
-def known(place: Workspace, calibration: Calibration, images: list[ImageRange]) -> list[Schedule]:
+def known(place: Workspace, calibration: Calibration, seeds: list[int]) -> list[Schedule]:
     """Schedules that come with the package or lie in the workspace, and are for this very checkpoint and sampling."""
     from ddt_accel.errors import ArtifactError
     from ddt_accel.fitting.optimize import comparable
@@ -158,7 +158,7 @@ def known(place: Workspace, calibration: Calibration, images: list[ImageRange]) 
             schedule = Schedule.load(name)
         except ArtifactError:
             continue  # there is none, or it is damaged
-        if comparable(schedule, calibration, images):
+        if comparable(schedule, calibration, seeds):
             known.append(schedule)
     if known:
         say(f"Beside what is found now stand {len(known)} schedules for this checkpoint that are there already.")

@@ -8,7 +8,7 @@ that has it is taken.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from ddt_accel.evaluation.judge import Judge, Plan, closest
 from ddt_accel.evaluation.plan import choose_plans, fewer_steps
 from ddt_accel.fitting.joint import JointFit
 from ddt_accel.fitting.search import STEPS
-from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.schedule import Schedule
 from ddt_accel.stages import OnStage
 
@@ -167,14 +166,15 @@ def _cheapest(plans: list[Plan], psnr: float) -> Plan | None:
     return min((plan for plan in plans if plan.interval.low >= psnr), key=lambda plan: plan.cost, default=None)
 
 
-def comparable(schedule: Schedule, calibration: Calibration, images: Sequence[ImageRange]) -> bool:
-    """Whether a schedule is for the checkpoint of a calibration, leads where its sampler does, and was not fitted on
-    any of the images."""
+def comparable(schedule: Schedule, calibration: Calibration, seeds: Collection[int]) -> bool:
+    """Whether a schedule is for the checkpoint of a calibration, leads where its sampler does, with no more encoder
+    runs, and was not fitted on images of these seeds."""
     own, spec = schedule.spec, calibration.spec
     return (
         schedule.checkpoint_sha256 == calibration.checkpoint_sha256
         and own.solver != "sde"
         and (own.guidance, own.guidance_interval, own.final_step)
         == (spec.guidance, spec.guidance_interval, spec.final_step)
-        and not any(one.overlaps_any(schedule.fitted_on) for one in images)
+        and schedule.budget <= spec.num_evaluations
+        and not any(seed in seeds for seed, _, _ in schedule.fitted_on)
     )
