@@ -33,6 +33,7 @@ from ddt_accel.artifacts import (
 )
 from ddt_accel.backends.manifest import Engine, Manifest
 from ddt_accel.backends.tensors import Cut, as_lists, tensor_table
+from ddt_accel.calibration.coarser import coarser_steps
 from ddt_accel.errors import ArtifactError
 from ddt_accel.networks.config import DDTConfig
 from ddt_accel.sampling.noise import ImageRange
@@ -73,6 +74,7 @@ CALIBRATION = Calibration(
     modulation_sum=np.linspace(0, 1, 30).reshape(5, 6),
     bias_sum=np.linspace(0, 1, 6),
     sensitivity_sum=np.linspace(0, 1, 15).reshape(5, 3),
+    coarser_sum=np.ones((len(coarser_steps(SPEC)), 3)),
     ranges=(ImageRange(seed=0, first=0, stop=4),),
     checkpoint_sha256="ab",
     latent_shape=(3, 8, 8),

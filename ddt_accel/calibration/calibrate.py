@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel.calibration.coarser import coarser_evaluations, coarser_sum
 from ddt_accel.calibration.sensitivity import measuring_evaluations, sensitivity_sum
 from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ConfigError, MismatchError, NumericsError
@@ -37,6 +38,7 @@ def calibrate(
     first_image: int = 0,
     batch_size: int = 8,
     sensitivity_samples: int = 8,
+    sensitivity_steps: int | None = None,
     latent_shape: tuple[int, int, int] | None = None,
     resume: Calibration | None = None,
     on_batch: Callable[[Calibration], None] | None = None,
@@ -45,15 +47,16 @@ def calibrate(
     """Statistics of the encoder states along the unshared trajectories of `num_samples` images of a seed.
 
     Labels are uniform and, like the noise, a function of (seed, image index). The first `sensitivity_samples` images
-    also measure what an error of the state does to the latents, at the cost of about 26 trajectories each; with 0 of
-    them only the published objective can be solved for. Memory holds the states of one batch,
-    `2 · batch_size · E · L · D` floats, whatever `num_samples` is. `resume` is what an interrupted run handed to
-    `on_batch`; its images are not run again. `on_stage` is called with what comes and how many evaluations of a batch
-    it takes, and returns what to call after each.
+    also measure what an error of the state does to the latents, at the cost of about 26 trajectories each, and what
+    fewer steps do, at that of 6; with 0 of them only the published objective can be solved for. The former is measured
+    at some `sensitivity_steps` evaluations, by default 50, and costs half as many trajectories. Memory holds the states
+    of one batch, `2 · batch_size · E · L · D` floats, whatever `num_samples` is. `resume` is what an interrupted run
+    handed to `on_batch`; its images are not run again. `on_stage` is called with what comes and how many evaluations of
+    a batch it takes, and returns what to call after each.
 
     Raises NumericsError, naming step and seed, where a state is not finite.
     """
-    if num_samples < 1 or batch_size < 1 or min(first_image, seed, sensitivity_samples) < 0:
+    if num_samples < 1 or batch_size < 1 or min(first_image, seed, sensitivity_samples, sensitivity_steps or 0) < 0:
         raise ConfigError(
             f"{num_samples} samples in batches of {batch_size}, {sensitivity_samples} of them for sensitivities, from "
             f"image {first_image} of seed {seed}: calibration needs at least one sample and batch, and no negative "
@@ -69,13 +72,15 @@ def calibrate(
     batches = _batches(wanted, done.ranges[0].stop if done else first_image, batch_size)
     followed = first_image + sensitivity_samples
     measured = sum(images.first < followed for images in batches)
-    advance = on_stage("calibrating", len(batches) * spec.num_evaluations + measured * measuring_evaluations(spec))
+    measuring = measuring_evaluations(spec, sensitivity_steps) + coarser_evaluations(spec)
+    advance = on_stage("calibrating", len(batches) * spec.num_evaluations + measured * measuring)
     for images in batches:
         disturbed = replace(images, stop=max(images.first, min(images.stop, followed)))
         batch = Calibration(
             spec=spec,
             **_batch_sums(model, spec, images, latent_shape, advance),
-            sensitivity_sum=sensitivity_sum(model, spec, disturbed, latent_shape, advance),
+            sensitivity_sum=sensitivity_sum(model, spec, disturbed, latent_shape, advance, most=sensitivity_steps),
+            coarser_sum=coarser_sum(model, spec, disturbed, latent_shape, advance),
             ranges=(images,),
             checkpoint_sha256=sha256,
             latent_shape=latent_shape,

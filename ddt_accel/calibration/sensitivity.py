@@ -27,22 +27,22 @@ MAX_MEASURED = 50
 DISTURBANCE, LAG = 0.25, 1 / 16
 
 
-def measured_steps(spec: SamplingSpec) -> list[int]:
+def measured_steps(spec: SamplingSpec, most: int | None = None) -> list[int]:
     """Evaluations that are enough to interpolate from: evenly spaced, and both sides of every change of guidance.
 
-    Never evaluation 0, which is never a reuse step.
+    At most `most` of them and those sides; never evaluation 0, which is never a reuse step.
     """
-    stride = -(-spec.num_evaluations // MAX_MEASURED)
+    stride = -(-spec.num_evaluations // (most or MAX_MEASURED))
     steps = set(range(1, spec.num_evaluations, stride)) | {spec.num_evaluations - 1}
     for change in np.flatnonzero(np.diff(spec.guidance_weights)).tolist():
         steps |= {change, change + 1}
     return sorted(steps - {0})
 
 
-def measuring_evaluations(spec: SamplingSpec) -> int:
+def measuring_evaluations(spec: SamplingSpec, most: int | None = None) -> int:
     """How many evaluations of a batch `sensitivity_sum` makes."""
     count = spec.num_evaluations
-    return count + sum(count - i for i in measured_steps(spec)) if count > 1 else 0
+    return count + sum(count - i for i in measured_steps(spec, most)) if count > 1 else 0
 
 
 def sensitivity_sum(
@@ -51,8 +51,10 @@ def sensitivity_sum(
     images: ImageRange,
     latent_shape: tuple[int, int, int],
     on_evaluation: Callable[[], None] = lambda: None,
+    *,
+    most: int | None = None,
 ) -> NDArray[np.float64]:
-    """[E, 3]: the count, sum and sum of squares over images of g_i², zero where nothing was measured.
+    """[E, 3]: the count, sum and sum of squares over images of g_i² at `measured_steps`, zero elsewhere.
 
     `on_evaluation` is called after each evaluation of a batch.
     """
@@ -83,7 +85,7 @@ def sensitivity_sum(
         on_evaluation()
     undisturbed = trajectory.latents.clone()
     lag = max(1, round(LAG * spec.num_evaluations))
-    for i in measured_steps(spec):
+    for i in measured_steps(spec, most):
         trajectory.restore(snapshots[i])
         error = DISTURBANCE * (states[max(0, i - lag)] - states[i])
         # Per image: both branches of it, added up over channels, averaged over tokens.

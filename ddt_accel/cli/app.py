@@ -17,7 +17,7 @@ import typer
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
-from ddt_accel.cli import benchmark, calibration, fitting, planning, runs, solving, status, training
+from ddt_accel.cli import benchmark, calibration, fitting, optimizing, planning, runs, solving, status, training
 from ddt_accel.cli.console import Interrupted, err
 from ddt_accel.cli.inspection.command import inspect
 from ddt_accel.cli.options import DEFAULT_WORKSPACE
@@ -86,7 +86,8 @@ for command in (
     runs.export,
     runs.sample,
     benchmark.bench,
-    benchmark.demo,
+    optimizing.optimize,
+    optimizing.demo,
     inspect,
     training.train,
 ):

@@ -111,6 +111,7 @@ def run_calibration(
     seed: int,
     batch_size: int,
     out: Path,
+    sensitivity_steps: int | None = None,
 ) -> Calibration:
     """Calibrates with a bar; continues what an interrupted run of the same settings left behind."""
     from ddt_accel.calibration.calibrate import calibrate as run
@@ -152,6 +153,7 @@ def run_calibration(
             seed,
             batch_size=batch_size,
             sensitivity_samples=sensitivity_samples,
+            sensitivity_steps=sensitivity_steps,
             resume=resume,
             on_batch=on_batch,
             on_stage=on_stage,

@@ -33,7 +33,7 @@ def share_of_unshared(path: Path, schedule: Schedule) -> tuple[float, str] | Non
     """
     for folder in (path.parent, path.parent.parent):
         place = Workspace(folder)
-        costs = measured_costs_of(place, schedule) or _counted_by_export(place, schedule)
+        costs = measured_costs_of(place, schedule) or counted_by_export(place, schedule.checkpoint_sha256)
         if costs is not None:
             break
     else:
@@ -44,11 +44,12 @@ def share_of_unshared(path: Path, schedule: Schedule) -> tuple[float, str] | Non
     return costs.of(schedule) / costs.of(schedule.unshared()), unit
 
 
-def _counted_by_export(place: Workspace, schedule: Schedule) -> Costs | None:
+def counted_by_export(place: Workspace, checkpoint_sha256: str | None) -> Costs | None:
+    """Multiply-adds, where the workspace has an export of this checkpoint."""
     for folder in (place.export_path, place.engines_path):
         try:
             told = read_json(folder / FILE_NAME, FORMAT, VERSION)
-            if told["checkpoint_sha256"] == schedule.checkpoint_sha256:
+            if told["checkpoint_sha256"] == checkpoint_sha256:
                 return _counted(told["config"], told["latent_shape"])
         except (DDTAccelError, KeyError, TypeError, ValueError):
             continue

@@ -32,19 +32,27 @@ class Opened:
     """Networks that are ready to run, and what is known of them."""
 
     backend: Backend
+    option: str  # as it is chosen by --backend
     name: str
     latent_shape: tuple[int, int, int]
     class_names: tuple[str, ...] | None
 
 
 def open_networks(
-    place: Workspace, backend: str, folder: Path | None, said: dict[str, Any], device: str, batch: int
+    place: Workspace,
+    backend: str,
+    folder: Path | None,
+    said: dict[str, Any],
+    device: str,
+    batch: int,
+    *,
+    compiling: bool = True,
 ) -> Opened:
     """The workspace's export or that of `folder`, or the chosen model by PyTorch; `batch` is how many images will be
-    drawn at once."""
+    drawn at once. Only with `compiling` the fastest may be one that is compiled first."""
     device = check_device(device)
     if backend == "auto":
-        backend = _fastest(place, folder, said, device, batch)
+        backend = _fastest(place, folder, said, device, batch, compiling)
     return _open(place, backend, folder, said, device)
 
 
@@ -72,6 +80,7 @@ def _open(place: Workspace, backend: str, folder: Path | None, said: dict[str, A
         raise ConfigError("The model does not say which latents it is for; give --latent-shape C,H,W.")
     return Opened(
         backend=TorchBackend(network) if backend == "torch" else CompiledBackend(network),
+        option=backend,
         name=source.name,
         latent_shape=source.latent_shape,
         class_names=source.class_names,
@@ -104,10 +113,18 @@ def _open_export(place: Workspace, backend: str, folder: Path | None, said: dict
                 f"{engines.folder} is an export of {told.model}, other weights than the model that was asked for; "
                 "export that one first, or use --backend torch."
             )
-    return Opened(backend=engines, name=told.model, latent_shape=told.latent_shape, class_names=told.class_names)
+    return Opened(
+        backend=engines,
+        option=backend,
+        name=told.model,
+        latent_shape=told.latent_shape,
+        class_names=told.class_names,
+    )
 
 
-def _fastest(place: Workspace, folder: Path | None, said: dict[str, Any], device: str, batch: int) -> str:
+def _fastest(
+    place: Workspace, folder: Path | None, said: dict[str, Any], device: str, batch: int, compiling: bool
+) -> str:
     """The name of what is fastest here with the chosen model, measured unless the workspace knows."""
     import torch
 
@@ -148,10 +165,16 @@ def _fastest(place: Workspace, folder: Path | None, said: dict[str, Any], device
     def opened(name: str) -> Backend:
         return _open(place, name, folder, said, device).backend
 
+    names = ["compiled", "torch", *exports]
     seconds = place.speeds(conditions)
+    if seconds is None and not compiling:
+        names.remove("compiled")
+        conditions["left out"] = "compiled"
+        seconds = place.speeds(conditions)
     if seconds is None:
-        say(f"Measuring which backend is fastest for batches of {batch} (compiling takes half a minute, once) ...")
-        candidates = {name: partial(opened, name) for name in ("compiled", "torch", *exports)}
+        took = " (compiling takes half a minute, once)" if compiling else ""
+        say(f"Measuring which backend is fastest for batches of {batch}{took} ...")
+        candidates = {name: partial(opened, name) for name in names}
         seconds, reasons = measure_all(candidates, model.latent_shape, batch)
         for name, reason in reasons.items():
             say(f"  {name}: {reason}")

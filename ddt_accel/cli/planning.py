@@ -26,7 +26,8 @@ from ddt_accel.cli.options import (
 
 if TYPE_CHECKING:
     from ddt_accel.evaluation.fidelity import Interval
-    from ddt_accel.evaluation.plan import Plan, Row
+    from ddt_accel.evaluation.judge import Plan
+    from ddt_accel.evaluation.plan import Row
     from ddt_accel.schedule import Schedule
 
 
@@ -152,7 +153,7 @@ WAYS = {
 def _print(rows: list[Row]) -> None:
     from rich.table import Table
 
-    from ddt_accel.evaluation.plan import gain
+    from ddt_accel.evaluation.judge import gain
 
     table = Table("cost", "way", "plan", "costs", "dB to the limit", "more than fewer steps")
     for row in rows:
@@ -171,7 +172,7 @@ def _print(rows: list[Row]) -> None:
 
 def _verdict(row: Row) -> str:
     """Whether sharing pays at a cost: the best plan with it against the best without."""
-    from ddt_accel.evaluation.plan import gain
+    from ddt_accel.evaluation.judge import gain
 
     mine, without = row.best_shared, row.best_unshared
     found = gain(mine, without)
@@ -196,7 +197,7 @@ def _told(gain: Interval) -> str:
 def _facts(row: Row) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from ddt_accel.evaluation.plan import gain
+    from ddt_accel.evaluation.judge import gain
 
     plans: dict[str, Plan | None] = {way: getattr(row, way) for way in WAYS}
     return {
