@@ -264,7 +264,7 @@ def test_a_full_disk_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytest
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, call, fail)
-    with pytest.raises(ArtifactError, match="No space left"):
+    with pytest.raises(ArtifactError, match="the disk is full"):
         Schedule.full(SPEC).save(path)
     monkeypatch.undo()
     assert Schedule.load(path) == SCHEDULE

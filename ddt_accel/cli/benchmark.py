@@ -26,12 +26,11 @@ from ddt_accel.cli.options import (
 from ddt_accel.cli.solving import describe
 
 if TYPE_CHECKING:
+    from ddt_accel.calibration.statistics import Calibration
     from ddt_accel.evaluation.costs import Costs
     from ddt_accel.evaluation.fidelity import Interval
     from ddt_accel.report.study import Study
     from ddt_accel.schedule import Schedule
-    from ddt_accel.workspace import Workspace
-
 
 # A shipped schedule of fitted numbers, which the demo shows beside those that it solves.
 FITTED = "cifar10-fitted-9of14"
@@ -60,6 +59,7 @@ def bench(
     """Measure speed and fidelity, and write the report."""
     from ddt_accel.artifacts import check_writable
     from ddt_accel.errors import ConfigError
+    from ddt_accel.locks import making
     from ddt_accel.workspace import Workspace
 
     if images < 2 or curve_images < 2 or batch_size < 1:
@@ -72,9 +72,11 @@ def bench(
     check_writable(place.costs_path)
     said = model_options(model, config, weights, latent_shape)
     networks = open_networks(place, backend, export_folder, said, device, batch_size)
-    study = _study(place, networks, calibration, schedule, images, curve_images, seed, batch_size)
-    _costs(study, networks).save(place.costs_path)
-    _report(study, folder or place.folder, json)
+    statistics, plan = place.calibration(calibration), place.schedule(schedule)
+    with making((folder or place.folder) / "report.html", say):  # two at once would measure each other
+        study = _study(networks, statistics, plan, images, curve_images, seed, batch_size)
+        _costs(study, networks).save(place.costs_path)
+        _report(study, folder or place.folder, json)
 
 
 def demo(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = False) -> None:
@@ -83,6 +85,7 @@ def demo(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = Fals
 
     from ddt_accel.errors import ConfigError, DependencyError
     from ddt_accel.exporting.export import export
+    from ddt_accel.locks import making
     from ddt_accel.schedule import Schedule
     from ddt_accel.solver.solve import solve_curve
     from ddt_accel.spec import SamplingSpec
@@ -115,22 +118,22 @@ def demo(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = Fals
     say(describe(solved, certificate))
     say("3/4  Exporting encoder and decoder to ONNX, and comparing them with PyTorch")
     with stages() as on_stage:
-        export(network, place.export_path, on_stage=on_stage)
+        export(network, place.export_path, on_stage=on_stage, say=say)
     say("4/4  Measuring with ONNX Runtime on images that were not calibrated on")
     networks = open_networks(place, "onnx", None, {}, "cpu", 16)
     # Fitted beforehand, which takes some minutes.
     fitted = Schedule.load(FITTED)
     others = {f"fitted, {fitted.spec.num_steps} steps": fitted}
-    study = _study(place, networks, None, None, 64, 16, 1, 16, others)
-    _costs(study, networks).save(place.costs_path)
-    _report(study, place.folder, json)
+    with making(place.folder / "report.html", say):
+        study = _study(networks, statistics, solved, 64, 16, 1, 16, others)
+        _costs(study, networks).save(place.costs_path)
+        _report(study, place.folder, json)
 
 
 def _study(
-    place: Workspace,
     networks: Opened,
-    calibration: Path | None,
-    schedule: Path | None,
+    statistics: Calibration,
+    plan: Schedule,
     images: int,
     curve_images: int,
     seed: int,
@@ -139,7 +142,6 @@ def _study(
 ) -> Study:
     from ddt_accel.report.study import conduct
 
-    statistics, plan = place.calibration(calibration), place.schedule(schedule)
     with stages() as on_stage:
         return conduct(
             networks.backend,

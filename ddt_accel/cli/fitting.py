@@ -82,6 +82,7 @@ def fit(
     from ddt_accel.fitting.fit import Fitter
     from ddt_accel.fitting.fit_spec import FitSpec
     from ddt_accel.fitting.scalars import KINDS
+    from ddt_accel.locks import making
     from ddt_accel.workspace import Workspace
 
     held = [] if fixed is None else [part.strip() for part in fixed.split(",")]
@@ -111,7 +112,7 @@ def fit(
         map(place.calibration(calibration).contains, spec.ranges[1:])
     ):
         raise MismatchError(f"Seed {seed} was calibrated on; fit with another --seed.")
-    with stages() as on_stage:
+    with making(place.fit_path, say), stages() as on_stage:
         if searched:
             start, spec = _searched(place, network, calibration, spec, steps, budget, cost, on_stage)
         else:
@@ -127,9 +128,9 @@ def fit(
             )
             fitter.state_path.unlink()
         fitted = fitter.run()
-    fitted.schedule.save(path)
-    if fitter.state_path is not None:
-        fitter.state_path.unlink(missing_ok=True)
+        fitted.schedule.save(path)
+        if fitter.state_path is not None:
+            fitter.state_path.unlink(missing_ok=True)
     emit(
         {
             "schedule": str(path),

@@ -101,10 +101,11 @@ def _fastest(place: Workspace, folder: Path | None, said: dict[str, Any], device
     """The name of what is fastest here with the chosen model, measured unless the workspace knows."""
     import torch
 
-    from ddt_accel.artifacts import checksum, read_json
+    from ddt_accel.artifacts import check_writable, checksum, read_json
     from ddt_accel.backends.choose import installed, measure_all
     from ddt_accel.backends.manifest import FILE_NAME, FORMAT, VERSION
     from ddt_accel.errors import ArtifactError
+    from ddt_accel.locks import making
     from ddt_accel.networks.device import device_name
 
     model = _open(place, "torch", None, said, device)
@@ -138,15 +139,26 @@ def _fastest(place: Workspace, folder: Path | None, said: dict[str, Any], device
     def opened(name: str) -> Backend:
         return _open(place, name, folder, said, device).backend
 
-    seconds = place.speeds(conditions)
-    if seconds is None:
+    def measured() -> dict[str, float]:
+        keeps = True
+        try:
+            check_writable(place.speeds_path)
+        except ArtifactError as error:
+            keeps = False
+            say(f"The choice cannot be kept, and is made anew next time unless --backend names it: {error}")
         say(f"Measuring which backend is fastest for batches of {batch} (compiling takes half a minute, once) ...")
         candidates = {name: partial(opened, name) for name in ("compiled", "torch", *exports)}
         seconds, reasons = measure_all(candidates, model.latent_shape, batch)
         for name, reason in reasons.items():
             say(f"  {name}: {reason}")
-        if not reasons:  # what failed may run another time
+        if keeps and not reasons:  # what failed may run another time
             place.keep_speeds(conditions, seconds)
+        return seconds
+
+    seconds = place.speeds(conditions)
+    if seconds is None:
+        with making(place.speeds_path, say):  # whoever waits finds them measured
+            seconds = place.speeds(conditions) or measured()
     fastest_first = sorted(seconds.items(), key=itemgetter(1))
     chosen = fastest_first[0][0]
     shown = ", ".join(f"{name} {1e3 * taken / batch:.1f} ms" for name, taken in fastest_first)
