@@ -60,7 +60,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             _synchronise(file)
-        _rename_over(temporary, target)
+        rename_over(temporary, target)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -100,17 +100,17 @@ def _synchronise(file: BinaryIO) -> None:
             raise  # the others say that it was not written; these, that the file system cannot tell
 
 
-def _rename_over(temporary: Path, target: Path) -> None:
+def rename_over(source: Path, target: Path) -> None:
+    """Renames a file in the place of another, also where the file system renames, but not over what is there."""
     try:
-        os.replace(temporary, target)
+        os.replace(source, target)
     except OSError as error:
-        # Some network file systems rename, but not over a file that is there.
         if error.errno not in (errno.EEXIST, errno.EPERM, errno.EACCES) or not target.exists():
             raise
-        aside = temporary.with_name(f"{temporary.name}-earlier")
+        aside = _temporary(target.parent)
         os.rename(target, aside)
         try:
-            os.rename(temporary, target)
+            os.rename(source, target)
         except OSError:
             os.rename(aside, target)
             raise

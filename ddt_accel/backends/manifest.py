@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ddt_accel.artifacts import read_json, sha256_of, unwritable, write_json
+from ddt_accel.artifacts import read_json, rename_over, sha256_of, unwritable, write_json
 from ddt_accel.backends.tensors import Cut, as_lists, tensor_table
 from ddt_accel.errors import ArtifactError, ConfigError
 from ddt_accel.locks import opened
@@ -166,7 +166,7 @@ def _move(folder: Path) -> None:
             if path.name == FILE_NAME:
                 for name in stale:
                     (folder / name).unlink(missing_ok=True)
-            os.replace(path, folder / path.name)
+            rename_over(path, folder / path.name)
         ready.rmdir()
     except FileNotFoundError:
         pass  # where there are no locks another process may be moving the same files
