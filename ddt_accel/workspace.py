@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddt_accel.artifacts import read_json, write_json
 from ddt_accel.errors import ArtifactError, ConfigError
+from ddt_accel.locks import Say
 from ddt_accel.networks.locate import embedded_models, read_yaml
 from ddt_accel.schedule import Schedule
 
@@ -56,8 +57,10 @@ class ModelChoice:
 class Workspace:
     """Names and finds the artefacts in a folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, say: Say | None = None) -> None:
+        """`say` is told that the model cannot be remembered, where the folder cannot be written to; without it that is
+        an error."""
+        self.folder, self.say = folder, say
         self.calibration_path = folder / "calibration.safetensors"
         self.partial_path = folder / "calibration.partial.safetensors"
         self.schedule_path = folder / "schedule.json"
@@ -83,7 +86,12 @@ class Workspace:
         network = choice.load()
         choice = choice.resolved()
         if said and choice != remembered:
-            write_json(self._settings_path, FORMAT, VERSION, asdict(choice))
+            try:
+                write_json(self._settings_path, FORMAT, VERSION, asdict(choice))
+            except ArtifactError as error:
+                if self.say is None:
+                    raise
+                self.say(f"The model is not remembered for later commands: {error}")
         return network
 
     def calibration(self, path: Path | None = None) -> Calibration:

@@ -101,7 +101,15 @@ def calibrate(
     )
 
 
-def run_calibration(
+def run_calibration(place: Workspace, network: DDT, spec: SamplingSpec, *, out: Path, **settings: int) -> Calibration:
+    """Calibrates in turn with other processes of this workspace, whose beginnings lie in one place."""
+    from ddt_accel.locks import making
+
+    with making(place.calibration_path, say):
+        return _calibrated(place, network, spec, out=out, **settings)
+
+
+def _calibrated(
     place: Workspace,
     network: DDT,
     spec: SamplingSpec,

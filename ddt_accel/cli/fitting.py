@@ -85,6 +85,7 @@ def fit(
     from ddt_accel.fitting.fit import Fitter
     from ddt_accel.fitting.fit_spec import FitSpec
     from ddt_accel.fitting.scalars import KINDS
+    from ddt_accel.locks import making
     from ddt_accel.schedule import Schedule
     from ddt_accel.workspace import Workspace
 
@@ -118,7 +119,7 @@ def fit(
     start = None if searched else place.schedule(schedule)
     network = load_network(place, said).to(device)
     costs = _costs(place, network)
-    with keeping(lambda: _kept(place.fit_path)), stages() as on_stage:
+    with making(place.fit_path, say), keeping(lambda: _kept(place.fit_path)), stages() as on_stage:
         if start is None:
             assert known is not None
             start, spec = _searched(place, network, known, costs, spec, steps, budget, cost, on_stage)
@@ -137,8 +138,8 @@ def fit(
             fitter.state_path.unlink()
         fitted = fitter.run()
         fitted.schedule.save(path)
-    if fitter.state_path is not None:
-        fitter.state_path.unlink(missing_ok=True)
+        if fitter.state_path is not None:
+            fitter.state_path.unlink(missing_ok=True)
     made = fitted.schedule
     emit(
         {

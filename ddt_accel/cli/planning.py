@@ -67,6 +67,7 @@ def plan(
     every cost are kept in `plans/` there.
     """
     import dataclasses
+    from contextlib import nullcontext
 
     import torch
 
@@ -76,6 +77,7 @@ def plan(
     from ddt_accel.evaluation.plan import make_plans
     from ddt_accel.fitting.fit_spec import FitSpec
     from ddt_accel.fitting.joint import JointFit
+    from ddt_accel.locks import making
     from ddt_accel.workspace import Workspace
 
     if not fit and (iterations is not None or fit_seed is not None):
@@ -101,7 +103,7 @@ def plan(
             raise MismatchError(
                 f"--seed and --fit-seed are both {seed}; plans are compared on images that no fit has seen."
             )
-    with stages() as on_stage:
+    with making(place.fit_path, say) if fit else nullcontext(), stages() as on_stage:
         fitted = None
         if spec is not None:
             network = place.load_model(said).to(check_device(device))

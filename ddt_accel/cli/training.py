@@ -41,6 +41,7 @@ def train(
 
     from ddt_accel.artifacts import check_writable, write_atomic
     from ddt_accel.errors import ConfigError
+    from ddt_accel.locks import making
     from ddt_accel.networks.config import DDTConfig
     from ddt_accel.networks.device import supports_bf16
     from ddt_accel.report.figures import loss_curve
@@ -76,20 +77,21 @@ def train(
         precision=precision,
     )
     spec.network.num_tokens((3, size, size))
-    trainer = Trainer(spec, dataset, out, target, compiled=compile)
+    with making(out / "state.safetensors", say):
+        trainer = Trainer(spec, dataset, out, target, compiled=compile)
 
-    def report(progress: Progress) -> None:
-        left = (spec.total_images - progress.images) / progress.images_per_second / 60
-        say(
-            f"step {progress.step}/{spec.num_steps}  {progress.images:,} images  loss {progress.loss:.4f}  "
-            f"{progress.images_per_second:.0f} images/s  {left:.0f} min left"
-        )
+        def report(progress: Progress) -> None:
+            left = (spec.total_images - progress.images) / progress.images_per_second / 60
+            say(
+                f"step {progress.step}/{spec.num_steps}  {progress.images:,} images  loss {progress.loss:.4f}  "
+                f"{progress.images_per_second:.0f} images/s  {left:.0f} min left"
+            )
 
-    trainer.run(save_every=save_every, report=report)
-    seen = [step * batch_size for step, _ in trainer.history]
-    curve = loss_curve(seen, [loss for _, loss in trainer.history])
-    write_atomic(out / "loss.svg", curve.encode())
-    path = write_release(trainer.state_path, out / "model.safetensors", latent_shape=(3, size, size))
+        trainer.run(save_every=save_every, report=report)
+        seen = [step * batch_size for step, _ in trainer.history]
+        curve = loss_curve(seen, [loss for _, loss in trainer.history])
+        write_atomic(out / "loss.svg", curve.encode())
+        path = write_release(trainer.state_path, out / "model.safetensors", latent_shape=(3, size, size))
     emit(
         {"model": str(path), "images": spec.num_steps * batch_size, "loss": trainer.history[-1][1]},
         as_json=json,
