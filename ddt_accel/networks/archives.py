@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ddt_accel.errors import CheckpointError
-from ddt_accel.networks.unpickle import StoredTensor, Unpickler
+from ddt_accel.networks.unpickle import NumpyArray, StoredTensor, Unpickler
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
@@ -53,8 +53,10 @@ class PickledCheckpoint:
             reason = str(error)[:200] or type(error).__name__
             raise CheckpointError(f"{path} is damaged or not a PyTorch checkpoint ({reason}).") from None
 
-    def read(self, stored: StoredTensor) -> Tensor:
-        """The tensor, mapped from the file."""
+    def read(self, stored: StoredTensor | NumpyArray) -> Tensor:
+        """The tensor, mapped from the file; a NumPy array has come along with the content."""
+        if isinstance(stored, NumpyArray):
+            return stored.read()
         storage = stored.storage
         size = storage.numel * storage.dtype.itemsize
         record = self._records.get(storage.key)

@@ -28,7 +28,7 @@ _SAFETENSORS_DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64,
 }  # fmt: skip
 # Deeper than any weights lie, and more than any checkpoint has: object graphs of other packages can be endless.
-_DEEPEST, _MOST = 64, 1_000_000
+_DEEPEST, _MOST = 64, 200_000
 # What is downloaded or copied in the place of a checkpoint, by how it begins.
 _IMPOSTORS = {
     b"version https://git-lfs": "is a pointer of Git LFS to a file that was not downloaded; run `git lfs pull`",
@@ -183,41 +183,41 @@ def _open_pickled(path: Path) -> Contents:
     return Contents(kind="PyTorch", tensors=tensors, vacant=containers, metadata={})
 
 
-class _Array:
-    """A file of one array, which the pickle has brought along."""
-
-    def read(self, array: NumpyArray) -> Tensor:
-        return array.read()
-
-
 class _Walk:
-    """Finds the tensors in a pickled content; goes through an object of another package once, and never in circles."""
+    """Finds the tensors in a pickled content.
+
+    It goes through an object of another package once, never in circles, and not again to where there was nothing.
+    """
 
     def __init__(self, file: PickledCheckpoint) -> None:
         self._file = file
         self._around: set[int] = set()
-        self._objects: set[int] = set()
+        self._done: set[int] = set()
         self._left = _MOST
 
     def through(self, value: Any, keys: Keys) -> Iterator[tuple[Keys, Entry]]:
-        if isinstance(value, StoredTensor):
-            yield keys, Entry(value.shape, value.dtype, value, self._file)
-        elif isinstance(value, NumpyArray):
+        if isinstance(value, StoredTensor | NumpyArray):
+            self._left -= 1
+            if self._left < 0:
+                raise CheckpointError(f"The file holds more than {_MOST:,} tensors; it is no checkpoint.")
             if value.dtype is not None:
-                yield keys, Entry(value.shape, value.dtype, value, _Array())
-        elif isinstance(value, dict | list | tuple) and self._is_new(value) and len(keys) < _DEEPEST:
+                yield keys, Entry(value.shape, value.dtype, value, self._file)
+        elif isinstance(value, dict | list | tuple) and len(keys) < _DEEPEST and self._is_new(value):
             self._around.add(id(value))
-            if isinstance(value, Inert):
-                self._objects.add(id(value))
-                children = value.children()
-            else:
-                children = iter(value.items() if isinstance(value, dict) else enumerate(value))
-            for key, child in children:
-                self._left -= 1
-                if self._left < 0:
-                    raise CheckpointError(f"The file holds more than {_MOST:,} values; it is no checkpoint.")
-                yield from self.through(child, (*keys, str(key)))
+            yield from self._inside(value, keys)
             self._around.discard(id(value))
 
     def _is_new(self, value: Any) -> bool:
-        return id(value) not in self._around and id(value) not in self._objects
+        return id(value) not in self._around and id(value) not in self._done
+
+    def _inside(self, value: dict[Any, Any] | list[Any] | tuple[Any, ...], keys: Keys) -> Iterator[tuple[Keys, Entry]]:
+        before = self._left
+        if isinstance(value, Inert):
+            self._done.add(id(value))
+            children = value.children()
+        else:
+            children = iter(value.items() if isinstance(value, dict) else enumerate(value))
+        for key, child in children:
+            yield from self.through(child, (*keys, str(key)))
+        if self._left == before:
+            self._done.add(id(value))

@@ -78,6 +78,7 @@ class WeightSet:
     kind: Kind = Kind.UNSAID
     tensors: dict[str, Entry] = field(default_factory=dict)
     members: dict[str, Entry] = field(default_factory=dict)
+    written: dict[str, Keys] = field(default_factory=dict)  # all parts of their names in the file
     doubled: list[str] = field(default_factory=list)  # names that several tensors have
 
     @property
@@ -130,10 +131,11 @@ def layout_of(contents: Contents, beside: Sequence[str] = ()) -> Layout:
             name = ".".join(parts[len(home.prefix) :])
             if home.members.setdefault(name, entry) != entry:
                 home.doubled.append(name)
+            home.written[name] = _split(keys)
             if parts[len(home.prefix)] in NETWORK:
                 home.tensors.setdefault(name, entry)
     nameless = _nameless(strays, sets)
-    _tell(sets, nameless)
+    _tell(sets, nameless, [parts[:-1] for parts, _, _ in entries if parts[-1] == "n_averaged"])
     for average in nameless:
         if average.kind is Kind.AVERAGE:
             sets.append(average)
@@ -143,9 +145,13 @@ def layout_of(contents: Contents, beside: Sequence[str] = ()) -> Layout:
 
 def _parts(keys: Keys) -> Keys:
     """The parts of a tensor's name, without those of wrappers: `module`, and names that begin with an underscore."""
-    parts = [part for key in keys for part in key.split(".") if part]
+    parts = _split(keys)
     wrapped = [part for part in parts[:-1] if part != "module" and (not part.startswith("_") or _said(part))]
     return (*wrapped, *parts[-1:])
+
+
+def _split(keys: Keys) -> Keys:
+    return tuple(part for key in keys for part in key.split(".") if part)
 
 
 def _sets(entries: list[tuple[Keys, Keys, Entry]]) -> list[WeightSet]:
@@ -204,29 +210,34 @@ def _in_order(stored: dict[str, Entry], model: WeightSet) -> dict[str, Entry]:
 
 def _without_dots(stored: dict[str, Entry], model: WeightSet) -> dict[str, Entry]:
     """Buffers named as the parameters, whose dots PyTorch does not allow there: latent diffusion's LitEma."""
-    for start in range(len(model.prefix) + 1):
-        before = "".join(model.prefix[start:])
-        names = {name: before + name.replace(".", "") for name in model.tensors}
+    for start in range(min(len(model.written[name]) for name in model.tensors)):
+        names = {name: "".join(model.written[name][start:]) for name in model.tensors}
         if all(name in stored for name in names.values()):
             return {name: stored[squeezed] for name, squeezed in names.items()}
     return {}
 
 
-def _tell(sets: list[WeightSet], nameless: list[WeightSet]) -> None:
-    """Says of each what it is."""
+def _tell(sets: list[WeightSet], nameless: list[WeightSet], counted: list[Keys]) -> None:
+    """Says of each what it is; `counted` are the places that have a count of averaged models."""
     every = [*sets, *nameless]
     shared = len(_common([found.prefix for found in every])) if len(every) > 1 else 0
     for found in every:
         found.kind = _kind(found.prefix[shared:])
-        if found.kind is not Kind.OPTIMISER and "n_averaged" in found.members:
-            found.kind = Kind.AVERAGE
+    for place in counted:
+        models = [found for found in sets if found.kind is not Kind.OPTIMISER]
+        inside = [found for found in models if found.prefix[: len(place)] == place]
+        if len(inside) == 1 or len(inside) < len(models):
+            for found in inside:
+                found.kind = Kind.AVERAGE
     prefixes = {found.prefix: found for found in sets}
     for prefix in prefixes:
         other = tuple("state_dict" if part == "current_model_state" else part for part in prefix)
         if other != prefix and other in prefixes and prefixes[other].kind is Kind.UNSAID:
             prefixes[other].kind = Kind.AVERAGE
-    for found in sets:
-        if found.kind is Kind.UNSAID and found.prefix[-1:] == (RAW.rstrip("."),):
+    unsaid = [found for found in sets if found.kind is Kind.UNSAID]
+    beside_average = len(unsaid) == 1 and any(found.kind is Kind.AVERAGE for found in every)
+    for found in unsaid:
+        if beside_average or found.prefix[-1:] == (RAW.rstrip("."),):
             found.kind = Kind.RAW
 
 
