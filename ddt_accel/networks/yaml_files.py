@@ -91,7 +91,7 @@ class Document:
         if not isinstance(self._content, dict):
             return f"only {type(self._content).__name__} at its top" if self._content is not None else "nothing"
         keys = [
-            f"{key} ({listed([str(inner) for inner in value])})" if isinstance(value, dict) else str(key)
+            f"{key} ({listed([str(inner) for inner in value])})" if value and isinstance(value, dict) else str(key)
             for key, value in self._content.items()
         ]
         return listed(keys)
