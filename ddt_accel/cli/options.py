@@ -22,6 +22,9 @@ LatentOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the noise and the labels.")]
 BatchOption = Annotated[int, typer.Option("--batch-size", help="Images run at a time.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", help="Threads on the CPU; fewer are faster beside other busy processes.")
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 
 DEFAULT_WORKSPACE = Path("ddt-accel-run")
