@@ -26,6 +26,7 @@ PAIRS = (
     ("images", "targets"), ("data", "targets"), ("image", "label"), ("images", "y"),
 )  # fmt: skip
 CLASS_NAMES = ("class_names", "label_names")
+_CHANNELS = (1, 3, 4)
 WANTED = "'images' [M, H, W, 3] uint8 and 'labels' [M]"
 
 
@@ -85,8 +86,7 @@ def read_labels(archive: zipfile.ZipFile, where: Path, split: str, account: Acco
 
 def pictures(archive: zipfile.ZipFile, header: Header, size: int) -> Iterator[Picture]:
     """The images of an array one after the other, as pictures of `size`."""
-    shape = header.shape[1:]
-    first = len(shape) == 3 and shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4)
+    first = _channels_first(header.shape[1:])
     for pixels in _rows(archive, header):
         image = np.moveaxis(pixels, 0, -1) if first else pixels
         if image.ndim == 3 and image.shape[-1] == 1:
@@ -114,13 +114,20 @@ def _check_images(images: Header, where: Path) -> None:
     if images.dtype != np.uint8:
         hint = " Floats from 0 to 1: (255 * images).round().astype('uint8')." if images.dtype.kind == "f" else ""
         raise ConfigError(f"{where} holds images {images}; expected uint8, from 0 to 255.{hint}")
-    coloured = len(shape) == 4 and (shape[3] in (1, 3, 4) or shape[1] in (1, 3, 4))
+    coloured = len(shape) == 4 and (shape[3] in _CHANNELS or shape[1] in _CHANNELS)
     if not (len(shape) == 3 or coloured):
         raise ConfigError(
             f"{where} holds images {images}; expected [M, H, W], [M, H, W, C] or [M, C, H, W] with 1, 3 or 4 channels."
         )
     if min(shape) < 1:
         raise ConfigError(f"{where} holds images {images}; expected at least one, of at least one pixel.")
+
+
+def _channels_first(shape: tuple[int, ...]) -> bool:
+    """Whether images of this shape are [C, H, W]; where they may be [H, W, C], too, only if that makes them square."""
+    if len(shape) < 3 or shape[0] not in _CHANNELS:
+        return False
+    return shape[2] not in _CHANNELS or shape[0] != shape[1] == shape[2]
 
 
 def _class_names(

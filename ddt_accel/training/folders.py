@@ -30,7 +30,7 @@ _UNREADABLE = {
 
 HIDDEN, OUTSIDE = "hidden", "outside the class folders"
 FORMAT, OTHER = "in a format that cannot be read", "not pictures"
-BROKEN, AGAIN = "behind broken links", "folders linked to that are read already"
+BROKEN, AGAIN = "behind broken links", "behind links to folders already read"
 
 Read = Callable[[], bytes]
 
