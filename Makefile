@@ -29,7 +29,11 @@ lint: .venv/.dev
 types: .venv/.dev
 	@$(BIN)/mypy
 
-check: test lint types
+docs: .venv/.docs
+	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs site
+	@echo "The documentation: site/index.html"
+
+check: test lint types docs
 
 .venv/.python:
 	@test -n "$(PYTHON)" || { echo "ddt-accel needs Python 3.11 or newer; none was found on the PATH."; exit 1; }
@@ -48,5 +52,10 @@ check: test lint types
 	@$(INSTALL) --no-build-isolation -e '.[dev]'
 	@touch $@ .venv/.demo
 
+.venv/.docs: .venv/.python pyproject.toml constraints.txt
+	@echo "Installing ddt-accel and what builds its documentation into .venv (a few minutes the first time) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
