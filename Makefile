@@ -10,7 +10,7 @@ TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --di
 # Warnings of pip about the machine's own configuration are no news to a newcomer; errors are still printed.
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-quick lint types check clean
+.PHONY: demo test test-quick lint types docs check clean
 
 demo: .venv/.demo
 	@$(BIN)/ddt-accel demo
@@ -53,8 +53,8 @@ check: test lint types docs
 	@touch $@ .venv/.demo
 
 .venv/.docs: .venv/.python pyproject.toml constraints.txt
-	@echo "Installing ddt-accel and what builds its documentation into .venv (a few minutes the first time) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[docs]'
+	@echo "Installing ddt-accel with what builds its documentation into .venv (once; some minutes) ..."
+	@$(INSTALL) --no-build-isolation -e '.[docs]'
 	@touch $@
 
 clean:

@@ -28,7 +28,7 @@ from ddt_accel.schedule import shipped_schedules
 
 MODEL, SEED, BATCH, COLUMNS = "cifar10", 1, 16, 8
 # In pixels; shown at half of that, so that a pixel of the model is three wide and text is sharp on fine screens.
-SCALE, GAP, MARGIN, CAPTION, RULER, ROW_GAP = 6, 8, 40, 60, 64, 44
+SCALE, GAP, MARGIN, CAPTION, RULER, ROW_GAP = 6, 8, 24, 60, 64, 44
 PAPER, INK, FAINT, ORANGE, BLUE, GREY = "#ffffff", "#1d2530", "#5c6773", "#c25e00", "#1f5fbf", "#444444"
 
 
@@ -75,10 +75,10 @@ def main() -> None:
 
 
 def described(measurement: Measurement, schedule: Schedule) -> str:
-    runs = f"encoder {schedule.budget} of {measurement.num_evaluations} steps"
+    runs = f"{schedule.budget} encoder runs in {measurement.num_evaluations} steps"
     if measurement.psnr is None:
         return runs
-    return f"{runs}  ·  {measurement.speedup:.1f}× as fast  ·  {measurement.psnr.mean:.1f} dB to the original"
+    return f"{runs}   ·   {measurement.speedup:.1f}× as fast   ·   {measurement.psnr.mean:.1f} dB"
 
 
 def sheet(rows: list[tuple[Measurement, Schedule, np.ndarray]]) -> Image.Image:

@@ -26,11 +26,10 @@ html_css_files = ["tables.css"]
 html_copy_source = False
 html_show_copyright = False
 html_theme_options = {"top_of_page_buttons": []}
+smartquotes = False  # they make dashes of options
 highlight_language = "text"  # of blocks that name no language
 
 myst_heading_anchors = 3
-myst_links_external_new_tab = False
-suppress_warnings: list[str] = []
 
 default_role = "code"  # docstrings write code between single backticks
 autodoc_typehints = "signature"
