@@ -103,7 +103,9 @@ def train(
             trainer.run(save_every=save_every, report=report, stop=lambda: asked() is not None)
         if (signal := asked()) is not None and not trainer.finished:
             kept = (
-                f"{state} has it, and the same command goes on from there" if trainer.step else "nothing was trained yet"
+                f"{state} has it, and the same command goes on from there"
+                if trainer.step
+                else "nothing was trained yet"
             )
             say(f"Stopped at step {trainer.step:,} of {spec.num_steps:,}; {kept}.")
             raise typer.Exit(128 + signal)
