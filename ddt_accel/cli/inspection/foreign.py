@@ -15,7 +15,7 @@ from ddt_accel.cli.holdings import sizes
 from ddt_accel.cli.inspection.documents import report
 from ddt_accel.cli.inspection.told import Told
 from ddt_accel.errors import ArtifactError, ConfigError
-from ddt_accel.networks.locate import read_yaml
+from ddt_accel.networks.settings import read_yaml
 from ddt_accel.report.numbers import FILE_NAME
 
 
