@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -101,7 +101,7 @@ def calibrate(
     )
 
 
-def run_calibration(place: Workspace, network: DDT, spec: SamplingSpec, *, out: Path, **settings: int) -> Calibration:
+def run_calibration(place: Workspace, network: DDT, spec: SamplingSpec, *, out: Path, **settings: Any) -> Calibration:
     """Calibrates in turn with other processes of this workspace, whose beginnings lie in one place."""
     from ddt_accel.locks import making
 
