@@ -18,10 +18,12 @@ from ddt_accel.cli.options import (
     LatentOption,
     ModelOption,
     SeedOption,
+    ThreadsOption,
     WeightsOption,
     WorkspaceOption,
     check_device,
     model_options,
+    say_threads,
 )
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ def calibrate(
     seed: SeedOption = 0,
     batch_size: BatchOption = 8,
     device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
     out: Annotated[Path | None, typer.Option(help="Where to write; in the workspace by default.")] = None,
     json: JsonOption = False,
 ) -> None:
@@ -75,6 +78,7 @@ def calibrate(
     device = check_device(device)
     for needed in (path, place.partial_path):
         check_writable(needed)
+    say_threads(threads, device)
     calibration = run_calibration(
         place,
         load_network(place, said).to(device),

@@ -16,10 +16,12 @@ from ddt_accel.cli.options import (
     JsonOption,
     LatentOption,
     ModelOption,
+    ThreadsOption,
     WeightsOption,
     WorkspaceOption,
     check_device,
     model_options,
+    say_threads,
 )
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ def fit(
     weights: WeightsOption = None,
     latent_shape: LatentOption = None,
     device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
     seed: Annotated[int, typer.Option(help="Seed of the images; not the calibrated one.")] = 3,
     out: Annotated[Path | None, typer.Option(help="Where to write; over the workspace's schedule by default.")] = None,
     json: JsonOption = False,
@@ -119,6 +122,7 @@ def fit(
     start = None if searched else place.schedule(schedule)
     network = load_network(place, said).to(device)
     costs = _costs(place, network)
+    say_threads(threads, device)
     with making(place.fit_path, say), keeping(lambda: _kept(place.fit_path)), stages() as on_stage:
         if start is None:
             assert known is not None

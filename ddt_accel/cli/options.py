@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ddt_accel.cli.console import say
+
 WorkspaceOption = Annotated[Path, typer.Option("--workspace", "-w", help="Folder that the commands share.")]
 ModelOption = Annotated[
     str | None,
@@ -23,8 +25,19 @@ LatentOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of the noise and the labels.")]
 BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Images run at a time.")]
+
+
+def _use(threads: int | None) -> int | None:
+    if threads is not None:
+        from ddt_accel.networks.threads import use_threads
+
+        use_threads(threads, measure=False)
+    return threads
+
+
 ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", help="Threads on the CPU; fewer are faster beside other busy processes.")
+    int | None,
+    typer.Option("--threads", callback=_use, help="Threads on the CPU; fewer are faster beside other busy processes."),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, or cuda:N for the GPU of that number.")]
 
@@ -82,3 +95,11 @@ def check_device(device: str) -> str:
             raise ConfigError(f"--device is {device}, and there is no such GPU; here you have {here}.")
         torch.cuda.set_device(int(known[1]))  # so that engines, and whatever asks for "the" GPU, take it
     return device
+
+
+def say_threads(threads: int | None, device: str) -> None:
+    """Tells, before long work on the CPU, with how many threads it is done, and whether fewer would be faster."""
+    if device == "cpu":
+        from ddt_accel.networks.threads import use_threads
+
+        say(f"Computing with {use_threads(threads)}.")

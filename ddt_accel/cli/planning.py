@@ -18,10 +18,12 @@ from ddt_accel.cli.options import (
     JsonOption,
     LatentOption,
     ModelOption,
+    ThreadsOption,
     WeightsOption,
     WorkspaceOption,
     check_device,
     model_options,
+    say_threads,
 )
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ def plan(
     weights: WeightsOption = None,
     latent_shape: LatentOption = None,
     device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
     images: Annotated[
         int, typer.Option("--images", "-n", help="Held-out images to choose on, and as many to report on.")
     ] = 16,
@@ -87,6 +90,7 @@ def plan(
     check_writable(path)
     statistics = place.calibration(calibration)
     said = model_options(model, config, weights, latent_shape)
+    say_threads(threads, device)
     networks = open_networks(place, backend, export_folder, said, device, batch_size)
     costs = kept_costs(place.costs_path, statistics.checkpoint_sha256, say) or counted_costs(
         networks.backend.config, networks.latent_shape

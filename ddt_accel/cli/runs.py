@@ -18,6 +18,7 @@ from ddt_accel.cli.options import (
     LatentOption,
     ModelOption,
     SeedOption,
+    ThreadsOption,
     WeightsOption,
     WorkspaceOption,
     model_options,
@@ -145,6 +146,7 @@ def sample(
     weights: WeightsOption = None,
     latent_shape: LatentOption = None,
     device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
     batch_size: BatchOption = 16,
     out: Annotated[Path | None, typer.Option(help="Folder for the images; in the workspace by default.")] = None,
     npz: Annotated[

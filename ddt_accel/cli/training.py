@@ -81,7 +81,6 @@ def train(
         precision=precision,
     )
     _check_memory(spec, size, target)
-    use_threads(threads, measure=False)
     state = out / "state.safetensors"
     check_writable(state)
     if state.exists():
