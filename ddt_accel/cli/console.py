@@ -159,3 +159,11 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def say_threads(threads: int | None, device: str) -> None:
+    """Tells, before long work on the CPU, with how many threads it is done, and whether fewer would be faster."""
+    if device == "cpu":
+        from ddt_accel.networks.threads import use_threads
+
+        say(f"Computing with {use_threads(threads)}.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddt_accel.cli.console import emit, following, given, keeping, say, stages
+from ddt_accel.cli.console import emit, following, given, keeping, say, say_threads, stages
 from ddt_accel.cli.networks import load_network
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
@@ -21,7 +21,6 @@ from ddt_accel.cli.options import (
     WorkspaceOption,
     check_device,
     model_options,
-    say_threads,
 )
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddt_accel.cli.console import emit, keeping, say, stages
+from ddt_accel.cli.console import emit, keeping, say, say_threads, stages
 from ddt_accel.cli.fitting import wants_autocast
 from ddt_accel.cli.networks import BackendOption, Opened, load_network, open_networks
 from ddt_accel.cli.options import (
@@ -22,7 +22,6 @@ from ddt_accel.cli.options import (
     WorkspaceOption,
     check_device,
     model_options,
-    say_threads,
 )
 from ddt_accel.cli.preparation import QUICK, THOROUGH, Effort, calibrated, exported, held_out, keep, kept, known, timed
 

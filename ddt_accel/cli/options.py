@@ -8,8 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ddt_accel.cli.console import say
-
 WorkspaceOption = Annotated[Path, typer.Option("--workspace", "-w", help="Folder that the commands share.")]
 ModelOption = Annotated[
     str | None,
@@ -95,11 +93,3 @@ def check_device(device: str) -> str:
             raise ConfigError(f"--device is {device}, and there is no such GPU; here you have {here}.")
         torch.cuda.set_device(int(known[1]))  # so that engines, and whatever asks for "the" GPU, take it
     return device
-
-
-def say_threads(threads: int | None, device: str) -> None:
-    """Tells, before long work on the CPU, with how many threads it is done, and whether fewer would be faster."""
-    if device == "cpu":
-        from ddt_accel.networks.threads import use_threads
-
-        say(f"Computing with {use_threads(threads)}.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddt_accel.cli.console import emit, out, say, stages
+from ddt_accel.cli.console import emit, out, say, say_threads, stages
 from ddt_accel.cli.fitting import wants_autocast
 from ddt_accel.cli.networks import BackendOption, open_networks
 from ddt_accel.cli.options import (
@@ -23,7 +23,6 @@ from ddt_accel.cli.options import (
     WorkspaceOption,
     check_device,
     model_options,
-    say_threads,
 )
 
 if TYPE_CHECKING:
