@@ -26,7 +26,7 @@ from ddt_accel.calibration.resample import POINTS
 from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ConfigError, MismatchError
 from ddt_accel.evaluation import candidates
-from ddt_accel.evaluation.candidates import INTEGRATORS, finest, grids
+from ddt_accel.evaluation.candidates import INTEGRATORS, SHIFTS, finest, grids
 from ddt_accel.evaluation.converged import converged
 from ddt_accel.evaluation.costs import Costs
 from ddt_accel.evaluation.fidelity import Interval, interval, latent_decibels
@@ -38,8 +38,6 @@ from ddt_accel.stages import OnStage
 
 T = TypeVar("T")
 
-# Time shifts that are tried, relative to the calibrated one, with the integrator that is best at a cost.
-SHIFTS = (0.6, 0.8, 1.25, 1.7, 2.4)
 # The reference takes this many times the calibrated steps.
 CONVERGED = 4
 # On how many grids shared plans are run for every cost.
