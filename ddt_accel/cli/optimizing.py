@@ -168,16 +168,22 @@ def _choose(
     place: Workspace, network: DDT, networks: Opened, calibration: Calibration, costs: Costs,
     images: dict[str, ImageRange], target: Target, effort: Effort, on_stage: OnStage, batch_size: int,
 ) -> Choice:  # fmt: skip
-    from ddt_accel.evaluation.judge import CONVERGED, Judge
+    from ddt_accel.evaluation.judge import Judge
     from ddt_accel.fitting import search
-    from ddt_accel.fitting.fit_spec import LEAST_HELD_OUT, FitSpec
+    from ddt_accel.fitting.fit_spec import LEAST_HELD_OUT, LEAST_REFERENCE_STEPS, FitSpec
     from ddt_accel.fitting.joint import JointFit
     from ddt_accel.fitting.optimize import Optimizer
 
-    times = CONVERGED if effort.thorough else CONVERGED // 2
+    steps = max(LEAST_REFERENCE_STEPS, round(effort.reference * calibration.spec.num_steps))
     done = on_stage("the reference solution to choose by", 1)
     judge = Judge(
-        networks.backend, calibration, costs, images["choosing"], batch_size, converged=times, cache=place.fit_path
+        networks.backend,
+        calibration,
+        costs,
+        images["choosing"],
+        batch_size,
+        reference_steps=steps,
+        cache=place.fit_path,
     )
     done()
     fitting = images["fitting"]
@@ -185,14 +191,15 @@ def _choose(
     if not effort.thorough:
         spec = FitSpec(
             seed=fitting.seed, images=fitting.count, batch_size=fitting.count, micro_batch=fitting.count,
-            held_out=LEAST_HELD_OUT, reference_steps=max(8, times * calibration.spec.num_steps),
+            held_out=LEAST_HELD_OUT, reference_steps=steps,
         )  # fmt: skip
     joint = JointFit(
         network,
         calibration,
         costs,
         spec,
-        backend=networks.backend,
+        # Gradients are taken in PyTorch's float32, and what they lead to is searched by the same arithmetic.
+        backend=None if effort.thorough else networks.backend,
         search=search.THOROUGH if effort.thorough else search.QUICK,
         folder=place.fit_path,
         on_stage=on_stage,
@@ -223,6 +230,7 @@ def _study(
         on_stage=on_stage,
         others={name: plan.schedule for name, plan in choice.others.items()},
         target=target,
+        reference_images=effort.beside_reference,
     )
 
 
