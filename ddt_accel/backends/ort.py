@@ -32,7 +32,8 @@ class OnnxRuntimeBackend:
         tensorrt: bool = False,
         manifest: Manifest | None = None,
     ) -> None:
-        """`threads` is the number of CPU threads inside an operator; by default one a core. With `tensorrt` ONNX
+        """`threads` is the number of CPU threads inside an operator; by default as many as PyTorch
+        computes with. With `tensorrt` ONNX
         Runtime's TensorRT provider runs on "cuda" what it can. `manifest` is that of the folder, where it was read and
         the files were verified.
 
@@ -63,7 +64,8 @@ class OnnxRuntimeBackend:
         self.manifest = manifest or Manifest.load(self.folder)
         self.config, self.checkpoint_sha256 = self.manifest.config, self.manifest.checkpoint_sha256
         self.latent_shape, self.cut = self.manifest.latent_shape, self.manifest.cut
-        workers = f", {threads or 'all'} threads" if kind == "cpu" else ""
+        threads = threads or torch.get_num_threads()
+        workers = f", {threads} thread{'s' * (threads > 1)}" if kind == "cpu" else ""
         self.name = f"ONNX Runtime{' with TensorRT' * tensorrt}, {self.manifest.precision}{workers}"
         self.device = torch.device(kind, self._number) if kind == "cuda" else torch.device(device)
         options = onnxruntime.SessionOptions()
@@ -71,8 +73,7 @@ class OnnxRuntimeBackend:
         # PyTorch updates the latents between two calls with threads of its own; workers that spin while they wait
         # would take the cores away from it, and cost half the speed.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        options.intra_op_num_threads = threads
         self.networks = {}
         for network in ("encoder", "decoder"):
             path = self.folder / f"{network}.onnx"

@@ -58,9 +58,9 @@ def calibrate(
     """
     if num_samples < 1 or batch_size < 1 or min(first_image, seed, sensitivity_samples, sensitivity_steps or 0) < 0:
         raise ConfigError(
-            f"num_samples {num_samples}, batch_size {batch_size}, first_image {first_image}, seed {seed}, "
-            f"sensitivity_samples {sensitivity_samples}: calibration needs at least one sample and batch, and no "
-            "negative numbers."
+            f"{num_samples} samples in batches of {batch_size}, {sensitivity_samples} of them for sensitivities, from "
+            f"image {first_image} of seed {seed}: calibration needs at least one sample and batch, and no negative "
+            "numbers."
         )
     source = model.source
     latent_shape = latent_shape_of(model, latent_shape)

@@ -38,6 +38,10 @@ def _ends() -> Iterator[None]:
         raise Interrupted(stop, "What was finished before is kept; the same command starts anew.") from None
     except BrokenPipeError:
         raise Unread from None
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # rich ends the process by itself
+            raise Unread from None
+        raise
 
 
 class Commands(TyperGroup):
@@ -69,8 +73,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Make a DDT checkpoint sample faster, without retraining: run its encoder only where it pays.\n\n"
-    "Try `ddt-accel demo` first. With your own checkpoint: calibrate, solve, export, sample, bench, in this order; "
-    "they share a workspace folder, so that no path needs typing.",
+    "Try `ddt-accel demo` first. With your own checkpoint: `ddt-accel optimize --model CHECKPOINT --speedup 5`, or its "
+    "single steps: calibrate, solve, export, sample, bench, in this order; they share a workspace folder, so that no "
+    "path needs typing. `ddt-accel status` shows what it holds.",
 )
 for command in (
     status.status,
@@ -103,20 +108,28 @@ def _root(ctx: typer.Context, version: bool = typer.Option(False, "--version", h
 
 def main() -> None:
     """Runs a command; mistakes end in a sentence, not in a traceback."""
-    adapt(sys.stdout, sys.stderr)
+    adapt()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminated)
     try:
-        try:
-            app()
-        finally:
-            sys.stdout.flush()
-    except Interrupted as stop:
-        _interrupted(stop)
-    except (Unread, BrokenPipeError):
-        for stream in (sys.stdout, sys.stderr):  # what their buffers hold must not fail once more
+        with _ends():
+            try:
+                _run()
+            finally:
+                if sys.stdout is not None:  # it was closed from the beginning
+                    sys.stdout.flush()
+    except Unread:
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # what their buffers hold must not fail once more
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         sys.exit(141)  # as a process that the system ends for writing to nobody
+
+
+def _run() -> None:
+    try:
+        app()
+    except Interrupted as stop:
+        err.print(Text.assemble((f"{stop.name}. ", "bold"), str(stop)))
+        sys.exit(128 + stop.signum)
     except DDTAccelError as error:
         _fail(str(error))
     except OSError as error:
@@ -130,11 +143,6 @@ def main() -> None:
 
 def _terminated(signum: int, frame: object) -> None:
     raise KeyboardInterrupt(signum)
-
-
-def _interrupted(stop: Interrupted) -> None:
-    err.print(Text.assemble((f"{stop.name}. ", "bold"), str(stop)))
-    sys.exit(128 + stop.signum)
 
 
 def _fail(sentence: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddt_accel.cli.console import emit, out, stages
+from ddt_accel.cli.console import emit, out, say, stages
 from ddt_accel.cli.networks import BackendOption, Opened, open_networks
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
@@ -18,16 +18,18 @@ from ddt_accel.cli.options import (
     JsonOption,
     LatentOption,
     ModelOption,
+    ThreadsOption,
     WeightsOption,
     WorkspaceOption,
     model_options,
 )
 
 if TYPE_CHECKING:
+    from ddt_accel.calibration.statistics import Calibration
     from ddt_accel.evaluation.costs import Costs
     from ddt_accel.evaluation.fidelity import Interval
     from ddt_accel.report.study import Study
-    from ddt_accel.workspace import Workspace
+    from ddt_accel.schedule import Schedule
 
 
 def bench(
@@ -41,6 +43,7 @@ def bench(
     weights: WeightsOption = None,
     latent_shape: LatentOption = None,
     device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
     images: Annotated[int, typer.Option("--images", "-n", help="Held-out images for the table.")] = 64,
     curve_images: Annotated[int, typer.Option(help="Held-out images for the curve over the budgets.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the held-out images; not the calibrated one.")] = 1,
@@ -53,6 +56,7 @@ def bench(
     """Measure speed and fidelity, and write the report."""
     from ddt_accel.artifacts import check_writable
     from ddt_accel.errors import ConfigError
+    from ddt_accel.locks import making
     from ddt_accel.workspace import Workspace
 
     if images < 2 or curve_images < 2 or batch_size < 1:
@@ -65,16 +69,17 @@ def bench(
     check_writable(place.costs_path)
     said = model_options(model, config, weights, latent_shape)
     networks = open_networks(place, backend, export_folder, said, device, batch_size)
-    study = _study(place, networks, calibration, schedule, images, curve_images, seed, batch_size)
-    _costs(study, networks).save(place.costs_path)
-    _report(study, folder or place.folder, json)
+    statistics, plan = place.calibration(calibration), place.schedule(schedule)
+    with making((folder or place.folder) / "report.html", say):  # two at once would measure each other
+        study = _study(networks, statistics, plan, images, curve_images, seed, batch_size)
+        _costs(study, networks).save(place.costs_path)
+        _report(study, folder or place.folder, json)
 
 
 def _study(
-    place: Workspace,
     networks: Opened,
-    calibration: Path | None,
-    schedule: Path | None,
+    statistics: Calibration,
+    plan: Schedule,
     images: int,
     curve_images: int,
     seed: int,
@@ -82,7 +87,6 @@ def _study(
 ) -> Study:
     from ddt_accel.report.study import conduct
 
-    statistics, plan = place.calibration(calibration), place.schedule(schedule)
     with stages() as on_stage:
         return conduct(
             networks.backend,

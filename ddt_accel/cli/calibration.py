@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddt_accel.cli.console import emit, following, given, keeping, say, stages
+from ddt_accel.cli.console import emit, following, given, keeping, say, say_threads, stages
 from ddt_accel.cli.networks import load_network
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
@@ -18,6 +18,7 @@ from ddt_accel.cli.options import (
     LatentOption,
     ModelOption,
     SeedOption,
+    ThreadsOption,
     WeightsOption,
     WorkspaceOption,
     check_device,
@@ -53,6 +54,7 @@ def calibrate(
     seed: SeedOption = 0,
     batch_size: BatchOption = 8,
     device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
     out: Annotated[Path | None, typer.Option(help="Where to write; in the workspace by default.")] = None,
     json: JsonOption = False,
 ) -> None:
@@ -75,6 +77,7 @@ def calibrate(
     device = check_device(device)
     for needed in (path, place.partial_path):
         check_writable(needed)
+    say_threads(threads, device)
     calibration = run_calibration(
         place,
         load_network(place, said).to(device),
@@ -101,7 +104,15 @@ def calibrate(
     )
 
 
-def run_calibration(
+def run_calibration(place: Workspace, network: DDT, spec: SamplingSpec, *, out: Path, **settings: Any) -> Calibration:
+    """Calibrates in turn with other processes of this workspace, whose beginnings lie in one place."""
+    from ddt_accel.locks import making
+
+    with making(place.calibration_path, say):
+        return _calibrated(place, network, spec, out=out, **settings)
+
+
+def _calibrated(
     place: Workspace,
     network: DDT,
     spec: SamplingSpec,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddt_accel.cli.console import emit, following, given, keeping, say, stages
+from ddt_accel.cli.console import emit, following, given, keeping, say, say_threads, stages
 from ddt_accel.cli.networks import load_network
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
@@ -16,6 +16,7 @@ from ddt_accel.cli.options import (
     JsonOption,
     LatentOption,
     ModelOption,
+    ThreadsOption,
     WeightsOption,
     WorkspaceOption,
     check_device,
@@ -71,6 +72,7 @@ def fit(
     weights: WeightsOption = None,
     latent_shape: LatentOption = None,
     device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
     seed: Annotated[int, typer.Option(help="Seed of the images; not the calibrated one.")] = 3,
     out: Annotated[Path | None, typer.Option(help="Where to write; over the workspace's schedule by default.")] = None,
     json: JsonOption = False,
@@ -85,6 +87,7 @@ def fit(
     from ddt_accel.fitting.fit import Fitter
     from ddt_accel.fitting.fit_spec import FitSpec
     from ddt_accel.fitting.scalars import KINDS
+    from ddt_accel.locks import making
     from ddt_accel.schedule import Schedule
     from ddt_accel.workspace import Workspace
 
@@ -118,7 +121,8 @@ def fit(
     start = None if searched else place.schedule(schedule)
     network = load_network(place, said).to(device)
     costs = _costs(place, network)
-    with keeping(lambda: _kept(place.fit_path)), stages() as on_stage:
+    say_threads(threads, device)
+    with making(place.fit_path, say), keeping(lambda: _kept(place.fit_path)), stages() as on_stage:
         if start is None:
             assert known is not None
             start, spec = _searched(place, network, known, costs, spec, steps, budget, cost, on_stage)
@@ -137,8 +141,8 @@ def fit(
             fitter.state_path.unlink()
         fitted = fitter.run()
         fitted.schedule.save(path)
-    if fitter.state_path is not None:
-        fitter.state_path.unlink(missing_ok=True)
+        if fitter.state_path is not None:
+            fitter.state_path.unlink(missing_ok=True)
     made = fitted.schedule
     emit(
         {

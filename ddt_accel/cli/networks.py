@@ -128,10 +128,11 @@ def _fastest(
     """The name of what is fastest here with the chosen model, measured unless the workspace knows."""
     import torch
 
-    from ddt_accel.artifacts import checksum, read_json
+    from ddt_accel.artifacts import check_writable, checksum, read_json
     from ddt_accel.backends.choose import installed, measure_all
     from ddt_accel.backends.manifest import FILE_NAME, FORMAT, VERSION
     from ddt_accel.errors import ArtifactError
+    from ddt_accel.locks import making
     from ddt_accel.networks.device import device_name
 
     model = _open(place, "torch", None, said, device)
@@ -171,15 +172,27 @@ def _fastest(
         names.remove("compiled")
         conditions["left out"] = "compiled"
         seconds = place.speeds(conditions)
-    if seconds is None:
+
+    def measured() -> dict[str, float]:
+        keeps = True
+        try:
+            check_writable(place.speeds_path)
+        except ArtifactError as error:
+            keeps = False
+            say(f"The choice cannot be kept, and is made anew next time unless --backend names it: {error}")
         took = " (compiling takes half a minute, once)" if compiling else ""
         say(f"Measuring which backend is fastest for batches of {batch}{took} ...")
         candidates = {name: partial(opened, name) for name in names}
         seconds, reasons = measure_all(candidates, model.latent_shape, batch)
         for name, reason in reasons.items():
             say(f"  {name}: {reason}")
-        if not reasons:  # what failed may run another time
+        if keeps and not reasons:  # what failed may run another time
             place.keep_speeds(conditions, seconds)
+        return seconds
+
+    if seconds is None:
+        with making(place.speeds_path, say):  # whoever waits finds them measured
+            seconds = place.speeds(conditions) or measured()
     fastest_first = sorted(seconds.items(), key=itemgetter(1))
     chosen = fastest_first[0][0]
     shown = ", ".join(f"{name} {1e3 * taken / batch:.1f} ms" for name, taken in fastest_first)

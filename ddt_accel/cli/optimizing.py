@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddt_accel.cli.console import emit, keeping, say, stages
+from ddt_accel.cli.console import emit, keeping, say, say_threads, stages
 from ddt_accel.cli.fitting import wants_autocast
 from ddt_accel.cli.networks import BackendOption, Opened, load_network, open_networks
 from ddt_accel.cli.options import (
@@ -17,6 +17,7 @@ from ddt_accel.cli.options import (
     JsonOption,
     LatentOption,
     ModelOption,
+    ThreadsOption,
     WeightsOption,
     WorkspaceOption,
     check_device,
@@ -71,6 +72,7 @@ def optimize(
     last_step: Annotated[float | None, typer.Option(help="Length of the last step.")] = None,
     backend: BackendOption = "auto",
     device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
     batch_size: BatchOption = 16,
     json: JsonOption = False,
 ) -> None:
@@ -92,6 +94,8 @@ def optimize(
         "num_steps": steps, "solver": solver, "guidance": guidance, "guidance_interval": guidance_interval,
         "timeshift": timeshift, "last_step": last_step,
     }  # fmt: skip
+    device = check_device(device)
+    say_threads(threads, device)
     _run(
         Workspace(workspace),
         Target(milliseconds=budget_ms, speedup=speedup, psnr=min_psnr),
@@ -99,7 +103,7 @@ def optimize(
         model_options(model, config, weights, latent_shape),
         {name: value for name, value in sampling.items() if value is not None},
         backend,
-        check_device(device),
+        device,
         batch_size,
         as_json=json,
     )

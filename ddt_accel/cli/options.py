@@ -23,6 +23,20 @@ LatentOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of the noise and the labels.")]
 BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Images run at a time.")]
+
+
+def _use(threads: int | None) -> int | None:
+    if threads is not None:
+        from ddt_accel.networks.threads import use_threads
+
+        use_threads(threads, measure=False)
+    return threads
+
+
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", callback=_use, help="Threads on the CPU; fewer are faster beside other busy processes."),
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, or cuda:N for the GPU of that number.")]
 
 DEFAULT_WORKSPACE = Path("ddt-accel-run")

@@ -6,8 +6,8 @@ import codecs
 import io
 import os
 import re
+import sys
 import unicodedata
-from typing import TextIO
 
 ERRORS = "ddt-accel-plain"
 _PLAIN = str.maketrans({
@@ -32,14 +32,14 @@ def _replaced(error: UnicodeError) -> tuple[str, int]:
     return in_ascii(error.object[error.start : error.end]), error.end
 
 
-def adapt(*streams: TextIO) -> None:
-    """Lets streams write whatever they are given, each in its encoding.
+def adapt() -> None:
+    """Lets stdout and stderr write whatever they are given, each in its encoding.
 
     Python writes UTF-8 for LC_ALL=C unless it is told otherwise; who sets that expects ASCII.
     """
     codecs.register_error(ERRORS, _replaced)
     told = {"PYTHONIOENCODING", "PYTHONUTF8"} & set(os.environ)
     ascii_only = os.environ.get("LC_ALL") in ("C", "POSIX") and not told
-    for stream in streams:
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="ascii" if ascii_only else None, errors=ERRORS)

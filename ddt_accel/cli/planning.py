@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddt_accel.cli.console import emit, following, given, out, say, show, stages
+from ddt_accel.cli.console import emit, following, given, out, say, say_threads, show, stages
 from ddt_accel.cli.fitting import wants_autocast
 from ddt_accel.cli.networks import BackendOption, open_networks
 from ddt_accel.cli.options import (
@@ -18,6 +18,7 @@ from ddt_accel.cli.options import (
     JsonOption,
     LatentOption,
     ModelOption,
+    ThreadsOption,
     WeightsOption,
     WorkspaceOption,
     check_device,
@@ -46,6 +47,7 @@ def plan(
     weights: WeightsOption = None,
     latent_shape: LatentOption = None,
     device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
     images: Annotated[
         int, typer.Option("--images", "-n", help="Held-out images to choose on, and as many to report on.")
     ] = 16,
@@ -68,6 +70,7 @@ def plan(
     every cost are kept in `plans/` there.
     """
     import dataclasses
+    from contextlib import nullcontext
 
     import torch
 
@@ -77,6 +80,7 @@ def plan(
     from ddt_accel.evaluation.plan import make_plans
     from ddt_accel.fitting.fit_spec import FitSpec
     from ddt_accel.fitting.joint import JointFit
+    from ddt_accel.locks import making
     from ddt_accel.workspace import Workspace
 
     if not fit and (iterations is not None or fit_seed is not None):
@@ -86,6 +90,7 @@ def plan(
     check_writable(path)
     statistics = place.calibration(calibration)
     said = model_options(model, config, weights, latent_shape)
+    say_threads(threads, device)
     networks = open_networks(place, backend, export_folder, said, device, batch_size)
     costs = kept_costs(place.costs_path, statistics.checkpoint_sha256, say) or counted_costs(
         networks.backend.config, networks.latent_shape
@@ -102,7 +107,7 @@ def plan(
             raise MismatchError(
                 f"--seed and --fit-seed are both {seed}; plans are compared on images that no fit has seen."
             )
-    with stages() as on_stage:
+    with making(place.fit_path, say) if fit else nullcontext(), stages() as on_stage:
         fitted = None
         if spec is not None:
             network = place.load_model(said).to(check_device(device))

@@ -71,6 +71,7 @@ def solve(
     from ddt_accel.artifacts import check_writable
     from ddt_accel.errors import ConfigError, DDTAccelError
     from ddt_accel.evaluation.budgets import Target, beside, choose, predicted_psnr
+    from ddt_accel.locks import making
     from ddt_accel.solver.solve import Method, solve_curve
     from ddt_accel.solver.split import split as solve_split
     from ddt_accel.workspace import Workspace
@@ -89,10 +90,13 @@ def solve(
             raise ConfigError("--pareto writes all budgets; give it without a budget or target.")
         curve = solve_curve(statistics, evaluations, method)
         folder = out or place.curve_path
-        _write_curve(curve, folder, calibrated, costs_of(place, calibrated), workspace, as_json=json)
-        if out is None:  # a folder of ours: what another grid left would pass for this one's
-            for stale in set(folder.glob("[0-9]*.json")) - {folder / f"{s.budget}.json" for s, _ in curve}:
-                stale.unlink()
+        with making(folder, say):
+            _write_curve(curve, folder, calibrated, costs_of(place, calibrated), workspace, as_json=json)
+            if out is None:  # a folder of ours: what another grid left would pass for this one's
+                made = {f"{schedule.budget}.json" for schedule, _ in curve}
+                for stale in folder.glob("[0-9]*.json"):
+                    if stale.stem.isdecimal() and stale.name not in made:
+                        stale.unlink()
         return
     if target == Target():
         chosen = solve_curve(statistics, DEFAULT_BUDGET if budget is None else budget, method)[-1]

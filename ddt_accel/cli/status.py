@@ -52,7 +52,8 @@ def next_commands(found: Holdings) -> tuple[str, ...]:
     if not found.has("export") and not found.has("engines"):
         return "ddt-accel export", "ddt-accel sample --backend torch"
     by = "" if found.has("export") else " --backend trt --device cuda"
-    return (f"ddt-accel sample{by}",) if found.has("report") else (f"ddt-accel bench{by}", f"ddt-accel sample{by}")
+    measured = any(row.measured_ms is not None for row in found.schedules)
+    return (f"ddt-accel sample{by}",) if measured else (f"ddt-accel bench{by}", f"ddt-accel sample{by}")
 
 
 def as_facts(found: Holdings) -> dict[str, object]:

@@ -24,8 +24,8 @@ class Target:
 
     def __post_init__(self) -> None:
         given = [value for value in (self.milliseconds, self.speedup, self.error, self.psnr) if value is not None]
-        if not all(math.isfinite(value) and value > 0 for value in given):
-            raise ConfigError(f"The target {self} makes no sense; targets are numbers above 0.")
+        if wrong := [value for value in given if not math.isfinite(value) or value <= 0]:
+            raise ConfigError(f"A target of {wrong[0]} makes no sense; targets are numbers above 0.")
 
     @property
     def limits_time(self) -> bool:

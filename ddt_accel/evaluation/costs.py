@@ -37,7 +37,10 @@ class Costs:
     def __post_init__(self) -> None:
         values = (self.encoder, self.decoder, self.forecast, self.evaluation)
         if self.unit not in (SECONDS, MULTIPLY_ADDS) or min(self.encoder, self.decoder) <= 0 or min(values) < 0:
-            raise ConfigError(f"The costs make no sense: {self}; run `ddt-accel bench` anew.")
+            raise ConfigError(
+                f"{self.encoder} {self.unit} for the encoder, {self.decoder} for the decoder, {self.forecast} for a "
+                f"forecast and {self.evaluation} for the rest make no sense; run `ddt-accel bench` anew."
+            )
 
     def of(self, schedule: Schedule) -> float:
         """The cost of one image along a schedule."""

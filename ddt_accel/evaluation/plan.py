@@ -135,7 +135,10 @@ def check_deterministic(calibration: Calibration) -> None:
             "A stochastic sampler has no reference solution to plan for; calibrate a deterministic solver."
         )
     if calibration.sensitivity is None:
-        raise ConfigError("The calibration has no sensitivities; calibrate with at least one sensitivity sample.")
+        raise ConfigError(
+            "The calibration has no sensitivities; calibrate with at least one sensitivity sample "
+            "(--sensitivity-samples)."
+        )
 
 
 def choose_plans(

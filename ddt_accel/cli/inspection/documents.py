@@ -9,6 +9,7 @@ from ddt_accel.artifacts import format_of
 from ddt_accel.cli.costing import share_of_unshared
 from ddt_accel.cli.inspection.told import Told
 from ddt_accel.evaluation import costs
+from ddt_accel.evaluation.budgets import predicted_psnr
 from ddt_accel.report import numbers
 from ddt_accel.schedule import SHIPPED, Schedule, shipped_schedules
 from ddt_accel.workspace import SPEEDS_FORMAT, read_speeds
@@ -27,7 +28,7 @@ def schedule(path: Path) -> Told:
         path = SHIPPED / f"{path}.json"
     drawn = max((len(row) for row in found.forecasts.values()), default=1)
     centred = ", of the deviation from the mean trajectory" if found.centred else ""
-    share = share_of_unshared(path, found)
+    share, psnr = share_of_unshared(path, found), predicted_psnr(found)
     facts = {
         "kind": "schedule",
         "encoder runs": f"{found.budget} of {found.spec.num_evaluations}",
@@ -38,6 +39,7 @@ def schedule(path: Path) -> Told:
         **({"times": [round(time, 4) for time in found.times]} if found.times is not None else {}),
         **({"integrator": "weights of its own"} if found.integrator is not None else {}),
         "objective": found.objective,
+        "predicted PSNR": f"{psnr:.1f} dB to the unshared image" if psnr is not None else None,
         "predicted cost": found.predicted_cost,
         "predicted error": found.predicted_error,
         "checkpoint": found.checkpoint_sha256,

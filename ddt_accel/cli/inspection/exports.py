@@ -49,9 +49,7 @@ def _engine(engine: Engine) -> str:
 def network(path: Path) -> Told:
     """One of the networks of an export."""
     if not (path.parent / "manifest.json").exists():
-        raise ArtifactError(
-            f"{path} is a network without the manifest.json of an export beside it; ddt-accel reads none."
-        )
+        raise ArtifactError(f"{path} is no network of ours: there is no manifest.json of an export beside it.")
     manifest = Manifest.load(path.parent)
     if path.name not in manifest.files:
         raise ArtifactError(f"{path} is no part of the export that lies in {path.parent}.")

@@ -19,7 +19,7 @@ from ddt_accel.cli.inspection.told import Told
 from ddt_accel.cli.status import as_facts
 from ddt_accel.errors import ArtifactError
 from ddt_accel.evaluation.budgets import predicted_psnr
-from ddt_accel.networks.locate import SUFFIXES
+from ddt_accel.networks.candidates import SUFFIXES
 from ddt_accel.schedule import FORMAT as SCHEDULE_FORMAT
 from ddt_accel.schedule import Schedule
 from ddt_accel.workspace import SETTINGS_NAME, ModelChoice, Workspace
@@ -30,7 +30,9 @@ def folder(path: Path) -> Told | None:
     if not any(path.iterdir()):
         raise ArtifactError(f"{path} is an empty folder.")
     kinds: list[Callable[[Path], Told | None]] = [_export, workspace, _schedules, _run, _fits]
-    if not any(file.suffix in SUFFIXES for file in path.iterdir()):  # beside weights, pictures are but their sample
+    if not any(
+        file.name.lower().endswith(SUFFIXES) for file in path.iterdir()
+    ):  # beside weights, pictures are but their sample
         kinds += [_pictures, _classes]
     for kind in kinds:
         if (told := kind(path)) is not None:

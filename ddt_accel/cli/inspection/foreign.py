@@ -15,7 +15,7 @@ from ddt_accel.cli.holdings import sizes
 from ddt_accel.cli.inspection.documents import report
 from ddt_accel.cli.inspection.told import Told
 from ddt_accel.errors import ArtifactError, ConfigError
-from ddt_accel.networks.locate import read_yaml
+from ddt_accel.networks.settings import read_yaml
 from ddt_accel.report.numbers import FILE_NAME
 
 
@@ -107,7 +107,7 @@ def _page(path: Path) -> Told:
     """A page of a report, with its numbers where they lie beside it."""
     numbers = path.with_name(FILE_NAME)
     if path.stem == "report" and numbers.exists():
-        return Told(facts={**report(numbers).facts, "kind": f"report; open {path.name} to see it, {numbers.name} has"})
+        return Told(facts={**report(numbers).facts, "kind": f"page of a report, with the numbers of {numbers.name}"})
     return Told(facts={"kind": f"a page, {'for a browser' if path.suffix == '.html' else 'Markdown'}"})
 
 
@@ -119,7 +119,5 @@ def _zip(path: Path) -> Told:
     except (zipfile.BadZipFile, OSError) as error:
         raise ArtifactError(f"{path} is damaged or no zip ({error}).") from None
     pictures = [name for name in names if name.suffix.lower() in known]
-    folders = sorted({str(name.parent) for name in pictures})
-    return Told(
-        facts={"kind": "zip", "pictures": len(pictures), "in": folders, "other files": len(names) - len(pictures)}
-    )
+    folders, others = sorted({str(name.parent) for name in pictures}), len(names) - len(pictures)
+    return Told(facts={"kind": "zip", "pictures": len(pictures), "in": folders, "other entries": others})
