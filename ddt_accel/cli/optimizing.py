@@ -109,7 +109,9 @@ def optimize(
     )
 
 
-def demo(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = False) -> None:
+def demo(
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE, threads: ThreadsOption = None, json: JsonOption = False
+) -> None:
     """Do it all on the embedded model: `optimize --speedup 5 --quick`, stage by stage."""
     from importlib.util import find_spec
 
@@ -126,6 +128,7 @@ def demo(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = Fals
         )
     if find_spec("onnxruntime") is None:
         raise DependencyError("The demo runs the networks by ONNX Runtime; install ddt-accel[cpu].")
+    say_threads(threads, "cpu")
     said = {"source": DEFAULT_MODEL}
     _run(place, Target(speedup=DEFAULT_SPEEDUP), QUICK, said, {}, "auto", "cpu", 16, as_json=json)
 
@@ -136,6 +139,7 @@ def _run(
 ) -> None:  # fmt: skip
     from ddt_accel.artifacts import check_writable
     from ddt_accel.cli.expectations import expectations, facts
+    from ddt_accel.locks import making
     from ddt_accel.report.render import write_report
 
     for path in (place.schedule_path, place.costs_path, place.folder / "report.html"):
@@ -150,13 +154,13 @@ def _run(
         place, backend, None, said, device, batch_size, compiling=effort.thorough or device != "cpu"
     )  # fmt: skip
     costs = timed(place, networks, calibration.spec, batch_size)
-    with keeping(lambda: kept(place)), stages() as on_stage:
-        say("3/5  Searching: which steps, integrator and encoder runs end closest to the reference solution?")
-        images = held_out(calibration, effort)
+    images = held_out(calibration, effort)
+    say("3/5  Searching: which steps, integrator and encoder runs end closest to the reference solution?")
+    with making(place.fit_path, say), keeping(lambda: kept(place)), stages() as on_stage:
         choice = _choose(place, network, networks, calibration, costs, images, target, effort, on_stage, batch_size)
-        schedule = choice.best.schedule
-        keep(place, schedule)
-        say(f"{_ruler(schedule)}\n4/5  Measuring it beside what you would have done instead, on other images")
+        keep(place, choice.best.schedule)
+    say(f"{_ruler(choice.best.schedule)}\n4/5  Measuring it beside what you would have done instead, on other images")
+    with making(place.folder / "report.html", say), keeping(lambda: kept(place)), stages() as on_stage:
         study = _study(networks, calibration, choice, images["reporting"], target, effort, on_stage, batch_size)
     say("5/5  Writing the report")
     page, *_ = write_report(study, place.folder)

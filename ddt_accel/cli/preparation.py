@@ -45,7 +45,7 @@ THOROUGH = Effort(
 )  # fmt: skip
 QUICK = Effort(
     thorough=False, samples=12, sensitivity_samples=2, sensitivity_steps=8, reference=1.5, choosing=8, fitting=10,
-    reporting=24, beside_reference=12, curve=4,
+    reporting=16, beside_reference=12, curve=4,
 )  # fmt: skip
 
 
