@@ -12,6 +12,8 @@ Each message says what was given, what was expected and what to do; the command 
     - ParityError: an exported network does not compute what the original computes
 """
 
+from collections.abc import Sequence
+
 
 class DDTAccelError(Exception):
     """The root of the tree."""
@@ -43,3 +45,9 @@ class DependencyError(DDTAccelError, ImportError):
 
 class ParityError(DDTAccelError):
     """An exported network does not compute what the original computes."""
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """Names for a message: a few of them, and how many more there are."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddt_accel.cli.console import emit, out, say, stages
+from ddt_accel.cli.console import emit, out, say, say_threads, stages
 from ddt_accel.cli.fitting import wants_autocast
 from ddt_accel.cli.networks import BackendOption, open_networks
 from ddt_accel.cli.options import (
@@ -18,6 +18,7 @@ from ddt_accel.cli.options import (
     JsonOption,
     LatentOption,
     ModelOption,
+    ThreadsOption,
     WeightsOption,
     WorkspaceOption,
     check_device,
@@ -26,7 +27,8 @@ from ddt_accel.cli.options import (
 
 if TYPE_CHECKING:
     from ddt_accel.evaluation.fidelity import Interval
-    from ddt_accel.evaluation.plan import Plan, Row
+    from ddt_accel.evaluation.judge import Plan
+    from ddt_accel.evaluation.plan import Row
     from ddt_accel.schedule import Schedule
 
 
@@ -44,6 +46,7 @@ def plan(
     weights: WeightsOption = None,
     latent_shape: LatentOption = None,
     device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
     images: Annotated[
         int, typer.Option("--images", "-n", help="Held-out images to choose on, and as many to report on.")
     ] = 16,
@@ -66,6 +69,7 @@ def plan(
     every cost are kept in `plans/` there.
     """
     import dataclasses
+    from contextlib import nullcontext
 
     import torch
 
@@ -75,6 +79,7 @@ def plan(
     from ddt_accel.evaluation.plan import make_plans
     from ddt_accel.fitting.fit_spec import FitSpec
     from ddt_accel.fitting.joint import JointFit
+    from ddt_accel.locks import making
     from ddt_accel.workspace import Workspace
 
     if not fit and (iterations is not None or fit_seed is not None):
@@ -84,6 +89,7 @@ def plan(
     check_writable(path)
     statistics = place.calibration(calibration)
     said = model_options(model, config, weights, latent_shape)
+    say_threads(threads, device)
     networks = open_networks(place, backend, export_folder, said, device, batch_size)
     costs = kept_costs(place.costs_path, statistics.checkpoint_sha256, say) or counted_costs(
         networks.backend.config, networks.latent_shape
@@ -100,7 +106,7 @@ def plan(
             raise MismatchError(
                 f"--seed and --fit-seed are both {seed}; plans are compared on images that no fit has seen."
             )
-    with stages() as on_stage:
+    with making(place.fit_path, say) if fit else nullcontext(), stages() as on_stage:
         fitted = None
         if spec is not None:
             network = place.load_model(said).to(check_device(device))
@@ -152,7 +158,7 @@ WAYS = {
 def _print(rows: list[Row]) -> None:
     from rich.table import Table
 
-    from ddt_accel.evaluation.plan import gain
+    from ddt_accel.evaluation.judge import gain
 
     table = Table("cost", "way", "plan", "costs", "dB to the limit", "more than fewer steps")
     for row in rows:
@@ -171,7 +177,7 @@ def _print(rows: list[Row]) -> None:
 
 def _verdict(row: Row) -> str:
     """Whether sharing pays at a cost: the best plan with it against the best without."""
-    from ddt_accel.evaluation.plan import gain
+    from ddt_accel.evaluation.judge import gain
 
     mine, without = row.best_shared, row.best_unshared
     found = gain(mine, without)
@@ -196,7 +202,7 @@ def _told(gain: Interval) -> str:
 def _facts(row: Row) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from ddt_accel.evaluation.plan import gain
+    from ddt_accel.evaluation.judge import gain
 
     plans: dict[str, Plan | None] = {way: getattr(row, way) for way in WAYS}
     return {

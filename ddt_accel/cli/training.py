@@ -56,6 +56,7 @@ def train(
     import torch
 
     from ddt_accel.artifacts import check_writable, write_atomic
+    from ddt_accel.locks import making
     from ddt_accel.networks.threads import use_threads
     from ddt_accel.report.figures import loss_curve
     from ddt_accel.training.images import load_images
@@ -80,7 +81,6 @@ def train(
         precision=precision,
     )
     _check_memory(spec, size, target)
-    use_threads(threads, measure=False)
     state = out / "state.safetensors"
     check_writable(state)
     if state.exists():
@@ -92,22 +92,27 @@ def train(
     for line in dataset.lines:
         say(line)
     spec = replace(spec, network=replace(network, num_classes=len(dataset.class_names)))
-    trainer = Trainer(spec, dataset, out, target, compiled=compile)
-    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-    say(f"{parameters:,} parameters, {precision}{why}, {use_threads(threads, measure=target.type == 'cpu')}")
-    if trainer.step:
-        say(f"Going on at step {trainer.step:,} of {spec.num_steps:,}, which {state} holds")
-    with stoppable() as asked, watched(spec) as report:
-        trainer.run(save_every=save_every, report=report, stop=lambda: asked() is not None)
-    if (signal := asked()) is not None and not trainer.finished:
-        kept = f"{state} has it, and the same command goes on from there" if trainer.step else "nothing was trained yet"
-        say(f"Stopped at step {trainer.step:,} of {spec.num_steps:,}; {kept}.")
-        raise typer.Exit(128 + signal)
+    with making(state, say):
+        trainer = Trainer(spec, dataset, out, target, compiled=compile)
+        parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+        say(f"{parameters:,} parameters, {precision}{why}, {use_threads(threads, measure=target.type == 'cpu')}")
+        if trainer.step:
+            say(f"Going on at step {trainer.step:,} of {spec.num_steps:,}, which {state} holds")
+        with stoppable() as asked, watched(spec) as report:
+            trainer.run(save_every=save_every, report=report, stop=lambda: asked() is not None)
+        if (signal := asked()) is not None and not trainer.finished:
+            kept = (
+                f"{state} has it, and the same command goes on from there"
+                if trainer.step
+                else "nothing was trained yet"
+            )
+            say(f"Stopped at step {trainer.step:,} of {spec.num_steps:,}; {kept}.")
+            raise typer.Exit(128 + signal)
 
-    seen = [step * batch_size for step, _ in trainer.history]
-    curve = loss_curve(seen, [loss for _, loss in trainer.history])
-    write_atomic(out / "loss.svg", curve.encode())
-    path = write_release(trainer.state_path, out / "model.safetensors", latent_shape=(3, size, size))
+        seen = [step * batch_size for step, _ in trainer.history]
+        curve = loss_curve(seen, [loss for _, loss in trainer.history])
+        write_atomic(out / "loss.svg", curve.encode())
+        path = write_release(trainer.state_path, out / "model.safetensors", latent_shape=(3, size, size))
     emit(
         {"model": str(path), "images": spec.num_steps * batch_size, "loss": trainer.history[-1][1]},
         as_json=json,

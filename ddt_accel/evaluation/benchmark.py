@@ -17,7 +17,7 @@ from ddt_accel.networks.config import DDTConfig
 from ddt_accel.networks.device import synchronize
 from ddt_accel.sampling.backend import Backend, Session
 from ddt_accel.sampling.noise import draw_labels, draw_noise, draw_step_noise
-from ddt_accel.sampling.program import Program, compile_program
+from ddt_accel.sampling.program import Program, compile_program, network_rows
 from ddt_accel.sampling.trajectory import run
 from ddt_accel.schedule import Schedule
 
@@ -156,13 +156,6 @@ def _run_batch(
     if keep:
         one.seconds += time.perf_counter() - started
         one.latents.append(latents.cpu())
-
-
-def network_rows(program: Program) -> tuple[int, int]:
-    """How many images go through the encoder and through the decoder, per image sampled."""
-    encoded = sum(branch.encode for evaluation in program.evaluations for branch in evaluation.branches)
-    decoded = sum(1 + evaluation.decode_both for evaluation in program.evaluations)
-    return encoded, decoded
 
 
 def _measurement(

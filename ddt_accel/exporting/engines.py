@@ -26,6 +26,10 @@ GIB = 1 << 30
 MAX_BATCH, MAX_WORKSPACE_GIB = 4096, 4096
 
 
+def _written(batches: tuple[tuple[int, int, int], ...]) -> str:
+    return ",".join(":".join(map(str, profile)) for profile in batches) or "none"
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
     """How engines are built.
@@ -47,19 +51,23 @@ class EngineOptions:
             raise ConfigError(f"engine is {self.engine!r}; choose one of auto, {', '.join(ENGINE_LIBRARIES)}.")
         if not self.batches or not all(len(b) == 3 and 1 <= b[0] <= b[1] <= b[2] <= MAX_BATCH for b in self.batches):
             raise ConfigError(
-                f"batches are {self.batches}; give min:opt:max with 1 ≤ min ≤ opt ≤ max ≤ {MAX_BATCH}, such as 1:8:32."
+                f"The batches (--batch) are {_written(self.batches)}; give min:opt:max with 1 ≤ min ≤ opt ≤ max ≤ "
+                f"{MAX_BATCH}, such as 1:8:32."
             )
         covered = sorted(self.batches)
         if any(after[0] > 2 * before[2] + 1 for before, after in pairwise(covered)):
             raise ConfigError(
-                f"batches are {self.batches}, which leave out what lies between them; give profiles that meet, such as "
-                "1:1:4,4:16:32: guidance doubles them inside."
+                f"The batches (--batch) are {_written(self.batches)}, which leave out what lies between them; give "
+                "profiles that meet, such as 1:1:4,4:16:32: guidance doubles them inside."
             )
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
-            raise ConfigError(f"The optimisation level is {self.optimization_level}; give 0 to 5.")
+            raise ConfigError(
+                f"The optimization level (--optimization-level) is {self.optimization_level}; give 0 to 5."
+            )
         if self.workspace_gib is not None and not 0 < self.workspace_gib <= MAX_WORKSPACE_GIB:
             raise ConfigError(
-                f"The workspace limit is {self.workspace_gib} GiB; give a number above 0, at most {MAX_WORKSPACE_GIB}."
+                f"The workspace limit (--workspace-gib) is {self.workspace_gib} GiB; give a number above 0, at most "
+                f"{MAX_WORKSPACE_GIB}."
             )
 
     @classmethod

@@ -41,6 +41,25 @@ FITTED_SHARE = 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
+class SearchSpec:
+    """How far a search goes: on grids of any of `STEPS` steps, or of these `multiples` of what a cost affords without
+    sharing; with a first look on `screened_on` images; to the neighbours of `expanded` patterns."""
+
+    multiples: tuple[float, ...] | None = None
+    screened_on: int = SCREENED_ON
+    expanded: int = EXPANDED
+
+    def counts(self, affordable: int, most: int) -> tuple[int, ...]:
+        """Numbers of steps to search, where so many are affordable without sharing and there are `most`."""
+        if self.multiples is None:
+            return tuple(n for n in STEPS if n <= most) or (most,)
+        return tuple(sorted({min(most, round(multiple * affordable)) for multiple in self.multiples}))
+
+
+THOROUGH, QUICK = SearchSpec(), SearchSpec(multiples=(1.0, 1.3, 1.7), screened_on=6, expanded=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pattern:
     """A grid, where the encoder runs on it, and how states between are forecast before a fit."""
 
@@ -123,11 +142,12 @@ class Search:
         *,
         batch_size: int,
         on_stage: OnStage,
+        spec: SearchSpec = THOROUGH,
     ) -> None:
-        self.calibration, self.on_stage = calibration, on_stage
-        self.jury = Jury(backend, calibration, path, batch_size)
-        few = path.first(min(path.images.count, SCREENED_ON))
-        self._screen = Jury(backend, calibration, few, batch_size)
+        self.calibration, self.on_stage, self.spec = calibration, on_stage, spec
+        self.jury = self._screen = Jury(backend, calibration, path, batch_size)
+        if path.images.count > spec.screened_on:
+            self._screen = Jury(backend, calibration, path.first(spec.screened_on), batch_size)
 
     def best(self, starts: list[Pattern], affordable: Callable[[Schedule], bool]) -> Pattern | None:
         """The best pattern found from `starts` of those whose schedules are `affordable`; None where none of `starts`
@@ -146,7 +166,7 @@ class Search:
         if not found:
             return None
         expanded: set[Pattern] = set()
-        for _ in range(EXPANDED):
+        for _ in range(self.spec.expanded):
             pattern = max(found, key=self.jury.score)
             if pattern in expanded:
                 break

@@ -4,111 +4,72 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
+import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from torch import Tensor
 
-from ddt_accel.errors import CheckpointError, ConfigError
+from ddt_accel.errors import CheckpointError, listed
 from ddt_accel.networks.config import DDTConfig, Source
+from ddt_accel.networks.contents import Contents, Entry, open_checkpoint
 from ddt_accel.networks.ddt import DDT
-from ddt_accel.networks.locate import locate, settings_of
-from ddt_accel.networks.unpickle import PickledCheckpoint, StoredTensor
+from ddt_accel.networks.layout import Kind, Layout, WeightSet, choose, layout_of
+from ddt_accel.networks.locate import locate
+from ddt_accel.networks.settings import given_settings, settings_beside
 
-EMA, RAW = "ema_denoiser.", "denoiser."
+_log = logging.getLogger(__name__)
 
 
 def load_model(
     source: str | Path,
     *,
-    config: Mapping[str, Any] | DDTConfig | None = None,
+    config: Mapping[str, Any] | DDTConfig | str | Path | None = None,
     weights: str = "ema",
     latent_shape: tuple[int, int, int] | None = None,
 ) -> DDT:
     """A DDT in float32 on the CPU, in evaluation mode.
 
-    `source` is an embedded model's short name, a file (Lightning `.ckpt`, `.pt`, `.pth`, `.safetensors`), a folder that
-    holds one, or a Hugging Face repository id. The configuration is, in this order: `config` (the published
-    `init_args`), what the file itself says, a published YAML beside it, what is known of a published repository.
-    `weights` is "ema" or "raw", for checkpoints that hold both. `latent_shape` is (C, H, W), where nothing else says.
+    `source` is an embedded model's short name, a file that `torch.save`, Lightning, DeepSpeed or safetensors wrote, the
+    index or a shard of several, a folder that holds one checkpoint, or a Hugging Face repository id. The configuration
+    is, in this order: `config` (the published `init_args`, or a YAML with them), what the file itself says, a published
+    YAML beside it, what is known of a published repository. `weights` is "ema" or "raw", for checkpoints that hold
+    both, or the name of a set as `inspect` shows it; `ddt_accel.networks.layout` has the rule. `latent_shape` is
+    (C, H, W), where nothing else says.
+
+    Tensors of the network's own names must all be there and fit. What else stands among them (counters, heads of the
+    training) is passed over, and the names are logged as a warning.
 
     Raises CheckpointError for unusable weights, ConfigError for an unusable configuration.
     """
-    if weights not in ("ema", "raw"):
-        raise ConfigError(f"weights is {weights!r}; choose 'ema' or 'raw'.")
+    given = given_settings(config)
     located = locate(str(source))
     path = located.path
-    tensors, metadata = _read(path)
-    settings = settings_of(located, metadata, needed=config is None)
-    if config is None:
-        config = settings.config
-    if config is None:
-        raise ConfigError(
-            f"Nothing says how the network in {path} is built: its number of encoder blocks cannot be read off the "
-            "weights. Put the published YAML beside it, or give config={...} with the published init_args."
-        )
-    network_config = config if isinstance(config, DDTConfig) else DDTConfig.from_mapping(config)
-    latent_shape = latent_shape or settings.latent_shape
+    contents = open_checkpoint(path)
+    layout = layout_of(contents, located.training)
+    chosen = choose(layout, weights, path)
+    found = settings_beside(path, contents.metadata, located.known, needed=given.config is None)
+    network_config = given.config or found.config
+    assert network_config is not None  # as it was needed
+    latent_shape = latent_shape or given.latent_shape or found.latent_shape
     if latent_shape is not None:
         network_config.num_tokens(latent_shape)
     model = DDT(network_config)
-    _assign(model, _select(path, tensors, weights), path)
+    _check_sum(contents, path)
+    _assign(model, chosen, path)
+    if left_out := layout.left_out(chosen):
+        _log.warning("Left out of %s, as they are none of the network's: %s.", path, listed(left_out))
     model.source = Source(
         name=located.name,
         sha256=identity(model),
         latent_shape=latent_shape,
-        class_names=settings.class_names,
+        class_names=found.class_names,
     )
     return model.eval().requires_grad_(False)
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The file's tensors by name and its own description of them."""
-    if path.suffix == ".safetensors":
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (safetensors.SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is damaged or not a safetensors file ({error}).") from None
-        if "tensors_sha256" in metadata and metadata["tensors_sha256"] != tensors_sha256(tensors):
-            raise CheckpointError(f"{path} is damaged: its tensors fail their checksum; download or copy it anew.")
-        return tensors, metadata
-    file = PickledCheckpoint(path)
-    stored = _tensors(file.content)
-    if not stored:
-        raise CheckpointError(f"{path} holds no state_dict with tensors in it.")
-    return {name: file.read(tensor) for name, tensor in stored.items()}, {}
-
-
-def _tensors(content: Any) -> dict[str, StoredTensor]:
-    """The weights in a pickled file, by names of the published layout.
-
-    Lightning keeps both sets in "state_dict", under names of their own; other scripts keep the weights in "state_dict"
-    or "model", and their average, if they have one, beside it.
-    """
-    if not isinstance(content, dict):
-        return {}
-    raw = next((found for key in ("state_dict", "model") if (found := _named(content.get(key)))), None)
-    averages = ("ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema")
-    average = next((found for key in averages if (found := _named(content.get(key)))), None)
-    if average is not None and not any(name.startswith(EMA) for name in raw or ()):
-        return {EMA + name: tensor for name, tensor in average.items()} | {
-            RAW + name: tensor for name, tensor in (raw or {}).items()
-        }
-    return raw if raw is not None else _named(content)
-
-
-def _named(group: Any) -> dict[str, StoredTensor]:
-    """The tensors of a dict that have names."""
-    if not isinstance(group, dict):
-        return {}
-    return {name: value for name, value in group.items() if isinstance(name, str) and isinstance(value, StoredTensor)}
 
 
 def identity(model: DDT) -> str:
@@ -130,61 +91,74 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _select(path: Path, tensors: dict[str, Tensor], weights: str) -> dict[str, Tensor]:
-    """One set of weights out of what the checkpoint holds, its prefix removed."""
-    # Wrappers of data-parallel training and of torch.compile leave these in the names, also several of them.
-    tensors = {
-        re.sub(r"(?:(?<=\.)|^)(?:(?:module|_orig_mod)\.)+", "", name): tensor for name, tensor in tensors.items()
-    }
-    prefixes = [prefix for prefix in (EMA, RAW) if any(name.startswith(prefix) for name in tensors)]
-    if not prefixes:
-        return tensors
-    wanted = EMA if weights == "ema" else RAW
-    if wanted not in prefixes:
-        raise CheckpointError(
-            f"{path} holds no {wanted}* weights, only {prefixes[0]}*; choose weights="
-            f"{'raw' if wanted == EMA else 'ema'!r}."
-        )
-    return {name.removeprefix(wanted): tensor for name, tensor in tensors.items() if name.startswith(wanted)}
+def _check_sum(contents: Contents, path: Path) -> None:
+    """Compares the tensors with the checksum that files of ours carry."""
+    stated = contents.metadata.get("tensors_sha256")
+    if stated is not None and stated != tensors_sha256(
+        {".".join(keys): entry.read() for keys, entry in contents.tensors}
+    ):
+        raise CheckpointError(f"{path} is damaged: its tensors fail their checksum; download or copy it anew.")
 
 
-def _assign(model: DDT, tensors: dict[str, Tensor], path: Path) -> None:
-    """Loads strictly, in float32; lists every tensor that is missing, extra or misshapen."""
-    expected = model.state_dict()
-    problems = [f"missing {name}" for name in expected if name not in tensors]
-    problems += [f"extra {name}" for name in tensors if name not in expected]
-    problems += [
-        f"{name} is {list(tensors[name].shape)}, expected {list(expected[name].shape)}"
-        for name in expected
-        if name in tensors and tensors[name].shape != expected[name].shape
-    ]
+def _assign(model: DDT, chosen: WeightSet, path: Path) -> None:
+    """Loads strictly, in float32; says which tensors are missing, extra or misshapen."""
+    expected, stored = model.state_dict(), chosen.tensors
+    missing = [name for name in expected if name not in stored]
+    extra = [name for name in stored if name not in expected]
+    wrong = [reason for name in expected if name in stored and (reason := _differs(name, expected[name], stored[name]))]
+    problems = [f"missing {listed(missing)}"] if missing else []
+    problems += [f"extra {listed(extra)}"] if extra else []
+    problems += [listed(wrong)] if wrong else []
     if problems:
+        settings = ", ".join(f"{name} {value}" for name, value in asdict(model.config).items())
         raise CheckpointError(
-            f"{path} does not fit the configuration {model.config}: {len(problems)} tensors differ:\n  "
-            + "\n  ".join(problems)
+            f"{path} does not fit the configuration ({settings}). Of its weights {chosen.name} "
+            f"{len(missing) + len(extra) + len(wrong)} differ: {'; '.join(problems)}."
         )
-    wide = {name: tensors[name].float() for name in expected}
+    wide = {name: stored[name].read().float() for name in expected}
     broken = [name for name, tensor in wide.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise CheckpointError(
-            f"{path} holds NaN, infinity or numbers beyond float32 in {', '.join(broken[:5])}; it cannot be used."
+            f"{path} holds NaN, infinity or numbers beyond float32 in {listed(broken)}; it cannot be used."
         )
     model.load_state_dict(wide, strict=True)
 
 
+def _differs(name: str, expected: Tensor, stored: Entry) -> str | None:
+    if stored.shape != expected.shape:
+        return f"{name} is {list(stored.shape)}, expected {list(expected.shape)}"
+    if stored.dtype is None or not stored.dtype.is_floating_point:
+        return f"{name} holds {stored.dtype or 'numbers of an unknown type'}, expected floating point"
+    return None
+
+
 def describe(path: Path) -> dict[str, Any]:
-    """What a checkpoint file holds, without building a network."""
+    """What a checkpoint holds, read and checked, without building a network."""
     located = locate(str(path))
-    tensors, metadata = _read(located.path)
-    settings = settings_of(located, metadata)
-    sets = [name for name, prefix in (("ema", EMA), ("raw", RAW)) if any(key.startswith(prefix) for key in tensors)]
+    contents = open_checkpoint(located.path)
+    _check_sum(contents, located.path)
+    layout = layout_of(contents, located.training)
+    settings = settings_beside(located.path, contents.metadata, located.known, needed=False)
+    sets = [found for found in layout.sets if found.kind is not Kind.OPTIMISER]
+    for found in sets:
+        for entry in found.tensors.values():
+            entry.read()
+    entries = {name: entry for found in sets[:1] for name, entry in found.tensors.items()}
     return {
         "file": str(located.path),
-        "tensors": len(tensors),
-        "parameters": sum(tensor.numel() for tensor in tensors.values()),
-        "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}),
-        "weights": sets or ["one unnamed set"],
-        "configuration": str(settings.config) if settings.config else "unknown; load_model needs config={...}",
+        "format": contents.kind,
+        "weights": [str(found) for found in sets] or ["none of a DDT"],
+        "tensors": len(entries),
+        "parameters": sum(math.prod(entry.shape) for entry in entries.values()),
+        "dtypes": sorted({str(entry.dtype).removeprefix("torch.") for entry in entries.values()}),
+        "left out": _passed_over(layout, sets),
+        "configuration": str(settings.config) if settings.config else "unknown; give --config FILE.yaml",
         "latent shape": str(settings.latent_shape) if settings.latent_shape else "unknown",
         "classes": list(settings.class_names) if settings.class_names else "unnamed",
     }
+
+
+def _passed_over(layout: Layout, sets: list[WeightSet]) -> str:
+    names = [name for found in sets for name in layout.left_out(found)]
+    others = [".".join(parts) for parts in layout.strays]
+    return listed(list(dict.fromkeys([*names, *layout.signs, *(others if not sets else [])]))) or "nothing"

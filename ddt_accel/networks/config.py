@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -65,11 +66,19 @@ class DDTConfig:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> DDTConfig:
-        """Takes the seven settings from a mapping with the published names; others in it are training matters."""
+        """Takes the seven settings from a mapping with the published names; others in it are training matters.
+
+        Whole numbers may be written as text, as configuration files do.
+        """
         missing = [field.name for field in fields(cls) if field.name not in values]
         if missing:
             raise ConfigError(f"The configuration lacks {', '.join(missing)}.")
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+        return cls(**{field.name: _number(values[field.name]) for field in fields(cls)})
+
+
+def _number(value: Any) -> Any:
+    """Text that is a whole number as that number; anything else as it is, for the settings to check."""
+    return int(value) if isinstance(value, str) and re.fullmatch(r"\s*\+?[0-9]{1,18}\s*", value) else value
 
 
 @dataclass(frozen=True, kw_only=True)

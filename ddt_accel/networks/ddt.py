@@ -119,5 +119,7 @@ def latent_shape_of(model: DDT, given: tuple[int, int, int] | None = None) -> tu
     """[C, H, W] as `given`, else as the model's source has them; raises ConfigError where neither says."""
     known = given or (model.source.latent_shape if model.source else None)
     if known is None:
-        raise ConfigError("The model does not say which latents it is for; give latent_shape=(C, H, W).")
+        raise ConfigError(
+            "The model does not say which latents it is for; give --latent-shape C,H,W (in Python latent_shape=)."
+        )
     return known

@@ -1,10 +1,9 @@
-"""Tensors out of PyTorch checkpoints without executing anything that they contain.
+"""Pickles as data: their tensors come out, and nothing that they name is imported or called.
 
-A pickle is a program that may name any function of any module and call it. Here a name stays a name: nothing is ever
-imported. What would call the functions that rebuild tensors makes a `StoredTensor`, what would make a dict makes a
-dict, an object of any package (a trainer's settings, say) becomes an inert placeholder, and any other name of the
-standard library is an error, since no checkpoint has an honest use for it. Contents are mapped from the file, so that
-only what is read takes memory.
+A pickle is a program that may name any function of any module and call it. Here a name stays a name. A call of what
+rebuilds a tensor or an array becomes a note of where its numbers lie, and what makes a dict makes a dict. Any other
+call, whatever it names, makes an `Inert` object. That keeps the containers it was given, so that tensors inside of
+settings, wrappers and whole modules are found all the same.
 """
 
 from __future__ import annotations
@@ -13,37 +12,29 @@ import _compat_pickle
 import math
 import pickle
 import struct
-import sys
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ddt_accel.errors import CheckpointError
 
-# What saved settings of the standard library are made of: harmless as placeholders.
-_PLAIN_MODULES = {"argparse", "collections", "copyreg", "dataclasses", "datetime", "decimal", "enum", "fractions",
-                  "ipaddress", "logging", "numbers", "pathlib", "typing", "uuid", "zoneinfo", "_codecs"}  # fmt: skip
-_PLAIN_NAMES = {
-    ("builtins", name)
-    for name in ("object", "set", "frozenset", "list", "dict", "tuple", "int", "float", "bool", "str", "bytes",
-                 "bytearray", "complex", "slice", "range", "type", "getattr", "Ellipsis", "NotImplemented")
-} | {("types", name) for name in ("SimpleNamespace", "GenericAlias", "MappingProxyType", "UnionType", "NoneType")} | {
-    ("functools", "partial"), ("functools", "reduce"), ("operator", "or_"), ("_operator", "or_"),
-    ("time", "struct_time"), ("re", "_compile"),
-}  # fmt: skip
 _DTYPES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
     "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
-    "UntypedStorage": torch.uint8,
+    "UntypedStorage": torch.uint8, "ComplexFloatStorage": torch.complex64, "ComplexDoubleStorage": torch.complex128,
+    "QInt8Storage": torch.int8, "QUInt8Storage": torch.uint8, "QInt32Storage": torch.int32,
 }  # fmt: skip
 _READABLE = {*_DTYPES.values(), torch.float8_e4m3fn, torch.float8_e5m2}
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+# NumPy's codes of number types that PyTorch has, too.
+_NUMPY_DTYPES = {
+    "f2": torch.float16, "f4": torch.float32, "f8": torch.float64, "i1": torch.int8, "i2": torch.int16,
+    "i4": torch.int32, "i8": torch.int64, "u1": torch.uint8, "b1": torch.bool,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,7 +44,9 @@ class _Name:
 
 
 @dataclass(frozen=True)
-class _Storage:
+class Storage:
+    """A stretch of numbers in a file, under the key that the file has for it."""
+
     key: str
     dtype: torch.dtype
     numel: int
@@ -63,51 +56,97 @@ class _Storage:
 class StoredTensor:
     """Where a tensor lies in its file: elements `offset + Σ index·stride` of a storage."""
 
-    storage: _Storage
+    storage: Storage
     dtype: torch.dtype
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
 
 
-class _Placeholder:
-    """Stands for a foreign object and keeps nothing of it."""
+class Inert(dict[Any, Any]):
+    """Stands for the result of a call that was not made.
 
-    def append(self, _: Any) -> None: ...
-    def extend(self, _: Any) -> None: ...
+    Its items are those that were set on it; `parts` are dicts and lists that it was made of or has as its state.
+    """
+
+    def __init__(self) -> None:
+        self.parts: list[Any] = []
+        self.listed: list[Any] = []
+
+    def hold(self, values: tuple[Any, ...]) -> None:
+        """Keeps the dicts among `values`, by reference."""
+        self.parts += [value for value in values if isinstance(value, dict)]
+
+    def children(self) -> Iterator[tuple[Any, Any]]:
+        """All that it holds, with the keys it is held under."""
+        yield from self.items()
+        for part in self.parts:
+            yield from part.children() if isinstance(part, Inert) else part.items()
+        yield from enumerate(self.listed)
+
+    def __bool__(self) -> bool:
+        return bool(len(self) or self.parts or self.listed)
+
+
+class _NumpyType(Inert):
+    def __init__(self, code: str) -> None:
+        super().__init__()
+        self.code, self.big_endian = code, False
+
+
+class NumpyArray(Inert):
+    """A NumPy array, which a pickle holds whole; `dtype` is None where it is none that PyTorch has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._data, self._order, self._swapped = b"", "C", False
+        self.dtype: torch.dtype | None = None
+        self.shape: tuple[int, ...] = ()
+
+    def fill(self, shape: Any, dtype: Any, fortran: bool, data: Any) -> None:
+        """Takes the contents; leaves the array without a type where they do not make sense."""
+        if not (isinstance(dtype, _NumpyType) and isinstance(data, bytes | bytearray) and isinstance(shape, tuple)):
+            return
+        known, shape = _NUMPY_DTYPES.get(dtype.code), tuple(map(_whole, shape))
+        if known is not None and math.prod(shape) * known.itemsize == len(data):
+            self._data, self._order, self._swapped = bytes(data), "F" if fortran else "C", dtype.big_endian
+            self.dtype, self.shape = known, shape
+
+    def read(self) -> Tensor:
+        assert self.dtype is not None
+        flat = np.frombuffer(self._data, dtype=str(self.dtype).removeprefix("torch."))
+        native = flat.byteswap() if self._swapped else flat.copy()
+        return torch.from_numpy(native.reshape(self.shape, order="F" if self._order == "F" else "C"))
 
 
 _Machine: Any = pickle._Unpickler
 
 
-class _Unpickler(_Machine):  # type: ignore[misc]
+class Unpickler(_Machine):  # type: ignore[misc]
     """The stack machine of the standard library in Python, with every operation that calls something replaced."""
 
-    dispatch: ClassVar[dict[int, Callable[[_Unpickler], None]]] = dict(_Machine.dispatch)
+    dispatch: ClassVar[dict[int, Callable[[Unpickler], None]]] = dict(_Machine.dispatch)
 
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__(file)
-        self.storages: dict[str, _Storage] = {}
+        self.storages: dict[str, Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
-        module = _compat_pickle.IMPORT_MAPPING.get(module, module)
-        root = module.partition(".")[0]
-        harmless = root in _PLAIN_MODULES or (module, name) in _PLAIN_NAMES
-        if root in sys.stdlib_module_names and not harmless:
-            raise CheckpointError(
-                f"It asks for {module}.{name} to be run; a checkpoint is data and none of it is executed. Do not trust "
-                "this file."
-            )
-        return _Name(module, name)
+        return _Name(_compat_pickle.IMPORT_MAPPING.get(module, module), name)
+
+    def get_extension(self, code: int) -> None:
+        """Numbers of this process's registry of classes, of which nothing is asked."""
+        self.append(Inert())
 
     def persistent_load(self, pid: Any) -> Any:
-        kind, storage, key, _, numel, *view = pid
-        if kind != "storage" or any(view) or not isinstance(key, str) or not isinstance(storage, _Name):
-            raise CheckpointError("It keeps its contents in a way that PyTorch has not used since 0.4.")
-        if storage.name not in _DTYPES:
-            return _Placeholder()
-        return self.storages.setdefault(key, _Storage(key, _DTYPES[storage.name], _whole(numel)))
+        match pid:
+            case ("storage", _Name(_, kind), str() as key, _, numel, *view):
+                if any(view):
+                    raise CheckpointError("It keeps its contents in a way that PyTorch has not used since 0.4.")
+                if kind in _DTYPES:
+                    return self.storages.setdefault(key, Storage(key, _DTYPES[kind], _whole(numel)))
+        return Inert()
 
     def _reduce(self) -> None:
         arguments = self.stack.pop()
@@ -118,11 +157,20 @@ class _Unpickler(_Machine):  # type: ignore[misc]
         self.append(_made(cls, arguments))
 
     def _new_with_keywords(self) -> None:
-        self.stack.pop()
+        keywords = self.stack.pop()
         self._new()
+        if isinstance(self.stack[-1], Inert):
+            self.stack[-1].hold((keywords,))
 
     def _build(self) -> None:
-        self.stack.pop()
+        state = self.stack.pop()
+        match self.stack[-1], state:
+            case NumpyArray() as array, (_, shape, dtype, fortran, data):
+                array.fill(shape, dtype, bool(fortran), data)
+            case _NumpyType() as dtype, (_, order, *_):
+                dtype.big_endian = order == ">"
+            case Inert() as inert, _:
+                inert.hold(state if isinstance(state, tuple) else (state,))
 
     def _inst(self) -> None:
         self.load_global()
@@ -130,14 +178,22 @@ class _Unpickler(_Machine):  # type: ignore[misc]
         self.append(_made(cls, tuple(self.pop_mark())))
 
     def _empty_set(self) -> None:
-        self.append(_Placeholder())
+        self.append(Inert())
 
     def _frozen_set(self) -> None:
         self.pop_mark()
-        self.append(_Placeholder())
+        self.append(Inert())
 
     def _add_items(self) -> None:
         self.pop_mark()
+
+    def _append(self) -> None:
+        value = self.stack.pop()
+        _extend(self.stack[-1], [value])
+
+    def _appends(self) -> None:
+        values = self.pop_mark()
+        _extend(self.stack[-1], values)
 
     def _set_item(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
@@ -156,6 +212,18 @@ class _Unpickler(_Machine):  # type: ignore[misc]
         cls, *arguments = self.pop_mark()
         self.append(_made(cls, tuple(arguments)))
 
+    def _bytes(self) -> None:
+        (size,) = struct.unpack("<Q", self.read(8))
+        data = self.read(size)
+        if len(data) != size:
+            raise CheckpointError("It ends too early; download or copy it anew.")
+        self.append(data)
+
+    def _outside(self) -> None:
+        self.append(Inert())  # a buffer that the writer kept elsewhere
+
+    def _read_only(self) -> None: ...
+
     dispatch |= {
         pickle.REDUCE[0]: _reduce,
         pickle.NEWOBJ[0]: _new,
@@ -166,13 +234,22 @@ class _Unpickler(_Machine):  # type: ignore[misc]
         pickle.EMPTY_SET[0]: _empty_set,
         pickle.FROZENSET[0]: _frozen_set,
         pickle.ADDITEMS[0]: _add_items,
+        pickle.APPEND[0]: _append,
+        pickle.APPENDS[0]: _appends,
         pickle.SETITEM[0]: _set_item,
         pickle.SETITEMS[0]: _set_items,
         pickle.DICT[0]: _dict,
+        pickle.BYTEARRAY8[0]: _bytes,
+        pickle.NEXT_BUFFER[0]: _outside,
+        pickle.READONLY_BUFFER[0]: _read_only,
     }
-    # These reach for objects of this process, or reserve memory by a number in the file; PyTorch writes none of them.
-    for _code in (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER):
-        del dispatch[_code[0]]
+
+
+def _extend(target: Any, values: list[Any]) -> None:
+    if isinstance(target, list):
+        target.extend(values)
+    elif isinstance(target, Inert):
+        target.listed.extend(values)
 
 
 def _put(target: Any, items: list[Any]) -> None:
@@ -185,11 +262,9 @@ def _put(target: Any, items: list[Any]) -> None:
 
 def _made(called: Any, arguments: Any) -> Any:
     """What stands for the result of a call."""
-    if isinstance(called, _Placeholder):
-        return called
-    if not isinstance(called, _Name) or not isinstance(arguments, tuple):
-        raise CheckpointError("It calls what cannot be called.")
-    match (called.module, called.name), arguments:
+    arguments = arguments if isinstance(arguments, tuple) else ()
+    name = (called.module, called.name) if isinstance(called, _Name) else None
+    match name, arguments:
         case ("collections", "OrderedDict") | ("builtins", "dict"), _:
             made: dict[Any, Any] = {}
             for pair in arguments[0] if arguments and isinstance(arguments[0], list) else ():
@@ -198,14 +273,14 @@ def _made(called: Any, arguments: Any) -> Any:
         case ("collections", "defaultdict"), _:
             return {}
         case ("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2"), (
-            _Storage() as storage,
+            Storage() as storage,
             offset,
             shape,
             stride,
             *_,
         ):
             return _stored(storage, storage.dtype, offset, shape, stride)
-        case ("torch._utils", "_rebuild_tensor_v3"), (_Storage() as storage, offset, shape, step, _, _, dtype, *_):
+        case ("torch._utils", "_rebuild_tensor_v3"), (Storage() as storage, offset, shape, step, _, _, dtype, *_):
             known = getattr(torch, dtype.name, None) if isinstance(dtype, _Name) and dtype.module == "torch" else None
             if known in _READABLE:
                 return _stored(storage, known, offset, shape, step)
@@ -213,10 +288,22 @@ def _made(called: Any, arguments: Any) -> Any:
             return data
         case ("torch._tensor", "_rebuild_from_type_v2"), (function, _, inner, _):
             return _made(function, inner)
-    return _Placeholder()
+        case ("numpy", "dtype"), (str() as code, *_):
+            return _NumpyType(code)
+        case ("numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct"), _:
+            return NumpyArray()
+        case ("numpy.core.numeric" | "numpy._core.numeric", "_frombuffer"), (data, dtype, shape, order, *_):
+            array = NumpyArray()
+            array.fill(shape, dtype, order == "F", data)
+            return array
+        case ("_codecs", "encode"), (str() as text, "latin1"):
+            return text.encode("latin1", "replace")  # how bytes are written by protocol 2
+    inert = Inert()
+    inert.hold(arguments)
+    return inert
 
 
-def _stored(storage: _Storage, dtype: torch.dtype, offset: Any, shape: Any, stride: Any) -> StoredTensor:
+def _stored(storage: Storage, dtype: torch.dtype, offset: Any, shape: Any, stride: Any) -> StoredTensor:
     shape, stride = tuple(map(_whole, shape)), tuple(map(_whole, stride))
     tensor = StoredTensor(storage, dtype, _whole(offset) if math.prod(shape) else 0, shape, stride)
     last = tensor.offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
@@ -227,86 +314,5 @@ def _stored(storage: _Storage, dtype: torch.dtype, offset: Any, shape: Any, stri
 
 def _whole(value: Any) -> int:
     if not isinstance(value, int) or not 0 <= value < 2**62:
-        raise CheckpointError(f"It has {value!r} where a size is expected.")
+        raise CheckpointError(f"It has {value if isinstance(value, int) else type(value).__name__} for a size.")
     return value
-
-
-class PickledCheckpoint:
-    """A `.ckpt`, `.pt` or `.pth` file: `content` with a StoredTensor for each tensor, which `read` reads.
-
-    Raises CheckpointError where the file is damaged, is a TorchScript archive, or names a function that it has no
-    honest use for. Zip archives, which is what PyTorch writes since 1.6, have checksums and these are verified.
-    """
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self.content, self._starts = _open_zip(path) if zipfile.is_zipfile(path) else _open_legacy(path)
-            self._bytes = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
-        except CheckpointError as error:
-            raise CheckpointError(f"{path} is refused. {error}") from None
-        except Exception as error:  # a damaged pickle can fail in any way
-            raise CheckpointError(f"{path} is damaged or not a PyTorch checkpoint ({str(error)[:200]}).") from None
-        self._path = path
-
-    def read(self, stored: StoredTensor) -> Tensor:
-        """The tensor, mapped from the file."""
-        storage = stored.storage
-        start, size = self._starts.get(storage.key, (0, -1))
-        if size < storage.numel * storage.dtype.itemsize:
-            raise CheckpointError(f"{self._path} is damaged: it lacks the contents of storage {storage.key}.")
-        data = self._bytes[start : start + storage.numel * storage.dtype.itemsize]
-        if data.storage_offset() % stored.dtype.itemsize or len(data) % stored.dtype.itemsize:
-            data = data[: len(data) // stored.dtype.itemsize * stored.dtype.itemsize].clone()
-        typed = data.view(stored.dtype)
-        return typed.as_strided(stored.shape, stored.stride, typed.storage_offset() + stored.offset)
-
-
-_Opened = tuple[Any, dict[str, tuple[int, int]]]
-
-
-def _open_zip(path: Path) -> _Opened:
-    """The pickled content, and where each storage lies: its first byte and its number of bytes."""
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        names = {info.filename.partition("/")[2]: info for info in archive.infolist()}
-        if "constants.pkl" in names:
-            raise CheckpointError("It is a TorchScript program, not weights; save its state_dict instead.")
-        if "data.pkl" not in names:
-            raise CheckpointError("It is an archive of something else (no data.pkl).")
-        if any(info.compress_type != zipfile.ZIP_STORED for info in names.values()):
-            raise CheckpointError("It is a compressed archive, which PyTorch does not write; save it with torch.save.")
-        if (damaged := archive.testzip()) is not None:
-            raise CheckpointError(f"Its record {damaged} fails its checksum: it is damaged; download or copy it anew.")
-        if "byteorder" in names and archive.read(names["byteorder"]) != sys.byteorder.encode():
-            raise CheckpointError("It was written on a machine of another byte order; save it anew on this kind.")
-        with archive.open(names["data.pkl"]) as pickled:
-            content = _Unpickler(pickled).load()
-        starts = {}
-        for name, info in names.items():
-            folder, _, key = name.partition("/")
-            if folder == "data" and key:
-                file.seek(info.header_offset + 26)
-                name_length, extra_length = struct.unpack("<HH", file.read(4))
-                start = info.header_offset + 30 + name_length + extra_length
-                starts[key] = (start, min(info.file_size, info.compress_size))
-    return content, starts
-
-
-def _open_legacy(path: Path) -> _Opened:
-    """As `_open_zip`, for what PyTorch wrote before 1.6: five pickles, then the storages, each after its length."""
-    with path.open("rb") as file:
-        if _Unpickler(file).load() != _LEGACY_MAGIC:
-            raise CheckpointError("It is a pickle, but none that torch.save wrote.")
-        _Unpickler(file).load()
-        system = _Unpickler(file).load()
-        if system["little_endian"] is not (sys.byteorder == "little"):
-            raise CheckpointError("It was written on a machine of another byte order; save it anew on this kind.")
-        unpickler = _Unpickler(file)
-        content, keys = unpickler.load(), _Unpickler(file).load()
-        starts, whole = {}, path.stat().st_size
-        for key in keys:
-            (numel,) = struct.unpack("<q", file.read(8))
-            size = numel * unpickler.storages[key].dtype.itemsize
-            starts[key] = (file.tell(), size)
-            if numel < 0 or file.seek(size, 1) > whole:
-                raise CheckpointError("It ends too early; download or copy it anew.")
-    return content, starts

@@ -16,12 +16,12 @@ from ddt_accel.artifacts import write_atomic, write_json
 from ddt_accel.evaluation.benchmark import Measurement
 from ddt_accel.evaluation.fidelity import Interval, interval, to_uint8
 from ddt_accel.report.figures import BLUE, GREEN, GREY, ORANGE, Curve, similarity_heatmap, speed_fidelity
+from ddt_accel.report.numbers import FILE_NAME, FORMAT, VERSION
 from ddt_accel.report.pictures import contact_sheet, png
 from ddt_accel.report.study import CONVERGED, GIVEN, PUBLISHED, SOLVED, UNIFORM, UNSHARED, Study
 from ddt_accel.schedule import FITTED, Schedule
 from ddt_accel.solver.solve import GAMMA
 
-FORMAT, VERSION = "ddt-accel report", 1
 TEMPLATES = Path(__file__).parent
 
 
@@ -40,7 +40,7 @@ def write_report(study: Study, folder: Path) -> list[Path]:
         text = environment.get_template(f"{name}.j2").render(context)
         written.append(folder / name)
         write_atomic(written[-1], text.encode())
-    written.append(folder / "report.json")
+    written.append(folder / FILE_NAME)
     write_json(written[-1], FORMAT, VERSION, as_json(study))
     return written
 

@@ -11,7 +11,8 @@ import torch
 
 from ddt_accel.artifacts import write_atomic
 from ddt_accel.errors import NumericsError
-from ddt_accel.networks.checkpoints import EMA, tensors_sha256
+from ddt_accel.networks.checkpoints import tensors_sha256
+from ddt_accel.networks.layout import EMA
 
 
 def write_release(state: Path, path: Path, *, latent_shape: tuple[int, int, int]) -> Path:
