@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddt_accel.cli.console import emit, say, stages
+from ddt_accel.cli.console import emit, following, given, say, show, stages
 from ddt_accel.cli.networks import BackendOption, Opened, open_networks
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
