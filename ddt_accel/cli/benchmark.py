@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddt_accel.cli.console import emit, out, say, stages
+from ddt_accel.cli.console import emit, following, given, say, show, stages
 from ddt_accel.cli.networks import BackendOption, Opened, open_networks
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
@@ -26,6 +26,7 @@ from ddt_accel.cli.options import (
 
 if TYPE_CHECKING:
     from ddt_accel.calibration.statistics import Calibration
+    from ddt_accel.evaluation.budgets import Target
     from ddt_accel.evaluation.costs import Costs
     from ddt_accel.evaluation.fidelity import Interval
     from ddt_accel.report.study import Study
@@ -48,6 +49,11 @@ def bench(
     curve_images: Annotated[int, typer.Option(help="Held-out images for the curve over the budgets.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the held-out images; not the calibrated one.")] = 1,
     batch_size: BatchOption = 16,
+    budget_ms: Annotated[
+        float | None, typer.Option(help="The report begins with what ends closest in so many milliseconds per image.")
+    ] = None,
+    speedup: Annotated[float | None, typer.Option(help="The same, for so many times the speed.")] = None,
+    min_psnr: Annotated[float | None, typer.Option(help="The same: with the fastest of at least so many dB.")] = None,
     folder: Annotated[
         Path | None, typer.Option("--out", help="Folder for the report; the workspace by default.")
     ] = None,
@@ -56,6 +62,7 @@ def bench(
     """Measure speed and fidelity, and write the report."""
     from ddt_accel.artifacts import check_writable
     from ddt_accel.errors import ConfigError
+    from ddt_accel.evaluation.budgets import Target
     from ddt_accel.locks import making
     from ddt_accel.workspace import Workspace
 
@@ -64,6 +71,7 @@ def bench(
             f"--images is {images}, --curve-images {curve_images} and --batch-size {batch_size}; an interval needs at "
             "least 2 images, and a batch 1."
         )
+    target = Target(milliseconds=budget_ms, speedup=speedup, psnr=min_psnr)
     place = Workspace(workspace)
     check_writable((folder or place.folder) / "report.html")
     check_writable(place.costs_path)
@@ -71,15 +79,18 @@ def bench(
     networks = open_networks(place, backend, export_folder, said, device, batch_size)
     statistics, plan = place.calibration(calibration), place.schedule(schedule)
     with making((folder or place.folder) / "report.html", say):  # two at once would measure each other
-        study = _study(networks, statistics, plan, images, curve_images, seed, batch_size)
+        study = _study(networks, statistics, plan, target, images, curve_images, seed, batch_size)
         _costs(study, networks).save(place.costs_path)
-        _report(study, folder or place.folder, json)
+        used = f" --backend {networks.option}{given('--export', export_folder)}{given('--schedule', schedule)}"
+        sampling = f"ddt-accel sample{used}{'' if device == 'cpu' else f' --device {device}'}"
+        _report(study, folder or place.folder, [sampling], workspace, as_json=json)
 
 
 def _study(
     networks: Opened,
     statistics: Calibration,
     plan: Schedule,
+    target: Target,
     images: int,
     curve_images: int,
     seed: int,
@@ -99,6 +110,7 @@ def _study(
             seed=seed,
             batch_size=batch_size,
             on_stage=on_stage,
+            target=target,
         )
 
 
@@ -115,7 +127,7 @@ def _costs(study: Study, networks: Opened) -> Costs:
     return dataclasses.replace(costs, checkpoint_sha256=networks.backend.checkpoint_sha256)
 
 
-def _report(study: Study, folder: Path, as_json: bool) -> None:
+def _report(study: Study, folder: Path, commands: list[str], workspace: Path, *, as_json: bool) -> None:
     from rich.table import Table
 
     from ddt_accel.report.render import as_json as numbers
@@ -124,7 +136,7 @@ def _report(study: Study, folder: Path, as_json: bool) -> None:
     page, *_ = write_report(study, folder)
     if not as_json:
         columns = ["schedule", "encoder runs", "ms per image", "speed-up", "ideal", "PSNR, dB", "relative L2"]
-        table = Table(*columns, *(["to the limit, dB"] if study.limits else []))
+        table = Table(*columns, *(["to the reference, dB"] if study.limits else []))
         for m in study.measurements:
             table.add_row(
                 m.name,
@@ -136,8 +148,12 @@ def _report(study: Study, folder: Path, as_json: bool) -> None:
                 _mean(m.relative_l2, 3),
                 *([_mean(study.limit[m.name], 1)] if study.limits else []),
             )
-        out.print(table)
-    emit({**numbers(study), "report": str(page)}, as_json=as_json, text=f"Report: {page}")
+        show(table)
+    emit(
+        {**numbers(study), "report": str(page)},
+        as_json=as_json,
+        text=f"Report: {page}\n{following(*commands, workspace=workspace)}",
+    )
 
 
 def _mean(value: Interval | None, digits: int) -> str:

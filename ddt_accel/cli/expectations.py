@@ -81,7 +81,10 @@ def _speed(study: Study, choice: Choice, target: Target) -> str:
     if not choice.met:
         return f"{asked} cannot be reached here; the nearest that can: {told}."
     if not reached:
-        return f"{asked} was missed by a little when it was measured: {told}."
+        return (
+            f"{asked} was asked for, and missed by this measurement, though not by what the parts had cost before: "
+            f"{told}."
+        )
     return f"{asked} was asked for, and is reached: {told}."
 
 

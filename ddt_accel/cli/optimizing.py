@@ -109,7 +109,9 @@ def optimize(
     )
 
 
-def demo(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = False) -> None:
+def demo(
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE, threads: ThreadsOption = None, json: JsonOption = False
+) -> None:
     """Do it all on the embedded model: `optimize --speedup 5 --quick`, stage by stage."""
     from importlib.util import find_spec
 
@@ -126,6 +128,7 @@ def demo(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = Fals
         )
     if find_spec("onnxruntime") is None:
         raise DependencyError("The demo runs the networks by ONNX Runtime; install ddt-accel[cpu].")
+    say_threads(threads, "cpu")
     said = {"source": DEFAULT_MODEL}
     _run(place, Target(speedup=DEFAULT_SPEEDUP), QUICK, said, {}, "auto", "cpu", 16, as_json=json)
 
@@ -136,6 +139,7 @@ def _run(
 ) -> None:  # fmt: skip
     from ddt_accel.artifacts import check_writable
     from ddt_accel.cli.expectations import expectations, facts
+    from ddt_accel.locks import making
     from ddt_accel.report.render import write_report
 
     for path in (place.schedule_path, place.costs_path, place.folder / "report.html"):
@@ -150,13 +154,13 @@ def _run(
         place, backend, None, said, device, batch_size, compiling=effort.thorough or device != "cpu"
     )  # fmt: skip
     costs = timed(place, networks, calibration.spec, batch_size)
-    with keeping(lambda: kept(place)), stages() as on_stage:
-        say("3/5  Searching: which steps, integrator and encoder runs end closest to the reference solution?")
-        images = held_out(calibration, effort)
+    images = held_out(calibration, effort)
+    say("3/5  Searching: which steps, integrator and encoder runs end closest to the reference solution?")
+    with making(place.fit_path, say), keeping(lambda: kept(place)), stages() as on_stage:
         choice = _choose(place, network, networks, calibration, costs, images, target, effort, on_stage, batch_size)
-        schedule = choice.best.schedule
-        keep(place, schedule)
-        say(f"{_ruler(schedule)}\n4/5  Measuring it beside what you would have done instead, on other images")
+        keep(place, choice.best.schedule)
+    say(f"{_ruler(choice.best.schedule)}\n4/5  Measuring it beside what you would have done instead, on other images")
+    with making(place.folder / "report.html", say), keeping(lambda: kept(place)), stages() as on_stage:
         study = _study(networks, calibration, choice, images["reporting"], target, effort, on_stage, batch_size)
     say("5/5  Writing the report")
     page, *_ = write_report(study, place.folder)
@@ -172,16 +176,22 @@ def _choose(
     place: Workspace, network: DDT, networks: Opened, calibration: Calibration, costs: Costs,
     images: dict[str, ImageRange], target: Target, effort: Effort, on_stage: OnStage, batch_size: int,
 ) -> Choice:  # fmt: skip
-    from ddt_accel.evaluation.judge import CONVERGED, Judge
+    from ddt_accel.evaluation.judge import Judge
     from ddt_accel.fitting import search
-    from ddt_accel.fitting.fit_spec import LEAST_HELD_OUT, FitSpec
+    from ddt_accel.fitting.fit_spec import LEAST_HELD_OUT, LEAST_REFERENCE_STEPS, FitSpec
     from ddt_accel.fitting.joint import JointFit
     from ddt_accel.fitting.optimize import Optimizer
 
-    times = CONVERGED if effort.thorough else CONVERGED // 2
+    steps = max(LEAST_REFERENCE_STEPS, round(effort.reference * calibration.spec.num_steps))
     done = on_stage("the reference solution to choose by", 1)
     judge = Judge(
-        networks.backend, calibration, costs, images["choosing"], batch_size, converged=times, cache=place.fit_path
+        networks.backend,
+        calibration,
+        costs,
+        images["choosing"],
+        batch_size,
+        reference_steps=steps,
+        cache=place.fit_path,
     )
     done()
     fitting = images["fitting"]
@@ -189,14 +199,15 @@ def _choose(
     if not effort.thorough:
         spec = FitSpec(
             seed=fitting.seed, images=fitting.count, batch_size=fitting.count, micro_batch=fitting.count,
-            held_out=LEAST_HELD_OUT, reference_steps=max(8, times * calibration.spec.num_steps),
+            held_out=LEAST_HELD_OUT, reference_steps=steps,
         )  # fmt: skip
     joint = JointFit(
         network,
         calibration,
         costs,
         spec,
-        backend=networks.backend,
+        # Gradients are taken in PyTorch's float32, and what they lead to is searched by the same arithmetic.
+        backend=None if effort.thorough else networks.backend,
         search=search.THOROUGH if effort.thorough else search.QUICK,
         folder=place.fit_path,
         on_stage=on_stage,
@@ -227,6 +238,7 @@ def _study(
         on_stage=on_stage,
         others={name: plan.schedule for name, plan in choice.others.items()},
         target=target,
+        reference_images=effort.beside_reference,
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddt_accel.cli.console import emit, out, say, say_threads, stages
+from ddt_accel.cli.console import emit, following, given, out, say, say_threads, show, stages
 from ddt_accel.cli.fitting import wants_autocast
 from ddt_accel.cli.networks import BackendOption, open_networks
 from ddt_accel.cli.options import (
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ddt_accel.evaluation.judge import Plan
     from ddt_accel.evaluation.plan import Row
     from ddt_accel.schedule import Schedule
+    from ddt_accel.workspace import Workspace
 
 
 def plan(
@@ -139,10 +140,19 @@ def plan(
         {"unit": costs.unit, "conditions": costs.conditions, "rows": [_facts(row) for row in rows]},
         as_json=json,
         text=f"Costs are {costs.unit} ({costs.conditions}); 1 is the calibrated trajectory, unshared.\n"
-        f"dB to the converged trajectory, with 95 % intervals, on {images} images of seed {seed}, not those that "
-        "plans were chosen on.\n"
-        + (f"The best at {rows[-1].cost:g}: {best.name} → {path}" if best else "Nothing is as cheap as that."),
+        f"dB to the reference solution, with 95 % intervals, on {images} images of seed {seed}, not those that plans "
+        "were chosen on.\n"
+        + (f"The best at {rows[-1].cost:g}: {best.name} → {path}\n{_next(place, schedule)}" if best else _NOTHING),
     )
+
+
+_NOTHING = "Nothing is as cheap as that; give a higher --cost."
+
+
+def _next(place: Workspace, schedule: Path | None) -> str:
+    used = given("--schedule", schedule)
+    measuring = f"ddt-accel bench{used}" if place.export_path.exists() else "ddt-accel export"
+    return following(measuring, f"ddt-accel sample --backend torch{used}", workspace=place.folder)
 
 
 WAYS = {
@@ -160,7 +170,7 @@ def _print(rows: list[Row]) -> None:
 
     from ddt_accel.evaluation.judge import gain
 
-    table = Table("cost", "way", "plan", "costs", "dB to the limit", "more than fewer steps")
+    table = Table("cost", "way", "plan", "costs", "dB to the reference", "more than fewer steps")
     for row in rows:
         for way, said in WAYS.items():
             found: Plan | None = getattr(row, way)
@@ -170,7 +180,7 @@ def _print(rows: list[Row]) -> None:
                 more = "" if found is row.fewer else _gain(gain(found, row.fewer))
                 table.add_row(f"{row.cost:g}", said, found.name, f"{found.cost:.3f}", told, more)
         table.add_section()
-    out.print(table)
+    show(table)
     for row in rows:
         out.print(_verdict(row))
 

@@ -24,25 +24,28 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Effort:
     """How much is measured: samples to calibrate on, of them those whose errors are followed and from how many steps;
-    images to choose on, to fit on, to report on, and of them those on the curve over budgets."""
+    the reference solution's steps in terms of the calibrated ones; images to choose on, to fit on, to report on, of
+    them those beside the reference solution, and those on the curve over budgets."""
 
     thorough: bool
     samples: int
     sensitivity_samples: int
     sensitivity_steps: int | None
+    reference: float
     choosing: int
     fitting: int
     reporting: int
+    beside_reference: int
     curve: int
 
 
 THOROUGH = Effort(
-    thorough=True, samples=64, sensitivity_samples=8, sensitivity_steps=None, choosing=16, fitting=64, reporting=64,
-    curve=16,
+    thorough=True, samples=64, sensitivity_samples=8, sensitivity_steps=None, reference=4.0, choosing=16,
+    fitting=64, reporting=64, beside_reference=16, curve=16,
 )  # fmt: skip
 QUICK = Effort(
-    thorough=False, samples=12, sensitivity_samples=2, sensitivity_steps=8, choosing=8, fitting=10, reporting=32,
-    curve=4,
+    thorough=False, samples=12, sensitivity_samples=2, sensitivity_steps=8, reference=1.5, choosing=8, fitting=10,
+    reporting=16, beside_reference=12, curve=4,
 )  # fmt: skip
 
 

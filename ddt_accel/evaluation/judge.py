@@ -21,7 +21,7 @@ from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.schedule import Schedule
 
-# The reference takes this many times the calibrated steps.
+# The reference takes this many times the calibrated steps, where nothing else is said.
 CONVERGED = 4
 
 
@@ -55,20 +55,19 @@ class Plan:
 class Judge:
     """The reference solution of some images, and how far from it others end.
 
-    The reference takes `converged` times the calibrated steps; `cache` is a folder to keep it in.
+    `cache` is a folder to keep it in.
     """
 
     def __init__(
         self, backend: Backend, calibration: Calibration, costs: Costs, images: ImageRange, batch_size: int, *,
-        converged: int = CONVERGED, cache: Path | None = None,
+        reference_steps: int | None = None, cache: Path | None = None,
     ) -> None:  # fmt: skip
         self.backend, self.calibration, self.costs = backend, calibration, costs
         self.images, self._batch_size = images, batch_size
         self.unit = costs.of(Schedule.full(calibration.spec))
-        spec, steps = calibration.spec, converged * calibration.spec.num_steps
-        self._reference = converged_ends(
-            backend, spec, steps, images, calibration.latent_shape, batch_size, cache=cache
-        )  # fmt: skip
+        spec, shape = calibration.spec, calibration.latent_shape
+        steps = reference_steps or CONVERGED * spec.num_steps
+        self._reference = converged_ends(backend, spec, steps, images, shape, batch_size, cache=cache)
         self._measured: dict[tuple[str, bool], Plan] = {}
 
     def confirm(self, plan: Plan | None, *, copying: bool = False) -> Plan | None:

@@ -22,7 +22,7 @@ from ddt_accel.calibration.resample import POINTS
 from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ConfigError, MismatchError
 from ddt_accel.evaluation import candidates
-from ddt_accel.evaluation.candidates import INTEGRATORS, finest, grids
+from ddt_accel.evaluation.candidates import INTEGRATORS, SHIFTS, finest, grids
 from ddt_accel.evaluation.costs import Costs
 from ddt_accel.evaluation.judge import Judge, Plan, closest
 from ddt_accel.sampling.backend import Backend
@@ -33,8 +33,6 @@ from ddt_accel.stages import OnStage
 
 T = TypeVar("T")
 
-# Time shifts that are tried, relative to the calibrated one, with the integrator that is best at a cost.
-SHIFTS = (0.6, 0.8, 1.25, 1.7, 2.4)
 # On how many grids shared plans are run for every cost.
 TRIED = 4
 

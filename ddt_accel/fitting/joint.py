@@ -18,7 +18,7 @@ from ddt_accel.fitting.closed_form import closed_form
 from ddt_accel.fitting.fit import Fitted, Fitter, reference_steps
 from ddt_accel.fitting.fit_spec import FitSpec
 from ddt_accel.fitting.scalars import widened
-from ddt_accel.fitting.search import STEPS, THOROUGH, Search, SearchSpec, starts
+from ddt_accel.fitting.search import STEPS, THOROUGH, Search, SearchSpec, any_steps, starts
 from ddt_accel.networks.ddt import DDT, latent_shape_of
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.schedule import Schedule, check_budget
@@ -62,7 +62,7 @@ class JointFit:
         self.model, self.calibration, self.costs = model, calibration, costs
         self.folder, self.on_stage = folder, on_stage
         self.backend, self.search = backend or TorchBackend(model), search
-        self.steps, self.most = steps, steps or max(THOROUGH.counts(own.num_steps, own.num_steps))
+        self.steps, self.most = steps, steps or max(any_steps(own.num_steps))
         most = spec.reference_steps or reference_steps(self.most)
         self.spec = dataclasses.replace(spec, reference_steps=most)
         self.unit = costs.of(Schedule.full(own))
@@ -83,31 +83,34 @@ class JointFit:
             read = widened(schedule, self.calibration.modulation_bias, self.spec.sources)  # as the fit will have it
             return cost is None or self.costs.of(read) <= cost * self.unit
 
-        found = starts(
-            self.calibration,
-            self._counts(cost),
-            affordable,
-            shared=shared is not False,
-            unshared=shared is not True,
-            worth_it=self.steps is None,
-        )
+        alone, together = self._counts(cost)
+        found = starts(self.calibration, alone, affordable, shared=False) if shared is not True else []
+        if shared is not False:
+            worth_it, shifts = self.steps is None, self.search.shifts
+            found += starts(
+                self.calibration, together, affordable, unshared=False, worth_it=worth_it, shifts=shifts
+            )  # fmt: skip
         best = self._searched.best(found, affordable)
         if best is None:
             return None
         used = self.spec.closed_form_images
         return dataclasses.replace(best.schedule(self.calibration), fitted_on=used.joined(()))
 
-    def _counts(self, cost: float | None) -> tuple[int, ...]:
-        """The numbers of steps to search."""
+    def _counts(self, cost: float | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The numbers of steps to search without sharing, and with it."""
+        own, multiples = self.calibration.spec, self.search.multiples
         if self.steps is not None:
-            return (self.steps,)
-        own = self.calibration.spec
+            return (self.steps,), (self.steps,)
+        if multiples is None or cost is None:
+            return any_steps(own.num_steps), any_steps(own.num_steps)
 
         def price(grid: SamplingSpec) -> float:
             return self.costs.of(Schedule.full(grid))
 
-        found = finest(own, "ab2", own.timeshift, price, self.unit * (1.0 if cost is None else cost))
-        return self.search.counts(found[0].num_steps if found else STEPS[0], own.num_steps)
+        found = finest(own, "ab2", own.timeshift, price, cost * self.unit)
+        most = found[0].num_steps if found else min(STEPS[0], own.num_steps)
+        finer = {min(own.num_steps, max(most + 1, round(multiple * most))) for multiple in multiples}
+        return (most,), tuple(sorted(finer))
 
     @cached_property
     def _path(self) -> ConvergedPath:

@@ -42,21 +42,22 @@ FITTED_SHARE = 0.6
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpec:
-    """How far a search goes: on grids of any of `STEPS` steps, or of these `multiples` of what a cost affords without
-    sharing; with a first look on `screened_on` images; to the neighbours of `expanded` patterns."""
+    """How far a search goes: on grids of any of `STEPS` steps, or of what a cost affords without sharing and, with
+    sharing, these `multiples` of it at these `shifts`; with a first look on `screened_on` images; to the neighbours of
+    `expanded` patterns."""
 
     multiples: tuple[float, ...] | None = None
+    shifts: tuple[float, ...] = SHIFTS
     screened_on: int = SCREENED_ON
     expanded: int = EXPANDED
 
-    def counts(self, affordable: int, most: int) -> tuple[int, ...]:
-        """Numbers of steps to search, where so many are affordable without sharing and there are `most`."""
-        if self.multiples is None:
-            return tuple(n for n in STEPS if n <= most) or (most,)
-        return tuple(sorted({min(most, round(multiple * affordable)) for multiple in self.multiples}))
+
+THOROUGH, QUICK = SearchSpec(), SearchSpec(multiples=(1.3, 1.7), shifts=(1.0, 1.5), screened_on=6, expanded=1)
 
 
-THOROUGH, QUICK = SearchSpec(), SearchSpec(multiples=(1.0, 1.3, 1.7), screened_on=6, expanded=1)
+def any_steps(most: int) -> tuple[int, ...]:
+    """The numbers of steps to search where nothing says how many, and there are `most`."""
+    return tuple(n for n in STEPS if n <= most) or (most,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +184,7 @@ def starts(
     shared: bool = True,
     unshared: bool = True,
     worth_it: bool = True,
+    shifts: tuple[float, ...] = SHIFTS,
 ) -> list[Pattern]:
     """Patterns to start a search from, on grids of so many `steps` at some time shifts, by second-order
     Adams–Bashforth: those that run the encoder at every step, and the exact program's that share its runs.
@@ -191,7 +193,7 @@ def starts(
     """
     own, found = calibration.spec, []
     for count in steps:
-        for shift in SHIFTS:
+        for shift in shifts:
             spec = _shifted(own, shift, count)
             if spec is not None and unshared:
                 found.append(Pattern(spec=spec, refresh_steps=tuple(range(count))))

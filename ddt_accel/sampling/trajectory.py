@@ -42,7 +42,7 @@ class Trajectory:
             raise ConfigError("A stochastic sampler adds noise at every step; give step_noise, a function of the step.")
         self.program, self.step_noise, self.batch = program, step_noise, len(noise)
         self._velocity_slots, self._modulation_slots = _plan(program)
-        slots = 1 + max(self._modulation_slots.values())
+        slots = 1 + max(self._modulation_slots[k] for k, one in enumerate(program.evaluations) if one.encodes)
         with torch.inference_mode(False):  # buffers outlive the mode that the caller may be in
             self.session = session = backend.open(self.batch, (noise.shape[1], noise.shape[2], noise.shape[3]), slots)
             self._velocities = torch.empty(
@@ -198,6 +198,8 @@ def _plan(program: Program) -> tuple[dict[int, int], dict[int, int]]:
     """Which buffer holds the velocity and which the modulations of every evaluation.
 
     A buffer is free again once nothing reads it any more. An evaluation that holds a refreshed state uses its slot.
+
+    One that forecasts takes what is free: at most one slot more than refreshes need, since a forecast is read at once.
     """
     last_velocity_read = {k: k for k in range(len(program.evaluations))}
     last_state_read: dict[int, int] = {}
