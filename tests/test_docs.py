@@ -122,9 +122,8 @@ def smaller(words: list[str]) -> list[str]:
             made.append(word if shipped else STANDS_FOR.get(word, word))
     for kind, options in ADDED.items():
         if set(kind.split()) <= set(made):
-            made += [
-                word for option, value in options.items() if option not in made for word in (option, value) if word
-            ]
+            for option, value in options.items():
+                made += [option, *([value] if value else [])] if option not in made else []
     return made
 
 
