@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -150,3 +151,19 @@ def test_a_solved_schedule_knows_where_it_comes_from(model: DDT, tmp_path) -> No
     calibration.save(tmp_path / "calibration.safetensors")
     assert Schedule.load(tmp_path / "schedule.json") == schedule
     assert Calibration.load(tmp_path / "calibration.safetensors").sha256 == calibration.sha256
+
+
+@pytest.mark.parametrize(("done", "samples", "followed"), [(0, 5, 3), (2, 5, 3), (4, 5, 1), (5, 5, 2), (0, 1, 0)])
+def test_it_tells_how_far_it_is(model: DDT, done: int, samples: int, followed: int) -> None:
+    """As many steps as were foretold, sensitivities among them, from wherever an interrupted run goes on."""
+    settings = {"batch_size": 2, "sensitivity_samples": followed}
+    beginning = calibrate(model, SPEC, done, **settings) if done else None
+    totals, seen = [], []
+
+    def on_stage(label: str, total: int) -> Callable[[], None]:
+        totals.append(total)
+        return lambda: seen.append(label)
+
+    calibrate(model, SPEC, samples, **settings, resume=beginning, on_stage=on_stage)
+    assert totals == [len(seen)]
+    assert (len(seen) > 0) == (done < samples)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -226,29 +224,28 @@ def test_a_full_disk_is_a_sentence(tiny_model_path, workspace) -> None:
     assert not list((workspace / "export").glob(".export*"))
 
 
-def test_a_killed_calibration_goes_on(tiny_model_path, tmp_path) -> None:
+def test_a_killed_calibration_goes_on(cli, tiny_model_path, tmp_path) -> None:
     """Kill −9 in the middle; the same command again keeps what was finished and ends at the same statistics."""
-    folder = tmp_path / "killed"
-    line = [sys.executable, "-m", "ddt_accel", "calibrate", "--model", str(tiny_model_path), "--steps", "12",
-            "--samples", "400", "--batch-size", "1", "--workspace", str(folder)]  # fmt: skip
-    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    partial = folder / "calibration.partial.safetensors"
-    deadline = time.monotonic() + 120
-    while not partial.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    folder, spec = tmp_path / "killed", SamplingSpec(num_steps=12)
+    line = ["calibrate", "--model", str(tiny_model_path), "--steps", "12", "--samples", "60", "--batch-size", "1",
+            "--sensitivity-samples", "1", "--workspace", str(folder)]  # fmt: skip
+    with subprocess.Popen([sys.executable, "-m", "ddt_accel", *line], stderr=subprocess.DEVNULL) as process:
+        partial = folder / "calibration.partial.safetensors"
+        deadline = time.monotonic() + 120
+        while not partial.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
     kept = Calibration.load(partial).num_samples
-    assert 0 < kept < 400
+    assert 0 < kept < 60
     assert not (folder / "calibration.safetensors").exists()
-    again = subprocess.run(line, capture_output=True, text=True, check=True)
-    assert "Continuing an interrupted calibration" in again.stderr
+    again = cli(*line)
+    assert (again.code, "Continuing an interrupted calibration" in again.err) == (0, True)
     assert not partial.exists()
-    whole = subprocess.run([*line[:-1], str(tmp_path / "whole")], capture_output=True, check=True)
-    assert whole.returncode == 0
-    first, second = (Calibration.load(tmp_path / name / "calibration.safetensors") for name in ("killed", "whole"))
+    first = Calibration.load(folder / "calibration.safetensors")
+    second = calibrate(load_model(tiny_model_path), spec, 60, batch_size=1, sensitivity_samples=1)
     assert first.ranges == second.ranges
     np.testing.assert_allclose(first.similarity, second.similarity, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(first.sensitivity_sum, second.sensitivity_sum, rtol=1e-6)
 
 
 def test_an_interrupted_calibration_of_other_settings_is_replaced(cli, tiny_model_path, tmp_path) -> None:
@@ -276,15 +273,17 @@ def test_a_report_that_could_not_be_written_is_not_measured(cli, workspace, tmp_
     assert "measuring" not in told.err
 
 
-def test_the_workspace_remembers_the_model(cli, workspace, tiny_model_path, tmp_path, monkeypatch) -> None:
+def test_the_workspace_remembers_the_model(cli, tiny_model_path, tmp_path, monkeypatch) -> None:
     """What is said later adds to it; what cannot be loaded is not remembered; paths hold from any folder."""
+    place = tmp_path / "run"
+    line = ["calibrate", "-w", place, "--steps", 2, "--samples", 1, "--sensitivity-samples", 0]
     monkeypatch.chdir(tiny_model_path.parent)
-    assert cli("export", "-w", workspace, "--model", tiny_model_path.name).code == 0
+    assert cli(*line, "--model", tiny_model_path.name).code == 0
     monkeypatch.chdir(tmp_path)
-    assert_sentence(cli("export", "-w", workspace, "--latent-shape", "3,7,7"), "Latents")
-    assert_sentence(cli("export", "-w", workspace, "--model", "none.ckpt"), "none.ckpt")
-    assert cli("export", "-w", workspace, "--latent-shape", "3,16,16").code == 0
-    told = json.loads(cli("inspect", workspace, "--json").out)
+    assert_sentence(cli(*line, "--latent-shape", "3,7,7"), "Latents")
+    assert_sentence(cli(*line, "--model", "none.ckpt"), "none.ckpt")
+    assert cli(*line, "--latent-shape", "3,16,16").code == 0
+    told = json.loads(cli("inspect", place, "--json").out)
     assert (told["source"], told["latent_shape"]) == (str(tiny_model_path), [3, 16, 16])
 
 
@@ -312,9 +311,3 @@ def test_a_shorter_run_leaves_no_pictures_of_a_longer_one(cli, workspace) -> Non
     for images in (5, 2):
         assert cli("sample", "-w", workspace, "-n", images).code == 0
         assert len(list((workspace / "samples").glob("0*.png"))) == images
-
-
-def test_output_without_unicode(workspace) -> None:
-    line = [sys.executable, "-m", "ddt_accel", "solve", "-k", "2", "-w", str(workspace)]
-    environment = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
-    assert subprocess.run(line, env=environment, capture_output=True).returncode == 0

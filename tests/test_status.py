@@ -106,7 +106,11 @@ def test_interrupted_work(cli, solved) -> None:
     assert "Next: the same `ddt-accel calibrate` as before" in shown
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"\x00" * 100, b'{"format": "ddt-accel report", "version": 1}'])
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"{", b"\x00" * 100, b'{"format": "ddt-accel report", "version": 1}'],
+    ids=["empty", "cut", "zeros", "something else"],
+)
 def test_damage_is_a_line_of_the_listing(cli, workspace, damage: bytes) -> None:
     """Whatever is in a file, the others are told of."""
     files = ["calibration.safetensors", "calibration.partial.safetensors", "schedule.json", "costs.json", "report.json",

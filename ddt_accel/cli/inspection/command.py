@@ -35,7 +35,7 @@ def _told(path: Path) -> Told:
     from ddt_accel.errors import ArtifactError
     from ddt_accel.networks.locate import embedded_models
     from ddt_accel.schedule import shipped_schedules
-    from ddt_accel.workspace import SETTINGS_NAME
+    from ddt_accel.workspace import SETTINGS_NAME, Workspace
 
     told: Told | None = None
     if not path.exists():
@@ -53,6 +53,7 @@ def _told(path: Path) -> Told:
     elif path.name == FILE_NAME:
         told = export(path.parent)
     elif path.name == SETTINGS_NAME:
+        Workspace(path.parent).remembered()  # or what is wrong with it
         told = workspace(path.parent)
     elif path.suffix in (".onnx", ".engine"):
         told = network(path)
