@@ -48,6 +48,11 @@ class Evaluation:
         return (self.conditional,) if self.unconditional is None else (self.conditional, self.unconditional)
 
     @property
+    def encodes(self) -> bool:
+        """Whether it is a refresh, of any branch."""
+        return any(branch.encode for branch in self.branches)
+
+    @property
     def held(self) -> int | None:
         """The refresh whose modulations are used where they are, by all branches."""
         held = {None if branch.encode else branch.held for branch in self.branches}
