@@ -10,7 +10,7 @@ TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --di
 # Warnings of pip about the machine's own configuration are no news to a newcomer; errors are still printed.
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-quick lint types check clean
+.PHONY: demo test test-quick lint types docs check clean
 
 demo: .venv/.demo
 	@$(BIN)/ddt-accel demo
@@ -29,7 +29,11 @@ lint: .venv/.dev
 types: .venv/.dev
 	@$(BIN)/mypy
 
-check: test lint types
+docs: .venv/.docs
+	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs site
+	@echo "The documentation: site/index.html"
+
+check: test lint types docs
 
 .venv/.python:
 	@test -n "$(PYTHON)" || { echo "ddt-accel needs Python 3.11 or newer; none was found on the PATH."; exit 1; }
@@ -48,5 +52,10 @@ check: test lint types
 	@$(INSTALL) --no-build-isolation -e '.[dev]'
 	@touch $@ .venv/.demo
 
+.venv/.docs: .venv/.python pyproject.toml constraints.txt
+	@echo "Installing ddt-accel with what builds its documentation into .venv (once; some minutes) ..."
+	@$(INSTALL) --no-build-isolation -e '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""Draws the figures of docs/method.md from what benchmarks/results/ holds.
+"""Draws the figures of docs/ from what benchmarks/results/ holds.
 
 Usage: python benchmarks/figures.py [calibration.safetensors of the embedded model; made where none is given]
 """
@@ -18,7 +18,7 @@ from ddt_accel import Calibration, SamplingSpec, calibrate, load_model
 from ddt_accel.report.figures import BLUE, GREEN, GREY, ORANGE
 
 RESULTS = Path(__file__).parent / "results"
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[1] / "docs" / "images"
 METHODS = {
     "calibrated, 4 states": (BLUE, "v", ":"),
     "calibrated": (BLUE, "o", "-"),
@@ -68,7 +68,7 @@ def plans(axes: Axes, rows: list[dict[str, Any]]) -> None:
         points = [(plan["cost"], plan["fidelity_db"]) for plan in found]
         axes.plot(*zip(*points, strict=True), line, color=color, marker=marker, markersize=4, label=label)
     axes.set_xlabel("cost (50 steps without sharing: 1)")
-    axes.set_ylabel("dB to the converged trajectory")
+    axes.set_ylabel("dB to the reference solution")
     axes.legend(frameon=False, fontsize=8)
 
 

@@ -23,7 +23,7 @@ import torch
 from ddt_accel import Schedule, draw_labels, draw_noise, load_model, sample
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.calibration.statistics import Calibration
-from ddt_accel.evaluation.converged import converged, converged_path
+from ddt_accel.evaluation.converged import converged_path
 from ddt_accel.evaluation.costs import counted_costs
 from ddt_accel.evaluation.fidelity import interval, latent_decibels
 from ddt_accel.fitting.closed_form import closed_form
@@ -34,6 +34,7 @@ from ddt_accel.fitting.fit_spec import FitSpec
 from ddt_accel.fitting.joint import JointFit
 from ddt_accel.networks.ddt import DDT, latent_shape_of
 from ddt_accel.networks.device import processor
+from ddt_accel.sampling.reference import converged
 
 HELD_OUT = 7
 NOISES = (4, 16, 64, 256)

@@ -8,15 +8,17 @@ there are arrays, safetensors files whose header carries such a document.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import math
 import os
-import tempfile
-from collections.abc import Mapping
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors
@@ -28,6 +30,8 @@ from ddt_accel.errors import ArtifactError
 Array = NDArray[Any]
 Document = dict[str, Any]
 
+TEMPORARY = ".ddt-accel-part-"  # begins the name of what has no name yet
+
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Writes `data` to `path`, whole or not at all; an earlier file survives any failure.
@@ -35,47 +39,110 @@ def write_atomic(path: Path, data: bytes) -> None:
     A link is followed. Raises ArtifactError where the system refuses (disk full, no permission, a folder in the way) or
     the place is taken by something that is no file.
     """
-    temporary: str | None = None
     try:
-        target = _target(path)
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name[:100]}.", suffix=".part", dir=target.parent)
-        with os.fdopen(handle, "wb") as file:
+        with replacing(path) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
-        temporary = None
     except OSError as error:
-        raise _unwritable(path, error) from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        raise unwritable(path, error) from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file, which takes the place of `path` where the block ends without an error, and goes where it does not.
+
+    Asks for nothing but to create, to rename and to remove: many file systems have no permissions to change, no links
+    and no locks. Raises OSError.
+    """
+    target = _target(path)
+    temporary = _temporary(target.parent)
+    try:
+        with open(temporary, "xb") as file:  # with the permissions that the user's files usually have
+            yield file
+            file.flush()
+            _synchronise(file)
+        rename_over(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def check_writable(path: Path) -> None:
     """Raises ArtifactError now where `write_atomic(path, …)` could not even begin, before work is done for it."""
     try:
-        with tempfile.TemporaryFile(dir=_target(path).parent):
+        temporary = _temporary(_target(path).parent)
+        with open(temporary, "xb"):
             pass
+        temporary.unlink()
     except OSError as error:
-        raise _unwritable(path, error) from None
+        raise unwritable(path, error) from None
 
 
 def _target(path: Path) -> Path:
     """The file that `path` leads to, its folder made."""
     target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        raise FileExistsError(errno.EEXIST, "it is no ordinary file")
     target.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.stat(target).st_mode):
+            raise FileExistsError(errno.EEXIST, "it is no ordinary file")
     return target
 
 
-def _unwritable(path: Path, error: OSError) -> ArtifactError:
-    return ArtifactError(
-        f"{path} could not be written ({error.strerror or error}); free space or choose another place. Nothing that "
-        "was there before has changed."
-    )
+def _temporary(folder: Path) -> Path:
+    return folder / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(8)}"
+
+
+def _synchronise(file: BinaryIO) -> None:
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
+            raise  # the others say that it was not written; these, that the file system cannot tell
+
+
+def rename_over(source: Path, target: Path) -> None:
+    """Renames a file in the place of another, also where the file system renames, but not over what is there."""
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.EPERM, errno.EACCES) or not target.exists():
+            raise
+        aside = _temporary(target.parent)
+        os.rename(target, aside)
+        try:
+            os.rename(source, target)
+        except OSError:
+            os.rename(aside, target)
+            raise
+        aside.unlink()
+
+
+def unwritable(path: Path, error: OSError) -> ArtifactError:
+    """What to raise where `path` could not be written: the cause, and what helps against it."""
+    cause, advice = _WHY.get(error.errno or 0, (error.strerror or str(error), "choose another place"))
+    if error.errno in (errno.ENOTDIR, errno.EEXIST) and (blocking := _no_folder(path)) is not None:
+        cause, advice = f"{blocking} is no folder", "choose another place"
+    return ArtifactError(f"{path} could not be written: {cause}; {advice}. Nothing that was there before has changed.")
+
+
+_NO_PERMISSION = ("you have no permission to write there", "change it, or choose another place")
+_WHY = {
+    errno.ENOSPC: ("the disk is full", "free space, or choose another place"),
+    errno.EDQUOT: ("your disk quota is used up", "free space, or choose another place"),
+    errno.EFBIG: ("files of this size are not allowed there", "choose another place, or raise `ulimit -f`"),
+    errno.EROFS: ("the file system is read-only", "choose another place"),
+    errno.EACCES: _NO_PERMISSION,
+    errno.EPERM: _NO_PERMISSION,
+    errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
+    errno.ENOENT: ("its folder is missing and cannot be made", "choose another place"),
+    errno.ELOOP: ("its links lead in a circle", "choose another place"),
+    errno.EIO: ("the disk reports an error", "choose another place"),
+}
+
+
+def _no_folder(path: Path) -> Path | None:
+    """What stands where a folder of `path` should be."""
+    return next((one for one in path.parents if os.path.lexists(one) and not one.is_dir()), None)
 
 
 def write_json(path: Path, format_name: str, version: int, content: Document) -> None:
@@ -185,11 +252,5 @@ def checksum(content: Document, arrays: Mapping[str, Array] | None = None) -> st
     digest = hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode())
     for name, array in sorted((arrays or {}).items()):
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(np.ascontiguousarray(array).data)  # in place: it may fill half of the memory
     return digest.hexdigest()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

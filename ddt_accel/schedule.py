@@ -313,8 +313,8 @@ def check_budget(budget: int, num_evaluations: int) -> None:
     """Raises ConfigError unless 1 ≤ budget ≤ E."""
     if not is_whole(budget) or not 1 <= budget <= num_evaluations:
         raise ConfigError(
-            f"budget is {budget!r}; the encoder must run at least once and at most {num_evaluations} times, once per "
-            "evaluation."
+            f"The budget (--budget) is {budget!r}; the encoder must run at least once and at most {num_evaluations} "
+            "times, once per evaluation."
         )
 
 

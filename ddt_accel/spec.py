@@ -33,30 +33,40 @@ class SamplingSpec:
 
     def __post_init__(self) -> None:
         if not is_whole(self.num_steps) or not 1 <= self.num_steps <= MAX_STEPS:
-            raise ConfigError(f"num_steps is {self.num_steps!r}; give a whole number from 1 to {MAX_STEPS}.")
+            raise ConfigError(
+                f"The number of steps (--steps) is {self.num_steps!r}; give a whole number from 1 to {MAX_STEPS}."
+            )
         object.__setattr__(self, "num_steps", int(self.num_steps))
         if self.solver not in SOLVERS:
-            raise ConfigError(f"solver is {self.solver!r}; choose one of {', '.join(SOLVERS)}.")
+            raise ConfigError(f"The solver (--solver) is {self.solver!r}; choose one of {', '.join(SOLVERS)}.")
         if not is_number(self.guidance) or abs(self.guidance) > MAX_GUIDANCE:
             raise ConfigError(
-                f"guidance is {self.guidance!r}; give a number within ±{MAX_GUIDANCE}, 1 for none (2 to 4 are usual)."
+                f"The guidance (--guidance) is {self.guidance!r}; give a number within ±{MAX_GUIDANCE}, 1 for none (2 "
+                "to 4 are usual)."
             )
         given: object = self.guidance_interval
         interval = tuple(given) if isinstance(given, list | tuple) else ()
         if len(interval) != 2 or not all(map(is_number, interval)) or interval[0] > interval[1]:
-            raise ConfigError(f"guidance_interval is {self.guidance_interval!r}; give two times, low ≤ high.")
+            raise ConfigError(
+                f"The guidance interval (--guidance-interval) is {self.guidance_interval!r}; give two times, the lower "
+                "one first."
+            )
         object.__setattr__(self, "guidance_interval", (float(interval[0]), float(interval[1])))
         if not is_number(self.timeshift) or not 1e-3 <= self.timeshift <= 1e3:
-            raise ConfigError(f"timeshift is {self.timeshift!r}; give a number from 0.001 to 1000, 1 for none.")
+            raise ConfigError(
+                f"The time shift (--timeshift) is {self.timeshift!r}; give a number from 0.001 to 1000, 1 for none."
+            )
         if self.last_step is not None and (not is_number(self.last_step) or not 0 < self.last_step <= 1):
-            raise ConfigError(f"last_step is {self.last_step!r}; give a length in (0, 1], or leave it out.")
+            raise ConfigError(
+                f"The last step (--last-step) is {self.last_step!r}; give a length in (0, 1], or leave it out."
+            )
         for name in ("guidance", "timeshift", "last_step"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, float(value))
         if (np.diff(self.grid) <= 0).any():
             raise ConfigError(
-                f"{self.num_steps} steps with last_step {self.last_step} and timeshift {self.timeshift} leave steps of "
-                "length 0; take fewer steps or leave out the others."
+                f"{self.num_steps} steps with a last step of {self.last_step} and a time shift of {self.timeshift} "
+                "leave steps of length 0; take fewer steps or leave out the others."
             )
 
     @property
@@ -121,9 +131,11 @@ class SamplingSpec:
         return 2 * self.num_steps - 1 if self.solver == "heun" else self.num_steps
 
     def differences(self, other: SamplingSpec) -> list[str]:
-        """The settings in which two recipes differ, as 'name: mine, not theirs'."""
+        """The settings in which two recipes differ, as 'name: mine, not theirs', in words."""
         mine, theirs = asdict(self), asdict(other)
-        return [f"{key}: {mine[key]}, not {theirs[key]}" for key in mine if mine[key] != theirs[key]]
+        names = {"num_steps": "steps", "guidance_interval": "guidance interval", "timeshift": "time shift",
+                 "last_step": "last step"}  # fmt: skip
+        return [f"{names.get(key, key)}: {mine[key]}, not {theirs[key]}" for key in mine if mine[key] != theirs[key]]
 
     @classmethod
     def from_dict(cls, values: Any) -> SamplingSpec:

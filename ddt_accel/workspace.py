@@ -7,15 +7,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ddt_accel.artifacts import read_json, write_json
-from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ArtifactError, ConfigError
-from ddt_accel.networks.checkpoints import load_model
-from ddt_accel.networks.ddt import DDT
+from ddt_accel.locks import Say
 from ddt_accel.networks.locate import embedded_models
 from ddt_accel.schedule import Schedule
+
+if TYPE_CHECKING:  # so that a workspace can be looked at without PyTorch, which takes seconds to load
+    from ddt_accel.calibration.statistics import Calibration
+    from ddt_accel.networks.ddt import DDT
 
 FORMAT, VERSION = "ddt-accel workspace", 1
 SETTINGS_NAME = "workspace.json"
@@ -33,6 +35,8 @@ class ModelChoice:
     latent_shape: tuple[int, int, int] | None = None
 
     def load(self) -> DDT:
+        from ddt_accel.networks.checkpoints import load_model
+
         return load_model(self.source, config=self.config, weights=self.weights, latent_shape=self.latent_shape)
 
     def resolved(self) -> ModelChoice:
@@ -50,8 +54,10 @@ def _absolute(path: str) -> str:
 class Workspace:
     """Names and finds the artefacts in a folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, say: Say | None = None) -> None:
+        """`say` is told that the model cannot be remembered, where the folder cannot be written to; without it that is
+        an error."""
+        self.folder, self.say = folder, say
         self.calibration_path = folder / "calibration.safetensors"
         self.partial_path = folder / "calibration.partial.safetensors"
         self.schedule_path = folder / "schedule.json"
@@ -77,10 +83,17 @@ class Workspace:
         network = choice.load()
         choice = choice.resolved()
         if said and choice != remembered:
-            write_json(self._settings_path, FORMAT, VERSION, asdict(choice))
+            try:
+                write_json(self._settings_path, FORMAT, VERSION, asdict(choice))
+            except ArtifactError as error:
+                if self.say is None:
+                    raise
+                self.say(f"The model is not remembered for later commands: {error}")
         return network
 
     def calibration(self, path: Path | None = None) -> Calibration:
+        from ddt_accel.calibration.statistics import Calibration
+
         path = path or self.calibration_path
         if not path.exists():
             raise ArtifactError(f"There is no calibration at {path}; make one with `ddt-accel calibrate`.")

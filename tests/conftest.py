@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ddt_accel import SamplingSpec, calibrate, load_model, solve
 from ddt_accel.cli.app import main
 from ddt_accel.networks.checkpoints import tensors_sha256
 from ddt_accel.networks.config import DDTConfig
@@ -76,6 +77,13 @@ class Result:
     err: str
 
 
+def assert_sentence(ran: Result, said: str) -> None:
+    assert ran.code == 2, ran
+    assert said in " ".join(ran.err.split()), ran.err
+    assert "Traceback" not in ran.err
+    assert ran.out == ""
+
+
 @pytest.fixture
 def cli(capfd, monkeypatch):
     """Runs a command line in this process."""
@@ -105,6 +113,16 @@ def made(tiny_model_path, tmp_path_factory) -> Path:
     ):
         line = [sys.executable, "-m", "ddt_accel", *map(str, command), "--workspace", str(folder)]
         subprocess.run(line, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def solved(tiny_model_path, tmp_path) -> Path:
+    """A workspace with a calibration and a schedule of the tiny model, made in this process, faster than `made`."""
+    folder = tmp_path / "solved"
+    statistics = calibrate(load_model(tiny_model_path), SamplingSpec(num_steps=6), 2, sensitivity_samples=2)
+    statistics.save(folder / "calibration.safetensors")
+    solve(statistics, 2).save(folder / "schedule.json")
     return folder
 
 

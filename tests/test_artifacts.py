@@ -6,7 +6,9 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -22,6 +24,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from ddt_accel import Calibration, SamplingSpec, Schedule
 from ddt_accel.artifacts import (
+    check_writable,
     checksum,
     format_of,
     read_arrays,
@@ -33,6 +36,7 @@ from ddt_accel.artifacts import (
 )
 from ddt_accel.backends.manifest import Engine, Manifest
 from ddt_accel.backends.tensors import Cut, as_lists, tensor_table
+from ddt_accel.calibration.coarser import coarser_steps
 from ddt_accel.errors import ArtifactError
 from ddt_accel.networks.config import DDTConfig
 from ddt_accel.sampling.noise import ImageRange
@@ -73,6 +77,7 @@ CALIBRATION = Calibration(
     modulation_sum=np.linspace(0, 1, 30).reshape(5, 6),
     bias_sum=np.linspace(0, 1, 6),
     sensitivity_sum=np.linspace(0, 1, 15).reshape(5, 3),
+    coarser_sum=np.ones((len(coarser_steps(SPEC)), 3)),
     ranges=(ImageRange(seed=0, first=0, stop=4),),
     checkpoint_sha256="ab",
     latent_shape=(3, 8, 8),
@@ -264,7 +269,7 @@ def test_a_full_disk_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytest
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, call, fail)
-    with pytest.raises(ArtifactError, match="No space left"):
+    with pytest.raises(ArtifactError, match="the disk is full"):
         Schedule.full(SPEC).save(path)
     monkeypatch.undo()
     assert Schedule.load(path) == SCHEDULE
@@ -352,3 +357,110 @@ def test_a_manifest_names_both_networks(tmp_path: Path) -> None:
         dataclasses.replace(made, engine=wrong).save(tmp_path)
         with pytest.raises(ArtifactError, match=said):
             Manifest.load(tmp_path)
+
+
+def refusing(number: int) -> Callable[..., None]:
+    """A system call that is refused."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+def test_permissions_are_the_usual_ones_and_nobody_is_asked_to_change_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = os.umask(0o027)
+    try:
+        for call in ("chmod", "fchmod", "umask", "link"):
+            monkeypatch.setattr(os, call, refusing(errno.EPERM))
+        for data in (b"earlier", b"later"):
+            write_atomic(tmp_path / "data", data)
+    finally:
+        monkeypatch.undo()
+        os.umask(earlier)
+    assert (tmp_path / "data").read_bytes() == b"later"
+    assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o640
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP])
+def test_a_file_system_that_cannot_synchronise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    monkeypatch.setattr(os, "fsync", refusing(number))
+    write_atomic(tmp_path / "data", b"written")
+    assert (tmp_path / "data").read_bytes() == b"written"
+
+
+@pytest.mark.parametrize("number", [errno.EEXIST, errno.EPERM, errno.EACCES])
+@pytest.mark.parametrize("breaks", [False, True])
+def test_a_file_system_that_does_not_rename_over_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, breaks: bool
+) -> None:
+    """Also where it gives up in the middle: then the earlier file is there again."""
+    rename, calls = os.rename, []
+
+    def not_over(source: object, target: object) -> None:
+        calls.append(target)
+        if os.path.exists(str(target)) or (breaks and len(calls) == 3):
+            refusing(number)()
+        rename(str(source), str(target))
+
+    monkeypatch.setattr(os, "replace", not_over)
+    monkeypatch.setattr(os, "rename", not_over)
+    (tmp_path / "data").write_bytes(b"earlier")
+    if breaks:
+        with pytest.raises(ArtifactError, match="no permission" if number != errno.EEXIST else "File exists"):
+            write_atomic(tmp_path / "data", b"later")
+    else:
+        write_atomic(tmp_path / "data", b"later")
+    assert (tmp_path / "data").read_bytes() == (b"earlier" if breaks else b"later")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "the disk is full; free space"),
+        (errno.EDQUOT, "your disk quota is used up; free space"),
+        (errno.EROFS, "the file system is read-only; choose another place"),
+        (errno.EACCES, "you have no permission to write there"),
+        (errno.EIO, "the disk reports an error"),
+        (errno.ESTALE, "Stale file handle; choose another place"),
+    ],
+)
+def test_the_sentence_names_the_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, said: str) -> None:
+    (tmp_path / "data").write_bytes(b"earlier")
+    monkeypatch.setattr("builtins.open", refusing(number))
+    for write in (check_writable, lambda path: write_atomic(path, b"later")):
+        with pytest.raises(ArtifactError, match=said) as told:
+            write(tmp_path / "data")
+        assert str(told.value).startswith(f"{tmp_path / 'data'} could not be written: ")
+        assert ("free space" in str(told.value)) == (number in (errno.ENOSPC, errno.EDQUOT))
+    monkeypatch.undo()
+    assert (tmp_path / "data").read_bytes() == b"earlier"
+
+
+def test_names_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "circle").symlink_to("circle")
+    for path, said in (
+        (tmp_path / ("x" * 300), "the name is too long; choose a shorter one"),
+        (tmp_path / "file" / "x", f"{tmp_path / 'file'} is no folder"),
+        (tmp_path / "file" / "x" / "y", f"{tmp_path / 'file'} is no folder"),
+        (Path("/dev/null/x/y"), "/dev/null is no folder"),
+        (tmp_path / "circle", "its links lead in a circle"),
+        (tmp_path, "it is no ordinary file"),
+    ):
+        for write in (check_writable, lambda path: write_atomic(path, b"x")):
+            with pytest.raises(ArtifactError, match=re.escape(said)):
+                write(path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["circle", "file"]
+
+
+def test_the_longest_names_are_written(tmp_path: Path) -> None:
+    """255 bytes, of letters that take two: what has no name yet must not be called after it."""
+    path = tmp_path / ("ü" * 127 + "x")
+    check_writable(path)
+    write_atomic(path, b"x")
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import re
 
+import numpy as np
 import pytest
 
 from ddt_accel import Calibration, SamplingSpec, Schedule, calibrate, load_model
+from ddt_accel.calibration.resample import resample
 from ddt_accel.errors import ConfigError
-from ddt_accel.evaluation.budgets import Target, choose, predicted_psnr
+from ddt_accel.evaluation.budgets import Target, beside, choose, predicted_psnr
 from ddt_accel.evaluation.costs import Costs, counted_costs
 from ddt_accel.solver.solve import PUBLISHED, solve_curve
 
@@ -42,7 +46,7 @@ def test_an_error_costs_as_few_runs_as_it_can(curve) -> None:
         chosen, _ = choose(curve, Target(error=bound), SECONDS)
         assert chosen.predicted_error <= bound
         assert all(s.predicted_error > bound for s, _ in curve if s.budget < chosen.budget)
-        assert choose(curve, Target(psnr=-20 * math.log10(bound / 2)), SECONDS)[0] == chosen
+        assert choose(curve, Target(psnr=-20 * math.log10(bound / 2) - 1e-9), SECONDS)[0] == chosen
     assert predicted_psnr(curve[3][0]) == pytest.approx(-20 * math.log10(curve[3][0].predicted_error / 2))
     assert predicted_psnr(Schedule.full(SPEC)) is None
 
@@ -59,6 +63,75 @@ def test_what_cannot_be_reached_names_the_best(curve, calibration, tiny_model_pa
     for nonsense in ({"speedup": 0.0}, {"milliseconds": -1.0}, {"error": math.nan}):
         with pytest.raises(ConfigError, match="makes no sense"):
             Target(**nonsense)
+
+
+def test_fewer_steps_stand_beside_a_schedule(curve, calibration) -> None:
+    """The fewest that cost no less; their errors are those of the calibrated images, the schedule's are predicted."""
+
+    def price(steps: int) -> float:
+        return SECONDS.of(Schedule.full(dataclasses.replace(SPEC, num_steps=steps)))
+
+    for schedule, _ in curve[:-1]:
+        found = beside(calibration, schedule, SECONDS)
+        assert SECONDS.of(schedule) <= price(found.steps)
+        assert found.steps == 1 or price(found.steps - 1) < SECONDS.of(schedule)
+        assert found.speedup == pytest.approx(price(12) / price(found.steps))
+        copying, reference = calibration.coarser_error(found.steps)
+        if found.steps == 12:  # which is what would be copied
+            assert found.copying is None
+        else:
+            assert found.copying == pytest.approx(20 * math.log10(2 / copying))
+        assert found.reference == pytest.approx(20 * math.log10(2 / reference))
+        own = calibration.coarser_error(12)[1]
+        assert found.unshared == pytest.approx(20 * math.log10(2 / own))
+        assert found.expected == pytest.approx(-10 * math.log10((own**2 + schedule.predicted_error**2) / 4))
+        assert found.gain == pytest.approx(found.expected - found.reference)
+    published = solve_curve(calibration, 4, PUBLISHED)[-1][0]
+    assert beside(calibration, published, SECONDS).gain is None
+    coarser, _ = solve_curve(resample(calibration, dataclasses.replace(SPEC, num_steps=8)), 3)[-1]
+    found = beside(calibration, coarser, SECONDS)
+    assert found.copying is None  # no trajectory of eight steps was measured to copy
+    assert found.unshared == pytest.approx(20 * math.log10(2 / calibration.coarser_error(8)[1]))
+    unmeasured = dataclasses.replace(calibration, coarser_sum=np.zeros_like(calibration.coarser_sum))
+    assert beside(unmeasured, coarser, SECONDS) is None
+
+
+@pytest.mark.parametrize(("scale", "said"), [(1e6, "Sharing loses here: "), (1e-6, "Sharing should gain ")])
+def test_solve_says_when_fewer_steps_are_better(cli, workspace, scale: float, said: str) -> None:
+    """With sensitivities as they would be if errors of the state did much, or nothing."""
+    kept = Calibration.load(workspace / "calibration.safetensors")
+    made = dataclasses.replace(kept, sensitivity_sum=kept.sensitivity_sum * [1, scale, scale**2])
+    made.save(workspace / "calibration.safetensors")
+    ran = cli("solve", "-w", workspace, "-k", 2)
+    assert ran.code == 0, ran.err
+    assert said in ran.out
+    predicted = predicted_psnr(Schedule.load(workspace / "schedule.json"))
+    assert f"Predicted: {predicted:.1f} dB to the unshared trajectory" in ran.out
+    (steps,) = re.findall(r"Fewer steps at this cost: (\d),", ran.out)
+    told = json.loads(cli("solve", "-w", workspace, "-k", 2, "--json").out)
+    assert told["fewer_steps"]["steps"] == int(steps)
+    assert (told["fewer_steps"]["gain"] < 0) == said.startswith("Sharing loses")
+    assert told["predicted_psnr"] == pytest.approx(predicted)
+    table = cli("solve", "-w", workspace, "--pareto")
+    assert "fewer steps" in table.out
+    assert "sharing gains, dB" in table.out
+    (row,) = [row for row in json.loads(cli("solve", "-w", workspace, "--pareto", "--json").out)["curve"]
+              if len(row["refresh_steps"]) == 2]  # fmt: skip
+    assert row["fewer_steps"] == pytest.approx(told["fewer_steps"])
+
+
+def test_solve_without_costs_or_with_an_old_calibration_says_so(cli, workspace, tmp_path) -> None:
+    kept = workspace / "calibration.safetensors"
+    elsewhere = ["-w", tmp_path / "empty", "--calibration", kept, "--out", tmp_path / "s.json"]
+    old = Calibration.load(kept)
+    dataclasses.replace(old, coarser_sum=np.zeros_like(old.coarser_sum)).save(kept)
+    for place in (elsewhere, ["-w", workspace]):
+        ran = cli("solve", "-k", 2, *place)
+        assert ran.code == 0, ran.err
+        assert "`ddt-accel plan` measures it" in ran.out
+    ran = cli("solve", "-k", 2, *elsewhere)
+    hint = f"Next: ddt-accel export -w {tmp_path / 'empty'}, or ddt-accel sample --backend torch --schedule "
+    assert hint in ran.out
 
 
 def test_from_the_command_line(cli, workspace) -> None:

@@ -22,6 +22,7 @@ from ddt_accel import (
     solve,
     solve_refresh_steps,
 )
+from ddt_accel.calibration.coarser import coarser_steps
 from ddt_accel.errors import ConfigError, NumericsError
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.solver.forecast import forecast_error, forecast_weights, pair_errors
@@ -160,14 +161,16 @@ def statistics(gram: np.ndarray, sensitivity: np.ndarray | None = None) -> Calib
     total = np.zeros((n, 3))
     if sensitivity is not None:
         total[:, 0], total[:, 1] = 1, sensitivity**2
+    spec = SamplingSpec(num_steps=n, guidance=1.0)
     return Calibration(
-        spec=SamplingSpec(num_steps=n, guidance=1.0),
+        spec=spec,
         similarity_sum=np.ones((n, n)),
         gram_sum=np.stack([gram, gram]),
         mean_sum=np.zeros((n, 2)),
         modulation_sum=np.zeros((n, 3)),
         bias_sum=np.zeros(3),
         sensitivity_sum=total,
+        coarser_sum=np.zeros((len(coarser_steps(spec)), 3)),
         ranges=(ImageRange(seed=0, first=0, stop=1),),
         checkpoint_sha256="ab",
         latent_shape=(3, 8, 8),

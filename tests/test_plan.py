@@ -13,11 +13,12 @@ from ddt_accel.calibration.resample import interpolation, resample
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError
 from ddt_accel.evaluation.benchmark import measure
 from ddt_accel.evaluation.candidates import STEPS, finest
-from ddt_accel.evaluation.converged import converged
 from ddt_accel.evaluation.costs import Costs, counted_costs, measured_costs
 from ddt_accel.evaluation.fidelity import latent_decibels
-from ddt_accel.evaluation.plan import SHIFTS, TRIED, Plan, Row, _promising, gain, make_plans
+from ddt_accel.evaluation.judge import Plan, gain
+from ddt_accel.evaluation.plan import SHIFTS, TRIED, Row, _promising, make_plans
 from ddt_accel.networks.locate import PUBLISHED
+from ddt_accel.sampling.reference import converged
 from ddt_accel.stages import silent
 
 SHAPE = (3, 8, 8)

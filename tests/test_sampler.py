@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from ddt_accel import Sampler, SamplingSpec, Schedule, draw_noise, export, load_model, open_backend, sample
+from ddt_accel import (
+    Sampler,
+    SamplingSpec,
+    Schedule,
+    draw_noise,
+    draw_step_noise,
+    export,
+    load_model,
+    open_backend,
+    sample,
+)
 from ddt_accel.backends.compiled import CompiledBackend
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.errors import ConfigError, MismatchError, NumericsError
 
 SHAPE = (3, 8, 8)
+CUDA = SimpleNamespace(device=torch.device("cuda"))
 SCHEDULE = Schedule(
     spec=SamplingSpec(num_steps=6, guidance=1.5), refresh_steps=(0, 2, 4), forecasts={3: ((0, -0.5), (2, 1.5))},
     unconditional_steps=(1, 3), unconditional_forecasts={4: ((1, -1.0), (3, 2.0)), 5: ((1, 0.5), (3, 0.5))},
@@ -41,7 +54,7 @@ def test_an_image_depends_on_its_label_and_seed_alone(model, tmp_path) -> None:
         for _ in range(2):
             torch.testing.assert_close(sampler(labels, 7), whole, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(sampler(labels[1:3], seeds[1:3]), whole[1:3], atol=1e-4, rtol=1e-4)
-        assert set(sampler._trajectories) == {1, 2}
+        assert set(sampler._trajectories) == {2}  # the last image is drawn twice rather than by itself
 
 
 def test_buffers_are_made_once(model) -> None:
@@ -55,6 +68,50 @@ def test_buffers_are_made_once(model) -> None:
     kept = first.clone()
     sampler([0, 1], 0)
     assert torch.equal(first, kept)  # what was returned is no buffer
+
+
+@pytest.mark.parametrize("solver", ["euler", "sde"])
+def test_noise_that_is_given_ends_where_the_function_ends(model, solver: str) -> None:
+    """Bit for bit, in buffers that another batch has used before; with the noise of every step, where there is any."""
+    spec = SamplingSpec(num_steps=5, solver=solver, guidance=1.5)
+    sampler = Sampler(model, Schedule.uniform(spec, 3))
+    for indices in (range(3), range(4, 7), range(7, 8)):
+        noise = draw_noise(SHAPE, seed=9, indices=indices)
+        labels = torch.tensor([index % 4 for index in indices])
+        step_noise = draw_step_noise(SHAPE, seed=9, indices=indices)
+        drawn = sampler.draw(noise, labels, step_noise=step_noise)
+        assert torch.equal(drawn, sample(model, sampler.schedule, noise, labels, step_noise=step_noise))
+
+
+def test_a_stochastic_sampler_takes_all_its_noise_from_the_seeds(model) -> None:
+    sampler = Sampler(model, Schedule.uniform(SamplingSpec(num_steps=4, solver="sde"), 2), batch_size=2)
+    drawn = sampler([0, 1, 2], [5, 6, 7])
+    for k, seed in enumerate((5, 6, 7)):
+        step_noise = draw_step_noise(SHAPE, seed=seed, indices=[0])
+        noise = draw_noise(SHAPE, seed=seed, indices=[0])
+        alone = sample(model, sampler.schedule, noise, torch.tensor([k]), step_noise=step_noise)
+        torch.testing.assert_close(drawn[k : k + 1], alone, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("device", "sizes"), [("cpu", {3, 2}), ("cuda", {3})])
+def test_a_last_batch_is_filled_up_where_another_size_costs_more(model, device: str, sizes: set[int]) -> None:
+    """On a GPU, of which this backend only says that it is one, there is one size; on a CPU no batch of one."""
+
+    class Placed(TorchBackend):
+        def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int):
+            seen.add(batch)
+            return super().open(batch, latent_shape, slots)
+
+    seen: set[int] = set()
+    sampler = Sampler(Placed(model), SCHEDULE, latent_shape=SHAPE, batch_size=3)
+    labels, seeds = [0, 3, 1, 1], [7, 8, 9, 10]
+    if device == "cuda":
+        sampler._filled = lambda count: Sampler._filled(SimpleNamespace(batch_size=3, backend=CUDA), count)
+    decoded = []
+    sampler.decode = lambda latents: decoded.append(len(latents)) or latents
+    torch.testing.assert_close(sampler(labels, seeds), expected(model, labels, seeds))
+    assert decoded == [3, 1]  # what fills up is not decoded
+    assert seen == sizes
 
 
 def test_images_are_decoded_and_steps_are_called_back(model) -> None:
@@ -105,7 +162,7 @@ class Small(TorchBackend):
         raise torch.OutOfMemoryError("no room for activations")
 
 
-@pytest.mark.parametrize(("fits", "said"), [(3, "batch_size=3"), (2, "batch_size=1"), (0, "one image does not")])
+@pytest.mark.parametrize(("fits", "said"), [(3, "one of 3 does"), (2, "one of 1 does"), (0, "one image does not")])
 def test_out_of_memory_names_a_batch_that_fits(model, fits: int, said: str) -> None:
     sampler = Sampler(Small(model, fits), SCHEDULE, latent_shape=SHAPE, batch_size=6)
     with pytest.raises(ConfigError, match=said):
@@ -124,7 +181,7 @@ def test_buffers_of_other_batches_are_given_up_before_a_batch_is_refused(model) 
     sampler = Sampler(Crowded(model), SCHEDULE, latent_shape=SHAPE, batch_size=4)
     for count in (1, 2, 3):
         assert len(sampler(list(range(count)), 0)) == count
-    with pytest.raises(ConfigError, match="batch_size=2"):
+    with pytest.raises(ConfigError, match="one of 2 does"):
         sampler([0, 1, 2, 3], 0)
 
 
@@ -145,9 +202,8 @@ def test_impossible_calls_are_refused(model) -> None:
             sampler(labels, seeds)
     with pytest.raises(ConfigError, match="callback"):
         sampler([0], 0, callback=lambda s, k, t, tensors: {"latents": torch.zeros(1)})
-    for settings in ({"batch_size": 0}, {"schedule": Schedule.full(SamplingSpec(num_steps=2, solver="sde"))}):
-        with pytest.raises(ConfigError):
-            Sampler(model, **{"schedule": SCHEDULE, **settings})
+    with pytest.raises(ConfigError, match="batch_size"):
+        Sampler(model, SCHEDULE, batch_size=0)
     with pytest.raises(ConfigError, match="latent_shape"):
         Sampler(TorchBackend(model), SCHEDULE)
     with pytest.raises(MismatchError):

@@ -12,14 +12,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ddt_accel import SamplingSpec, Schedule, draw_labels, draw_noise, draw_step_noise, load_model, sample
+from ddt_accel import (
+    SamplingSpec,
+    Schedule,
+    draw_labels,
+    draw_noise,
+    draw_step_noise,
+    export,
+    load_model,
+    open_backend,
+    sample,
+)
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.errors import ConfigError
 from ddt_accel.networks.ddt import DDT
 from ddt_accel.sampling.integrators import adams_bashforth_weights, updates
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.sampling.program import compile_program
-from ddt_accel.sampling.trajectory import run
+from ddt_accel.sampling.trajectory import Trajectory, run
 
 
 def spec_of(reference, **changes: object) -> SamplingSpec:
@@ -323,3 +333,47 @@ def test_images_are_joined_and_overlap_by_their_seed() -> None:
     )  # fmt: skip
     assert images.overlaps_any([(4, 0, 9), (3, 7, 9)])
     assert not images.overlaps_any([(4, 0, 9), (3, 0, 4), (3, 8, 9)])
+
+
+@pytest.mark.parametrize(
+    ("name", "slots"),
+    [("cifar10-10of50", 2), ("cifar10-fitted-9of14", 4), ("cifar10-fitted-8of12", 3), ("cifar10-fitted-8of8", 1)],
+)
+def test_there_are_as_many_slots_as_refreshes_that_are_read_later(name: str, slots: int) -> None:
+    """Counted from the program, evaluation by evaluation."""
+    program = compile_program(Schedule.load(name))
+    reads = [(r, k) for k, one in enumerate(program.evaluations) for branch in one.branches for r, _ in branch.forecast]
+    living = [len({r for r, read in reads if r <= k <= read}) for k in range(len(program.evaluations))]
+    assert max(living) == slots
+    asked = []
+
+    class Asked(TorchBackend):
+        def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int):
+            asked.append(slots)
+            return super().open(batch, latent_shape, slots)
+
+    Trajectory(Asked(load_model("cifar10")), program, torch.zeros(1, 3, 32, 32), torch.tensor([0]))
+    assert asked == [slots]
+
+
+def test_forecasts_inside_the_decoder_take_no_slot(tiny_model_path, tmp_path) -> None:
+    model = load_model(tiny_model_path)
+    schedule = Schedule(
+        spec=SamplingSpec(num_steps=5), refresh_steps=(0, 1), forecasts={3: ((0, -1.0), (1, 2.0)), 4: ((1, 1.0),)}
+    )
+    export(model, tmp_path, sources=2)
+    for backend, made in ((TorchBackend(model), 3), (open_backend(tmp_path), 2)):
+        noise, labels = draw_noise((3, 8, 8), seed=1, indices=range(2)), torch.tensor([0, 3])
+        trajectory = Trajectory(backend, compile_program(schedule), noise, labels)
+        trajectory.run()
+        session = trajectory.session
+        assert len(session.modulations if isinstance(backend, TorchBackend) else session.slots) == made
+
+
+def test_the_reference_has_the_modulations_of_the_network(tiny_model_path) -> None:
+    model, states = load_model(tiny_model_path), []
+    session = TorchBackend(model, on_state=states.append).open(1, (3, 8, 8), 1)
+    session.latents.normal_()
+    session.encode(0, slice(0, 2))
+    with torch.inference_mode():
+        assert torch.equal(session.modulations[0], model.modulations(states[0]))

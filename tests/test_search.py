@@ -13,7 +13,7 @@ import torch
 from ddt_accel import SamplingSpec, Schedule, calibrate, draw_labels, draw_noise, load_model, sample
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.errors import ConfigError, MismatchError, NumericsError
-from ddt_accel.evaluation.converged import ConvergedPath, converged, converged_ends, converged_path
+from ddt_accel.evaluation.converged import ConvergedPath, converged_ends, converged_path
 from ddt_accel.evaluation.costs import counted_costs
 from ddt_accel.evaluation.fidelity import latent_decibels
 from ddt_accel.fitting.closed_form import closed_form
@@ -24,6 +24,7 @@ from ddt_accel.fitting.scalars import widened
 from ddt_accel.fitting.search import EXPANDED, Pattern, Search, starts
 from ddt_accel.networks.ddt import latent_shape_of
 from ddt_accel.sampling.noise import ImageRange
+from ddt_accel.sampling.reference import converged
 from ddt_accel.solver.split import encoder_runs
 
 SHAPE = (3, 8, 8)

@@ -10,8 +10,8 @@ import pytest
 
 from ddt_accel import Schedule, draw_labels, draw_noise, load_model, sample
 from ddt_accel.errors import ArtifactError
-from ddt_accel.evaluation.converged import converged
 from ddt_accel.evaluation.fidelity import latent_decibels, psnr, to_images
+from ddt_accel.sampling.reference import converged
 from ddt_accel.schedule import shipped_schedules
 
 NAMES = ("4of6", "5of7", "6of9", "8of8", "8of12", "9of14", "9of14-final-step", "10of14", "12of17", "16of23")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import json
 import zipfile
 from pathlib import Path
 
@@ -15,12 +16,13 @@ import torch
 from PIL import Image
 
 from ddt_accel import load_model
-from ddt_accel.errors import ArtifactError, ConfigError, MismatchError
+from ddt_accel.errors import ArtifactError, ConfigError, MismatchError, NumericsError
 from ddt_accel.networks.config import DDTConfig
 from ddt_accel.training import loop
 from ddt_accel.training.images import ImageSet, load_images
-from ddt_accel.training.loop import Progress, Trainer, TrainSpec
+from ddt_accel.training.loop import Trainer
 from ddt_accel.training.release import write_release
+from ddt_accel.training.train_spec import TrainSpec
 
 NETWORK = DDTConfig(
     in_channels=3, patch_size=4, num_groups=2, hidden_size=16, num_blocks=3, num_encoder_blocks=2, num_classes=2
@@ -28,9 +30,8 @@ NETWORK = DDTConfig(
 SPEC = TrainSpec(network=NETWORK, total_images=24 * 8, batch_size=8, warmup_steps=4, precision="fp32")
 
 
-@pytest.fixture
-def data() -> ImageSet:
-    """Two classes, dark and bright."""
+def two_classes() -> ImageSet:
+    """Dark and bright."""
     labels = np.arange(40) % 2
     noise = np.random.default_rng(0).integers(0, 40, (40, 8, 8, 3))
     return ImageSet(
@@ -40,9 +41,14 @@ def data() -> ImageSet:
     )
 
 
+@pytest.fixture
+def data() -> ImageSet:
+    return two_classes()
+
+
 @pytest.fixture(autouse=True)
 def log_often(monkeypatch) -> None:
-    monkeypatch.setattr(loop, "LOG_EVERY", 4)
+    monkeypatch.setattr(loop, "HISTORY_EVERY", 4)
 
 
 def trainer(data: ImageSet, folder: Path, spec: TrainSpec = SPEC) -> Trainer:
@@ -54,28 +60,83 @@ def contents(folder: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
         return file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def silent(_: Progress) -> None:
+class Killed(Exception):  # noqa: N818
     pass
 
 
-def test_a_killed_run_continues_to_the_same_bits(data: ImageSet, tmp_path: Path) -> None:
-    whole = trainer(data, tmp_path / "whole")
-    whole.run(save_every=4, report=silent)
-    killed = trainer(data, tmp_path / "killed")
-    killed.run(save_every=4, report=silent, stop=lambda: killed.step == 11)  # three steps past the last save
-    resumed = trainer(data, tmp_path / "killed")
-    resumed.run(save_every=4, report=silent)
-    (expected, tensors), (facts, continued) = (contents(tmp_path / name) for name in ("whole", "killed"))
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "HISTORY_EVERY", 4)
+        trainer(two_classes(), folder).run(save_every=100)
+    return folder
+
+
+def assert_same(folder: Path, whole: Path) -> None:
+    (expected, tensors), (facts, continued) = contents(whole), contents(folder)
     assert facts == expected
     assert all(torch.equal(continued[name], tensors[name]) for name in tensors | continued)
 
 
+@pytest.mark.parametrize("save_every", [3, 4, 5])  # the history has an entry every four steps
+def test_a_killed_run_continues_to_the_same_bits(data: ImageSet, whole: Path, tmp_path: Path, save_every: int) -> None:
+    killed = trainer(data, tmp_path)
+
+    def kill(step: int, loss: torch.Tensor) -> None:
+        if step == 11:
+            raise Killed
+
+    with pytest.raises(Killed):
+        killed.run(save_every=save_every, report=kill)
+    resumed = trainer(data, tmp_path)
+    assert resumed.step == 11 - 11 % save_every
+    resumed.run(save_every=save_every)
+    assert_same(tmp_path, whole)
+
+
+def test_a_stopped_run_keeps_its_last_step(data: ImageSet, whole: Path, tmp_path: Path) -> None:
+    stopped = trainer(data, tmp_path)
+    stopped.run(save_every=100, stop=lambda: stopped.step == 11)
+    resumed = trainer(data, tmp_path)
+    assert resumed.step == 11
+    resumed.run(save_every=100)
+    assert_same(tmp_path, whole)
+
+
+def test_slow_steps_are_kept_every_few_minutes(data: ImageSet, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    kept = []
+    run = trainer(data, tmp_path)
+    run.run(save_every=100, report=lambda step, loss: kept.append(run.state_path.exists()),
+            stop=lambda: run.step == 2)  # fmt: skip
+    assert kept == [False, True]
+
+
+def test_a_run_is_extended_to_more_images(data: ImageSet, tmp_path: Path) -> None:
+    trainer(data, tmp_path).run(save_every=100)
+    before, weights = contents(tmp_path)
+    longer = trainer(data, tmp_path, dataclasses.replace(SPEC, total_images=2 * SPEC.total_images))
+    assert (longer.step, longer.finished) == (24, False)
+    rates = []
+    longer.run(save_every=100, report=lambda step, loss: rates.append(longer.optimizer.param_groups[0]["lr"]))
+    assert rates == [longer.spec.learning_rate_at(step) for step in range(24, 48)]
+    assert rates[0] > 0.4 * SPEC.learning_rate
+    after, changed = contents(tmp_path)
+    assert json.loads(after["history"])[:6] == json.loads(before["history"])
+    assert int(after["step"]) == json.loads(after["history"])[-1][0] == 48
+    assert not torch.equal(changed["denoiser.x_embedder.proj.weight"], weights["denoiser.x_embedder.proj.weight"])
+    with pytest.raises(MismatchError, match="--images 384, not 192"):
+        trainer(data, tmp_path)
+
+
 def test_it_learns(data: ImageSet, tmp_path: Path) -> None:
     losses: list[float] = []
-    spec = TrainSpec(network=NETWORK, total_images=240 * 16, batch_size=16, warmup_steps=10, learning_rate=3e-3,
+    spec = TrainSpec(network=NETWORK, total_images=120 * 16, batch_size=16, warmup_steps=8, learning_rate=3e-3,
                      precision="fp32")  # fmt: skip
-    trainer(data, tmp_path, spec).run(save_every=240, report=lambda p: losses.append(p.loss))
-    assert np.mean(losses[-5:]) < 0.6 * losses[0]
+    trainer(data, tmp_path, spec).run(save_every=120, report=lambda step, loss: losses.append(loss.item()))
+    assert np.mean(losses[-20:]) < 0.6 * np.mean(losses[:4])
 
 
 def test_every_image_is_seen_once_an_epoch(data: ImageSet, tmp_path: Path) -> None:
@@ -93,9 +154,35 @@ def test_learning_rate_warms_up_and_ends_at_zero() -> None:
     assert rates[-1] == pytest.approx(0, abs=1e-12)
 
 
+def test_defaults_fit_the_length_of_the_run() -> None:
+    """The embedded model's settings at its length; shorter runs forget and warm up sooner."""
+    embedded = dataclasses.replace(SPEC, total_images=4_200_000, batch_size=128, warmup_steps=None)
+    assert (embedded.decay, embedded.warmup) == (0.9995, 500)
+    lengths = [1, 10, 100, 1000, 10_000, 100_000, 10_000_000]
+    fitted = [dataclasses.replace(SPEC, total_images=8 * steps, warmup_steps=None) for steps in lengths]
+    assert [spec.decay for spec in fitted] == [0, 0, 0.84, 0.984, 0.9984, 0.9998, 0.9999]
+    assert [spec.warmup for spec in fitted] == [0, 2, 25, 250, 500, 500, 500]
+    assert dataclasses.replace(SPEC, ema_decay=0.7).decay == 0.7
+
+
+def test_a_loss_that_is_no_number_leaves_the_last_good_state(data: ImageSet, tmp_path: Path) -> None:
+    run = trainer(data, tmp_path)
+    run.run(save_every=100, stop=lambda: run.step == 5)
+    with torch.no_grad():
+        run.model.x_embedder.proj.weight.fill_(torch.nan)
+    for save_every, stop in ((1, 100), (100, 100), (100, 6)):
+        run.step = 5
+        with pytest.raises(
+            NumericsError, match=r"loss is nan.*--learning-rate.*state\.safetensors holds the last good"
+        ):
+            run.run(save_every=save_every, stop=lambda stop=stop: run.step == stop)
+        assert trainer(data, tmp_path).step == 5
+        run._window = []
+
+
 def test_the_state_is_a_checkpoint_and_the_release_its_average(data: ImageSet, tmp_path: Path) -> None:
     run = trainer(data, tmp_path)
-    run.run(save_every=4, report=silent)
+    run.run(save_every=4)
     raw = load_model(run.state_path, weights="raw")
     assert torch.equal(raw.x_embedder.proj.weight, run.model.x_embedder.proj.weight)
     released = load_model(write_release(run.state_path, tmp_path / "m.safetensors", latent_shape=(3, 8, 8)))
@@ -107,13 +194,18 @@ def test_the_state_is_a_checkpoint_and_the_release_its_average(data: ImageSet, t
 
 
 def test_the_state_of_another_run_is_refused(data: ImageSet, tmp_path: Path) -> None:
-    trainer(data, tmp_path).run(save_every=4, report=silent)
-    with pytest.raises(MismatchError, match="seed"):
-        trainer(data, tmp_path, TrainSpec(network=NETWORK, total_images=24 * 8, batch_size=8, warmup_steps=4, seed=1,
-                                          precision="fp32")).run(save_every=4, report=silent)  # fmt: skip
+    trainer(data, tmp_path).run(save_every=4)
+    wider = dataclasses.replace(NETWORK, hidden_size=32, num_blocks=4)
+    for other, said in ((dataclasses.replace(SPEC, seed=1), "--seed 0, not 1;"),
+                        (dataclasses.replace(SPEC, flip=False), "--flip on, not off;"),
+                        (dataclasses.replace(SPEC, ema_decay=0.5), "--ema-decay fitted to the run, not 0.5;"),
+                        (dataclasses.replace(SPEC, network=wider),
+                         "--hidden-size 16, not 32, --decoder-blocks 1, not 2;")):  # fmt: skip
+        with pytest.raises(MismatchError, match=said):
+            trainer(data, tmp_path, other)
     (tmp_path / "state.safetensors").write_bytes(b"\x00" * 100)
     with pytest.raises(ArtifactError, match="training state"):
-        trainer(data, tmp_path).run(save_every=4, report=silent)
+        trainer(data, tmp_path).run(save_every=4)
 
 
 def test_folder_zip_and_npz_give_the_same_images(tmp_path: Path) -> None:
@@ -165,15 +257,15 @@ def test_images_of_no_size_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_state_with_a_flipped_bit_or_other_images_is_refused(data: ImageSet, tmp_path: Path) -> None:
-    trainer(data, tmp_path).run(save_every=4, report=silent)
+    trainer(data, tmp_path).run(save_every=4)
     state = tmp_path / "state.safetensors"
     whole = state.read_bytes()
     other = dataclasses.replace(data, images=255 - data.images)
-    with pytest.raises(MismatchError, match="another images"):
-        trainer(other, tmp_path).run(save_every=4, report=silent)
+    with pytest.raises(MismatchError, match=r"on other images, of 2 classes \(dark, bright\)"):
+        trainer(other, tmp_path)
     state.write_bytes(whole[:-5] + bytes([whole[-5] ^ 4]) + whole[-4:])
     with pytest.raises(ArtifactError, match="checksum"):
-        trainer(data, tmp_path).run(save_every=4, report=silent)
+        trainer(data, tmp_path).run(save_every=4)
 
 
 @pytest.mark.parametrize("settings", [{"seed": -1}, {"seed": 2**40}, {"learning_rate": -1.0}, {"label_dropout": 1.5}])
@@ -183,7 +275,7 @@ def test_impossible_settings_are_refused(settings: dict[str, float]) -> None:
 
 
 def test_images_that_cannot_be_read(tmp_path: Path) -> None:
-    np.savez(tmp_path / "named.npz", images=np.zeros((2, 8, 8, 3), np.uint8), labels=np.array(["a", "b"]))
+    np.savez(tmp_path / "named.npz", images=np.zeros((2, 8, 8, 3), np.uint8), labels=np.array([0.0, 1.5]))
     with pytest.raises(ConfigError, match="whole numbers"):
         load_images(tmp_path / "named.npz", size=8)
     (tmp_path / "set" / "cat").mkdir(parents=True)

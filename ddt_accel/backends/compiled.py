@@ -7,7 +7,8 @@ that a forecast draws on, with the forecast inside. PyTorch keeps what it has co
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from types import FunctionType
 from typing import Any
@@ -23,6 +24,19 @@ from ddt_accel.errors import ConfigError, DependencyError
 from ddt_accel.networks.ddt import DDT, latent_shape_of
 from ddt_accel.networks.device import supports_bf16
 from ddt_accel.networks.inference import InferenceDDT
+
+
+@contextmanager
+def compiling(instead: str) -> Iterator[None]:
+    """Raises DependencyError, which says what to do `instead`, where PyTorch finds no compiler for what is called."""
+    try:
+        yield
+    except torch._dynamo.exc.TorchDynamoException as error:
+        reason = str(getattr(error, "inner_exception", error)).strip().partition("\n")[0]
+        raise DependencyError(
+            f"PyTorch cannot compile the networks here ({reason}); install what is missing, on a CPU a C++ compiler, "
+            f"on a GPU Triton, or {instead}."
+        ) from error
 
 
 class CompiledBackend:
@@ -70,14 +84,8 @@ class CompiledBackend:
                 compiled(output, *inputs)
                 return
             started = time.perf_counter()
-            try:
+            with compiling("use another backend"):
                 compiled(output, *inputs)
-            except torch._dynamo.exc.TorchDynamoException as error:
-                reason = str(getattr(error, "inner_exception", error)).strip().partition("\n")[0]
-                raise DependencyError(
-                    f"PyTorch cannot compile the networks here ({reason}); install what is missing, on a CPU a C++ "
-                    "compiler, on a GPU Triton, or use another backend."
-                ) from error
             self._called.add(kind)
             self.compile_seconds += time.perf_counter() - started
             compiled(output, *inputs)  # once more, as all that follow: the first call was for compiling

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ddt_accel.artifacts import read_json, sha256_of, write_json
+from ddt_accel.artifacts import read_json, rename_over, sha256_of, unwritable, write_json
 from ddt_accel.backends.tensors import Cut, as_lists, tensor_table
 from ddt_accel.errors import ArtifactError, ConfigError
+from ddt_accel.locks import opened
 from ddt_accel.networks.config import DDTConfig
 
 FORMAT, VERSION = "ddt-accel export", 2
@@ -27,7 +30,7 @@ _READY = ".export-ready"
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """What TensorRT engines depend on: the library that built them, and the GPU, None for all since Ampere.
+    """What TensorRT engines depend on: the library that built them, and the GPU, None for all RTX cards since Ampere.
 
     `batches` are their profiles in images; they run on later versions of the library, and on other GPUs since Ampere,
     where they are `version_compatible` and `hardware_compatible`. `products` tells how many matrix products of each
@@ -83,7 +86,11 @@ class Manifest:
     @classmethod
     def load(cls, folder: Path) -> Manifest:
         """Reads the manifest and verifies every file that it names."""
-        finish_publication(folder)
+        with published(folder):
+            return cls._verified(folder)
+
+    @classmethod
+    def _verified(cls, folder: Path) -> Manifest:
         path = folder / FILE_NAME
         if not path.is_file():
             raise ArtifactError(f"{folder} holds no export (no {FILE_NAME}); make one with `ddt-accel export`.")
@@ -115,20 +122,40 @@ class Manifest:
         return manifest
 
 
+@contextlib.contextmanager
+def published(folder: Path) -> Iterator[None]:
+    """While the block lasts the export in `folder` is a whole one, which nobody replaces by another."""
+    while True:
+        finish_publication(folder)
+        with opened(folder, alone=False):
+            if not (folder / _READY).is_dir():
+                yield
+                return
+
+
 def publish(staging: Path, folder: Path) -> None:
     """Replaces the export in `folder` by the finished one in `staging`, a folder inside it.
 
     One rename decides: killed before it, the earlier export stands; after it, the next reader moves what is left.
     """
-    try:
-        os.replace(staging, folder / _READY)
-    except OSError as error:
-        raise ArtifactError(f"{folder} cannot be written to ({error.strerror}); choose another place.") from None
     finish_publication(folder)
+    with opened(folder, alone=True):
+        try:
+            os.replace(staging, folder / _READY)
+        except OSError as error:
+            raise unwritable(folder, error) from None
+        _move(folder)
 
 
 def finish_publication(folder: Path) -> None:
-    """Moves the files of an export that was published into place, the manifest last; those of an earlier one go."""
+    """Moves the files of an export that was published into place, where that was cut short."""
+    if (folder / _READY).is_dir():
+        with opened(folder, alone=True):
+            _move(folder)
+
+
+def _move(folder: Path) -> None:
+    """The manifest goes last; files of an earlier export go."""
     ready = folder / _READY
     if not ready.is_dir():
         return
@@ -139,8 +166,10 @@ def finish_publication(folder: Path) -> None:
             if path.name == FILE_NAME:
                 for name in stale:
                     (folder / name).unlink(missing_ok=True)
-            os.replace(path, folder / path.name)
+            rename_over(path, folder / path.name)
         ready.rmdir()
+    except FileNotFoundError:
+        pass  # where there are no locks another process may be moving the same files
     except OSError as error:
         raise ArtifactError(
             f"{folder} holds a finished export whose files cannot be moved into place ({error.strerror}); make it "

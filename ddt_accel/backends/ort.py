@@ -18,7 +18,7 @@ _TYPES = {torch.float32: "float32", torch.float16: "float16", torch.int64: "int6
 
 
 class OnnxRuntimeBackend:
-    """An export folder, opened by ONNX Runtime on "cpu" or "cuda"."""
+    """An export folder, opened by ONNX Runtime on "cpu", "cuda" or "cuda:N"."""
 
     takes_all = True
     capturable = False  # it has a stream of its own
@@ -32,7 +32,8 @@ class OnnxRuntimeBackend:
         tensorrt: bool = False,
         manifest: Manifest | None = None,
     ) -> None:
-        """`threads` is the number of CPU threads inside an operator; by default one a core. With `tensorrt` ONNX
+        """`threads` is the number of CPU threads inside an operator; by default as many as PyTorch
+        computes with. With `tensorrt` ONNX
         Runtime's TensorRT provider runs on "cuda" what it can. `manifest` is that of the folder, where it was read and
         the files were verified.
 
@@ -43,31 +44,36 @@ class OnnxRuntimeBackend:
         except ImportError:
             raise DependencyError("ONNX Runtime is not installed; install ddt-accel[cpu] or ddt-accel[gpu].") from None
         # By default float32 products are those of TF32 there, with the mantissa of a float16.
-        settings = {"CUDAExecutionProvider": {"use_tf32": "0"}}
-        providers = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider"]}.get(device, [device])
-        if tensorrt and device != "cuda":
+        kind, _, number = device.partition(":")
+        self._number = int(number or 0)
+        settings = {
+            "CUDAExecutionProvider": {"use_tf32": "0", "device_id": str(self._number)},
+            "TensorrtExecutionProvider": {"device_id": str(self._number)},
+        }
+        providers = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider"]}.get(kind, [device])
+        if tensorrt and kind != "cuda":
             raise ConfigError(f"TensorRT runs on 'cuda', and the device is {device!r}.")
         if tensorrt:
             providers = ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
         if absent := [one for one in providers if one not in onnxruntime.get_available_providers()]:
             raise ConfigError(
-                f"This ONNX Runtime has no {absent[0]}; 'cuda' takes ddt-accel[gpu] "
+                f"This ONNX Runtime has no {absent[0]}; a GPU takes ddt-accel[gpu] "
                 "in the place of ddt-accel[cpu]: uninstall onnxruntime first."
             )
         self.folder = Path(folder)
         self.manifest = manifest or Manifest.load(self.folder)
         self.config, self.checkpoint_sha256 = self.manifest.config, self.manifest.checkpoint_sha256
         self.latent_shape, self.cut = self.manifest.latent_shape, self.manifest.cut
-        workers = f", {threads or 'all'} threads" if device == "cpu" else ""
+        threads = threads or torch.get_num_threads()
+        workers = f", {threads} thread{'s' * (threads > 1)}" if kind == "cpu" else ""
         self.name = f"ONNX Runtime{' with TensorRT' * tensorrt}, {self.manifest.precision}{workers}"
-        self.device = torch.device(device)
+        self.device = torch.device(kind, self._number) if kind == "cuda" else torch.device(device)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         # PyTorch updates the latents between two calls with threads of its own; workers that spin while they wait
         # would take the cores away from it, and cost half the speed.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        options.intra_op_num_threads = threads
         self.networks = {}
         for network in ("encoder", "decoder"):
             path = self.folder / f"{network}.onnx"
@@ -92,7 +98,7 @@ class OnnxRuntimeBackend:
         inputs = {given.name for given in session.get_inputs()}
         for name, tensor in tensors.items():
             bind = binding.bind_input if name in inputs else binding.bind_output
-            bind(name, self.device.type, 0, _TYPES[tensor.dtype], list(tensor.shape), tensor.data_ptr())
+            bind(name, self.device.type, self._number, _TYPES[tensor.dtype], list(tensor.shape), tensor.data_ptr())
 
         def call() -> None:
             if self.device.type == "cuda":

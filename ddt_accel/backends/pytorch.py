@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.layers import Block, FinalLayer
+
+T = TypeVar("T")
 
 
 class TorchBackend:
@@ -36,27 +41,29 @@ class TorchSession:
     def __init__(self, backend: TorchBackend, batch: int, latent_shape: tuple[int, int, int], slots: int) -> None:
         self.model, self.on_state = backend.model, backend.on_state
         rows, device = 2 * batch, backend.device
-        self.dtype = backend.model.final_layer.linear.weight.dtype
+        self.dtype = dtype = backend.model.final_layer.linear.weight.dtype
         self.latents = torch.zeros((rows, *latent_shape), device=device)
         self.velocity = torch.zeros((rows, *latent_shape), device=device)
         self.times = torch.zeros(rows, device=device)
         self.labels = torch.zeros(rows, dtype=torch.int64, device=device)
-        tokens = backend.config.num_tokens(latent_shape)
-        self.modulations = [
-            torch.zeros((rows, tokens, backend.config.modulation_size), dtype=self.dtype, device=device)
-            for _ in range(slots)
-        ]
+        shape = (rows, backend.config.num_tokens(latent_shape), backend.config.modulation_size)
+        self.modulations = make_slots(slots, lambda: torch.zeros(shape, dtype=dtype, device=device))
 
     @torch.inference_mode()
     def encode(self, slot: int, rows: slice) -> None:
         state = self.model.encode(self.latents[rows].to(self.dtype), self.times[rows], self.labels[rows])
         if self.on_state is not None:
             self.on_state(state)
-        self.modulations[slot][rows] = self.model.modulations(state)
+        # One layer after the other, as `DDT.modulations` has them: all at once would be two more copies of them.
+        layers: list[Block | FinalLayer] = [*self.model.decoder_blocks, self.model.final_layer]
+        parts = self.modulations[slot][rows].split(self.model.config.modulation_widths, dim=-1)
+        for layer, part in zip(layers, parts, strict=True):
+            part.copy_(layer.adaLN_modulation(state))
 
     @torch.inference_mode()
     def forecast(self, slot: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: slice) -> None:
-        combine(self.modulations, slot, sources, constant, rows)
+        drawn = [(self.modulations[source][rows], weight) for source, weight in sources]
+        combine(self.modulations[slot][rows], drawn, constant)
 
     @torch.inference_mode()
     def decode(self, slot: int, rows: slice) -> None:
@@ -64,15 +71,28 @@ class TorchSession:
         self.velocity[rows] = self.model.decode_modulated(self.latents[rows].to(self.dtype), modulations)
 
 
-def combine(
-    slots: Sequence[Tensor], target: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: slice
-) -> None:
-    """Sets some rows of slot `target`, which is none of the sources, to their weighted sum plus `constant` [M]."""
+def make_slots(count: int, make: Callable[[], T]) -> dict[int, T]:
+    """What `make` makes, by number: `count` of them at once, others where they are first asked for.
+
+    `make` must not know the session that keeps them: memory is given back as soon as nobody holds that.
+    """
+
+    def outlasting() -> T:
+        with torch.inference_mode(False):  # which the caller may be in
+            return make()
+
+    slots: dict[int, T] = defaultdict(outlasting)
+    for slot in range(count):
+        slots[slot]
+    return slots
+
+
+def combine(out: Tensor, sources: Sequence[tuple[Tensor, float]], constant: Tensor | None) -> None:
+    """Sets `out` [B, L, M], which is none of the sources, to their weighted sum plus `constant` [M]."""
     (first, weight), *others = sources
-    out = slots[target][rows]
     if constant is None:
-        torch.mul(slots[first][rows], weight, out=out)
+        torch.mul(first, weight, out=out)
     else:
-        torch.add(constant.to(out.dtype), slots[first][rows], alpha=weight, out=out)
+        torch.add(constant.to(out.dtype), first, alpha=weight, out=out)
     for source, weight in others:
-        out.add_(slots[source][rows], alpha=weight)
+        out.add_(source, alpha=weight)

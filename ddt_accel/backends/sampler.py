@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -20,6 +21,7 @@ from ddt_accel.sampling.trajectory import Trajectory
 from ddt_accel.schedule import Schedule
 from ddt_accel.spec import is_whole
 
+StepNoise = Callable[[int], Tensor]
 # As in diffusers: (sampler, step, time, {"latents": x}) → None, or a mapping whose "latents" take the place of x.
 StepCallback = Callable[["Sampler", int, float, dict[str, Tensor]], dict[str, Tensor] | None]
 
@@ -28,7 +30,8 @@ class Sampler:
     """Draws images along a schedule: `Sampler(backend, schedule)(labels, seeds)`.
 
     What a batch needs, buffers and bindings, is made for the first one of its size and used again. More images than
-    `batch_size` go through in several batches. `decode` makes images [B, …] of latents [B, C, H, W]; without it latents
+    `batch_size` go through in several batches; the last is filled up where another size would cost more than that does.
+    `decode` makes images [B, …] of latents [B, C, H, W]; without it latents
     are returned, which for models in pixel space are the images, in [−1, 1].
     """
 
@@ -55,8 +58,6 @@ class Sampler:
             raise ConfigError(f"batch_size is {batch_size}; give at least 1.")
         self.schedule, self.latent_shape, self.batch_size, self.decode = schedule, latent_shape, batch_size, decode
         self.program = compile_program(schedule)
-        if self.program.stochastic:
-            raise ConfigError("A stochastic sampler takes noise at every step; use ddt_accel.sample.")
         self._trajectories: dict[int, Trajectory] = {}
 
     def __call__(
@@ -75,19 +76,40 @@ class Sampler:
             raise ConfigError(f"seeds are {seeds!r} for {len(given)} labels; give a whole number for each image.")
         parts = []
         for start in range(0, len(given), self.batch_size):
-            stop = start + self.batch_size
-            noise = torch.cat(
-                [draw_noise(self.latent_shape, seed=int(seed), indices=[0]) for seed in chosen[start:stop]]
-            )
-            latents = self._drawn(noise, torch.tensor([int(label) for label in given[start:stop]]), callback)
+            count = min(self.batch_size, len(given) - start)
+            # Filled up with the last image once more.
+            drawn = [min(k, count - 1) + start for k in range(self._filled(count) if start else count)]
+            part = [int(chosen[k]) for k in drawn]
+            latents = self.draw(
+                self._noise(part),
+                torch.tensor([int(given[k]) for k in drawn]),
+                step_noise=partial(self._step_noise, part),
+                callback=callback,
+            )[:count]
             parts.append(latents if self.decode is None else self.decode(latents))
         return torch.cat(parts)
 
-    def _drawn(self, noise: Tensor, labels: Tensor, callback: StepCallback | None) -> Tensor:
+    def _filled(self, count: int) -> int:
+        """The size of a last batch of `count`, after others of `batch_size`.
+
+        On a GPU another size would be captured anew, with buffers of its own; a batch of one is compiled by itself.
+        """
+        return self.batch_size if self.backend.device.type == "cuda" else min(max(2, count), self.batch_size)
+
+    def draw(
+        self,
+        noise: Tensor,
+        labels: Tensor,
+        *,
+        step_noise: StepNoise | None = None,
+        callback: StepCallback | None = None,
+    ) -> Tensor:
+        """The latents [B, C, H, W] that one batch of `noise` [B, C, H, W] becomes for `labels` [B], as `sample` has
+        them; `step_noise(k)` is what a stochastic sampler adds after evaluation k."""
         while True:
             others = self._trajectories.keys() - {len(noise)}
             try:
-                return self._run(noise, labels, callback)
+                return self._run(noise, labels, step_noise, callback)
             except NumericsError:
                 self._trajectories.clear()  # what is not finite may stay in a buffer
                 raise
@@ -96,16 +118,25 @@ class Sampler:
             self._trajectories.clear()
             if not others:  # else once more, without the buffers of other batches
                 break
-        fitting = self._fitting(noise, labels)
-        advice = f"; give batch_size={fitting}, which does" if fitting else ", and one image does not, either"
-        raise ConfigError(f"A batch of {len(noise)} does not fit into memory{advice}.")
+        fitting = self._fitting(noise, labels, step_noise)
+        advice = f"one of {fitting} does" if fitting else "one image does not, either"
+        raise ConfigError(f"A batch of {len(noise)} does not fit into memory; {advice}.")
 
-    def _run(self, noise: Tensor, labels: Tensor, callback: StepCallback | None) -> Tensor:
+    def _noise(self, seeds: Sequence[int], stream: int = 0) -> Tensor:
+        return torch.cat([draw_noise(self.latent_shape, seed=seed, indices=[0], stream=stream) for seed in seeds])
+
+    def _step_noise(self, seeds: Sequence[int], k: int) -> Tensor:
+        return self._noise(seeds, k + 1)
+
+    def _run(
+        self, noise: Tensor, labels: Tensor, step_noise: StepNoise | None, callback: StepCallback | None
+    ) -> Tensor:
         size = len(noise)
         if size in self._trajectories:
             self._trajectories[size].start(noise, labels)
+            self._trajectories[size].step_noise = step_noise
         else:
-            self._trajectories[size] = Trajectory(self.backend, self.program, noise, labels)
+            self._trajectories[size] = Trajectory(self.backend, self.program, noise, labels, step_noise=step_noise)
         trajectory = self._trajectories[size]
         if callback is None:
             trajectory.run()
@@ -122,12 +153,13 @@ class Sampler:
                 trajectory.latents.copy_(changed["latents"])
         return trajectory.end()
 
-    def _fitting(self, noise: Tensor, labels: Tensor) -> int:
+    def _fitting(self, noise: Tensor, labels: Tensor, step_noise: StepNoise | None) -> int:
         """The largest half, quarter, … of a batch that runs; 0 where none does."""
         size = len(noise) // 2
         while size:
+            part = None if step_noise is None else partial(_first, size, step_noise)
             try:
-                self._run(noise[:size], labels[:size], None)
+                self._run(noise[:size], labels[:size], part, None)
             except torch.OutOfMemoryError:
                 fits = False
             else:
@@ -137,3 +169,7 @@ class Sampler:
                 break
             size //= 2
         return size
+
+
+def _first(count: int, step_noise: StepNoise, k: int) -> Tensor:
+    return step_noise(k)[:count]

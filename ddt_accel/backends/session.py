@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ddt_accel.backends.pytorch import combine
+from ddt_accel.backends.pytorch import combine, make_slots
 from ddt_accel.backends.tensors import Cut, tensor_table
 from ddt_accel.errors import ConfigError
 from ddt_accel.networks.config import DDTConfig
@@ -53,9 +53,9 @@ class BoundSession:
         self.latents, self.times, self.labels = buffers["latents"], buffers["times"], buffers["labels"]
         self.velocity, self._buffers = buffers["velocity"], buffers
         cached = self._table["encoder"][-1]
-        self.slots = [
-            torch.zeros(cached.at(2 * batch), dtype=getattr(torch, cached.dtype), device=device) for _ in range(slots)
-        ]
+        self.slots = make_slots(
+            slots, lambda: torch.zeros(cached.at(2 * batch), dtype=getattr(torch, cached.dtype), device=device)
+        )
         self._recipes: dict[tuple[int, int], Recipe] = {}  # (slot, half) → what it is made of
         self._given: list[Recipe | None] = [None, None]  # what the buffers of weights and constants hold, by half
         # On the device, so that a second trajectory copies nothing to it.
@@ -78,7 +78,7 @@ class BoundSession:
 
     def forecast(self, slot: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: slice) -> None:
         if self._cut.sources == 0:
-            combine(self.slots, slot, sources, constant, rows)
+            self._combine(slot, sources, constant, rows)
             recipe: Recipe = ((slot,), (1.0,), None)
         else:
             recipe = (tuple(source for source, _ in sources), tuple(weight for _, weight in sources), constant)
@@ -127,8 +127,11 @@ class BoundSession:
             sources, weights, constant = self._recipes[slot, half]
             if sources != (slot,):
                 rows = slice(half * self._batch, (half + 1) * self._batch)
-                combine(self.slots, slot, list(zip(sources, weights, strict=True)), constant, rows)
+                self._combine(slot, list(zip(sources, weights, strict=True)), constant, rows)
             self._recipes[slot, half] = ((slot,), (1.0,), None)
+
+    def _combine(self, slot: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: slice) -> None:
+        combine(self.slots[slot][rows], [(self.slots[source][rows], weight) for source, weight in sources], constant)
 
     def _give(self, half: int, recipe: Recipe, drawn: tuple[int, ...]) -> None:
         """Writes weights, in the order of `drawn`, and constant of a half into their buffers."""

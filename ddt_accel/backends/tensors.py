@@ -15,9 +15,8 @@ from typing import Any
 
 from ddt_accel.errors import ConfigError
 from ddt_accel.networks.config import DDTConfig
-from ddt_accel.networks.inference import PRECISIONS
 
-DTYPES = {name: str(dtype).removeprefix("torch.") for name, dtype in PRECISIONS.items()}
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 CACHES = ("modulations", "state")
 MAX_ENGINE_SOURCES = 3
 BATCH = "B"

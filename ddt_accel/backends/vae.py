@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ class LatentDecoder:
             ) from None
         try:
             # Weights as safetensors only: the older format is a program.
-            vae: Any = AutoencoderKL.from_pretrained(str(source), use_safetensors=True, torch_dtype=dtype)
+            vae: Any = AutoencoderKL.from_pretrained(
+                os.path.expanduser(source), use_safetensors=True, torch_dtype=dtype
+            )
         except Exception as error:  # diffusers has no common exception type
             reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
             raise CheckpointError(f"No autoencoder can be loaded from {source} ({reason}).") from None

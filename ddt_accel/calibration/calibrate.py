@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -11,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddt_accel.backends.pytorch import TorchBackend
-from ddt_accel.calibration.sensitivity import sensitivity_sum
+from ddt_accel.calibration.coarser import coarser_evaluations, coarser_sum
+from ddt_accel.calibration.sensitivity import measuring_evaluations, sensitivity_sum
 from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ConfigError, MismatchError, NumericsError
 from ddt_accel.networks.ddt import DDT, latent_shape_of
@@ -20,6 +23,7 @@ from ddt_accel.sampling.program import compile_program
 from ddt_accel.sampling.trajectory import Trajectory
 from ddt_accel.schedule import Schedule
 from ddt_accel.spec import SamplingSpec
+from ddt_accel.stages import OnStage, silent
 
 # Inner products are accumulated in float64, this many state values of a step at a time.
 _CHUNK = 1 << 20
@@ -34,25 +38,29 @@ def calibrate(
     first_image: int = 0,
     batch_size: int = 8,
     sensitivity_samples: int = 8,
+    sensitivity_steps: int | None = None,
     latent_shape: tuple[int, int, int] | None = None,
     resume: Calibration | None = None,
     on_batch: Callable[[Calibration], None] | None = None,
+    on_stage: OnStage = silent,
 ) -> Calibration:
     """Statistics of the encoder states along the unshared trajectories of `num_samples` images of a seed.
 
     Labels are uniform and, like the noise, a function of (seed, image index). The first `sensitivity_samples` images
-    also measure what an error of the state does to the latents, at the cost of about 26 trajectories each; with 0 of
-    them only the published objective can be solved for. Memory holds the states of one batch,
-    `2 · batch_size · E · L · D` floats, whatever `num_samples` is. `resume` is what an interrupted run handed to
-    `on_batch`; its images are not run again.
+    also measure what an error of the state does to the latents, at the cost of about 26 trajectories each, and what
+    fewer steps do, at that of 6; with 0 of them only the published objective can be solved for. The former is measured
+    at some `sensitivity_steps` evaluations, by default 50, and costs half as many trajectories. Memory holds the states
+    of one batch, `2 · batch_size · E · L · D` floats, whatever `num_samples` is. `resume` is what an interrupted run
+    handed to `on_batch`; its images are not run again. `on_stage` is called with what comes and how many evaluations of
+    a batch it takes, and returns what to call after each.
 
     Raises NumericsError, naming step and seed, where a state is not finite.
     """
-    if num_samples < 1 or batch_size < 1 or min(first_image, seed, sensitivity_samples) < 0:
+    if num_samples < 1 or batch_size < 1 or min(first_image, seed, sensitivity_samples, sensitivity_steps or 0) < 0:
         raise ConfigError(
-            f"num_samples {num_samples}, batch_size {batch_size}, first_image {first_image}, seed {seed}, "
-            f"sensitivity_samples {sensitivity_samples}: calibration needs at least one sample and batch, and no "
-            "negative numbers."
+            f"{num_samples} samples in batches of {batch_size}, {sensitivity_samples} of them for sensitivities, from "
+            f"image {first_image} of seed {seed}: calibration needs at least one sample and batch, and no negative "
+            "numbers."
         )
     source = model.source
     latent_shape = latent_shape_of(model, latent_shape)
@@ -61,26 +69,34 @@ def calibrate(
     if resume is not None:
         check_beginning(resume, spec, sha256, latent_shape, wanted, sensitivity_samples)
     done = resume
-    start = done.ranges[0].stop if done else first_image
-    while start < wanted.stop:
-        # Batches end at multiples of the batch size, so that runs over parts of the images batch them alike.
-        stop = min(wanted.stop, (start // batch_size + 1) * batch_size)
-        images = ImageRange(seed=seed, first=start, stop=stop)
-        disturbed = ImageRange(seed=seed, first=start, stop=max(start, min(stop, first_image + sensitivity_samples)))
+    batches = _batches(wanted, done.ranges[0].stop if done else first_image, batch_size)
+    followed = first_image + sensitivity_samples
+    measured = sum(images.first < followed for images in batches)
+    measuring = measuring_evaluations(spec, sensitivity_steps) + coarser_evaluations(spec)
+    advance = on_stage("calibrating", len(batches) * spec.num_evaluations + measured * measuring)
+    for images in batches:
+        disturbed = replace(images, stop=max(images.first, min(images.stop, followed)))
         batch = Calibration(
             spec=spec,
-            **_batch_sums(model, spec, images, latent_shape),
-            sensitivity_sum=sensitivity_sum(model, spec, disturbed, latent_shape),
+            **_batch_sums(model, spec, images, latent_shape, advance),
+            sensitivity_sum=sensitivity_sum(model, spec, disturbed, latent_shape, advance, most=sensitivity_steps),
+            coarser_sum=coarser_sum(model, spec, disturbed, latent_shape, advance),
             ranges=(images,),
             checkpoint_sha256=sha256,
             latent_shape=latent_shape,
         )
         done = batch if done is None else done.merge(batch)
-        start = stop
         if on_batch is not None:
             on_batch(done)
     assert done is not None
     return done
+
+
+def _batches(wanted: ImageRange, start: int, size: int) -> list[ImageRange]:
+    """The images from `start` on, in batches that end at multiples of their size, so that runs over parts of them batch
+    them alike."""
+    ends = [start, *range((start // size + 1) * size, wanted.stop, size), wanted.stop]
+    return [ImageRange(seed=wanted.seed, first=first, stop=stop) for first, stop in pairwise(ends) if first < stop]
 
 
 def check_beginning(
@@ -102,7 +118,11 @@ def check_beginning(
 
 
 def _batch_sums(
-    model: DDT, spec: SamplingSpec, images: ImageRange, latent_shape: tuple[int, int, int]
+    model: DDT,
+    spec: SamplingSpec,
+    images: ImageRange,
+    latent_shape: tuple[int, int, int],
+    on_evaluation: Callable[[], None],
 ) -> dict[str, NDArray[np.float64]]:
     """The sums over some images, but for the sensitivities."""
     indices = range(images.first, images.stop)
@@ -135,6 +155,7 @@ def _batch_sums(
     )
     for step in range(spec.num_evaluations):
         trajectory.step(step)
+        on_evaluation()
     sums = {
         "similarity_sum": _inner_products(states.flatten(1, 2), unit=True) / (2 * tokens),
         "gram_sum": torch.stack([_inner_products(states[:, branch]) / tokens for branch in (0, 1)]),

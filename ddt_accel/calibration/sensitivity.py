@@ -7,6 +7,8 @@ latents over the squared error of the state, `g_i²`, turns forecast errors into
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
@@ -25,22 +27,37 @@ MAX_MEASURED = 50
 DISTURBANCE, LAG = 0.25, 1 / 16
 
 
-def measured_steps(spec: SamplingSpec) -> list[int]:
+def measured_steps(spec: SamplingSpec, most: int | None = None) -> list[int]:
     """Evaluations that are enough to interpolate from: evenly spaced, and both sides of every change of guidance.
 
-    Never evaluation 0, which is never a reuse step.
+    At most `most` of them and those sides; never evaluation 0, which is never a reuse step.
     """
-    stride = -(-spec.num_evaluations // MAX_MEASURED)
+    stride = -(-spec.num_evaluations // (most or MAX_MEASURED))
     steps = set(range(1, spec.num_evaluations, stride)) | {spec.num_evaluations - 1}
     for change in np.flatnonzero(np.diff(spec.guidance_weights)).tolist():
         steps |= {change, change + 1}
     return sorted(steps - {0})
 
 
+def measuring_evaluations(spec: SamplingSpec, most: int | None = None) -> int:
+    """How many evaluations of a batch `sensitivity_sum` makes."""
+    count = spec.num_evaluations
+    return count + sum(count - i for i in measured_steps(spec, most)) if count > 1 else 0
+
+
 def sensitivity_sum(
-    model: DDT, spec: SamplingSpec, images: ImageRange, latent_shape: tuple[int, int, int]
+    model: DDT,
+    spec: SamplingSpec,
+    images: ImageRange,
+    latent_shape: tuple[int, int, int],
+    on_evaluation: Callable[[], None] = lambda: None,
+    *,
+    most: int | None = None,
 ) -> NDArray[np.float64]:
-    """[E, 3]: the count, sum and sum of squares over images of g_i², zero where nothing was measured."""
+    """[E, 3]: the count, sum and sum of squares over images of g_i² at `measured_steps`, zero elsewhere.
+
+    `on_evaluation` is called after each evaluation of a batch.
+    """
     total = np.zeros((spec.num_evaluations, 3))
     indices = range(images.first, images.stop)
     if len(indices) == 0 or spec.num_evaluations == 1:
@@ -65,17 +82,20 @@ def sensitivity_sum(
     for k in range(spec.num_evaluations):
         snapshots.append(trajectory.snapshot())
         trajectory.step(k)
+        on_evaluation()
     undisturbed = trajectory.latents.clone()
     lag = max(1, round(LAG * spec.num_evaluations))
-    for i in measured_steps(spec):
+    for i in measured_steps(spec, most):
         trajectory.restore(snapshots[i])
         error = DISTURBANCE * (states[max(0, i - lag)] - states[i])
         # Per image: both branches of it, added up over channels, averaged over tokens.
         squared = error.double().square().sum(-1).mean(-1).view(2, -1).mean(0)
         trajectory.step(i)
+        on_evaluation()
         error = None
         for k in range(i + 1, spec.num_evaluations):
             trajectory.step(k)
+            on_evaluation()
         final = (trajectory.latents - undisturbed).double().square().flatten(1).mean(1)
         ratio = (final / squared)[squared > 0]
         total[i] += [len(ratio), ratio.sum().item(), ratio.square().sum().item()]

@@ -10,12 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddt_accel.artifacts import checksum, read_arrays, write_arrays
+from ddt_accel.calibration.coarser import coarser_steps
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.spec import SamplingSpec
 
 FORMAT, VERSION = "ddt-accel calibration", 3
 ARRAYS = ("similarity_sum", "gram_sum", "mean_sum", "modulation_sum", "bias_sum", "sensitivity_sum")
+# Not in the files of older versions, nor where nothing was measured.
+COARSER = "coarser_sum"
 
 Array = NDArray[np.float64]
 
@@ -32,7 +35,9 @@ class Calibration:
     - `mean_sum` [E, D] and `modulation_sum` [E, M]: the state and its modulations, averaged over both branches;
     - `bias_sum` [M]: the modulations of a state of zeros, the same for every image;
     - `sensitivity_sum` [E, 3]: for the first `sensitivity_samples` images, and the evaluations that were measured:
-      how often, the sum and the sum of squares of the final mean squared error per squared error of the state.
+      how often, the sum and the sum of squares of the final mean squared error per squared error of the state;
+    - `coarser_sum` [S, 3]: for the same images, and the numbers of steps of `coarser_steps`: how often, and the sums of
+      the final mean squared error to the end of all steps and to the reference solution.
     """
 
     spec: SamplingSpec
@@ -42,6 +47,7 @@ class Calibration:
     modulation_sum: Array
     bias_sum: Array
     sensitivity_sum: Array
+    coarser_sum: Array
     ranges: tuple[ImageRange, ...]
     checkpoint_sha256: str
     latent_shape: tuple[int, int, int]
@@ -55,6 +61,7 @@ class Calibration:
             "modulation_sum": (e, self.modulation_sum.shape[-1]),
             "bias_sum": self.modulation_sum.shape[-1:],
             "sensitivity_sum": (e, 3),
+            COARSER: (len(coarser_steps(self.spec)), 3),
         }
         for name, shape in expected.items():
             array = getattr(self, name)
@@ -128,6 +135,20 @@ class Calibration:
         error: Array = np.sqrt(variance / n) / (2 * np.maximum(mean, np.finfo(np.float64).tiny))  # g is a root
         return error
 
+    def coarser_error(self, steps: int) -> tuple[float, float] | None:
+        """Root-mean-square errors of the final latents in so many steps: to the end of all steps, and to the reference
+        solution. Between measured numbers of steps the first goes with their inverse, for it vanishes at all steps, the
+        second with a power of them. None where it was not measured, or for fewer steps than were.
+        """
+        measured = self.coarser_sum[:, 0] > 0
+        counts = np.array(coarser_steps(self.spec), dtype=np.float64)[measured]
+        if len(counts) == 0 or not counts[0] <= steps <= counts[-1]:
+            return None
+        seen, *sums = self.coarser_sum[measured].T
+        copying, reference = (np.sqrt(total / seen) for total in sums)
+        power = np.interp(np.log(steps), np.log(counts), np.log(np.maximum(reference, np.finfo(np.float64).tiny)))
+        return float(np.interp(-1 / steps, -1 / counts, copying)), float(np.exp(power))
+
     @cached_property
     def sha256(self) -> str:
         """Identifies the content, whatever file it lies in."""
@@ -158,7 +179,7 @@ class Calibration:
                 )
         return Calibration(
             spec=self.spec,
-            **{name: array + getattr(other, name) for name, array in self._arrays().items()},
+            **{name: getattr(self, name) + getattr(other, name) for name in (*ARRAYS, COARSER)},
             ranges=_joined((*self.ranges, *other.ranges)),
             checkpoint_sha256=self.checkpoint_sha256,
             latent_shape=self.latent_shape,
@@ -174,9 +195,11 @@ class Calibration:
         content, arrays = read_arrays(Path(path), FORMAT, VERSION)
         try:
             channels, height, width = map(int, content["latent_shape"])
+            spec = SamplingSpec.from_dict(content["spec"])
             return cls(
-                spec=SamplingSpec.from_dict(content["spec"]),
+                spec=spec,
                 **{name: arrays[name] for name in ARRAYS},
+                coarser_sum=arrays.get(COARSER, np.zeros((len(coarser_steps(spec)), 3))),
                 ranges=tuple(ImageRange(**r) for r in content["ranges"]),
                 checkpoint_sha256=str(content["checkpoint_sha256"]),
                 latent_shape=(channels, height, width),
@@ -185,7 +208,9 @@ class Calibration:
             raise ArtifactError(f"{path} is not a usable calibration ({error}); calibrate anew.") from None
 
     def _arrays(self) -> dict[str, Array]:
-        return {name: getattr(self, name) for name in ARRAYS}
+        arrays: dict[str, Array] = {name: getattr(self, name) for name in ARRAYS}
+        # Where nothing was measured it is left out, so that older files keep their checksum.
+        return arrays | {COARSER: self.coarser_sum} if self.coarser_sum.any() else arrays
 
     def _document(self) -> dict[str, object]:
         return {

@@ -1,55 +1,135 @@
-"""The command line. Exit codes: 0 done; 2 a mistake that the user can correct; 130 interrupted; 1 a bug."""
+"""The command line. Exit codes: 0 done; 2 a mistake that the user can correct; 130 interrupted, 143 terminated;
+141 nobody reads the output any more; 1 a bug."""
 
 from __future__ import annotations
 
-import io
+import contextlib
+import os
 import re
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import typer
 from rich.text import Text
+from typer.core import TyperCommand, TyperGroup
 
-from ddt_accel.cli import benchmark, calibration, fitting, inspection, planning, runs, solving, training
-from ddt_accel.cli.console import err
+from ddt_accel.cli import benchmark, calibration, fitting, optimizing, planning, runs, solving, status, training
+from ddt_accel.cli.console import Interrupted, err
+from ddt_accel.cli.inspection.command import inspect
+from ddt_accel.cli.options import DEFAULT_WORKSPACE
+from ddt_accel.cli.plain import adapt
 from ddt_accel.errors import DDTAccelError
 
+
+class Unread(Exception):  # noqa: N818
+    """The other end of a pipe was closed: no bug, and nothing to say to anybody."""
+
+
+@contextlib.contextmanager
+def _ends() -> Iterator[None]:
+    """How a command may end before its end, told in a way that typer leaves alone."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise Interrupted(stop, "What was finished before is kept; the same command starts anew.") from None
+    except BrokenPipeError:
+        raise Unread from None
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # rich ends the process by itself
+            raise Unread from None
+        raise
+
+
+class Commands(TyperGroup):
+    """All commands."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _ends():  # --help is printed here
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _ends():
+            return super().invoke(ctx)
+
+
+class Command(TyperCommand):
+    """A command in whose paths ~ is the user's folder, however they were quoted."""
+
+    def invoke(self, ctx: Any) -> Any:
+        for name, value in ctx.params.items():
+            if isinstance(value, Path):
+                with contextlib.suppress(RuntimeError):  # there is no such user
+                    ctx.params[name] = value.expanduser()
+        return super().invoke(ctx)
+
+
 app = typer.Typer(
+    cls=Commands,
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Make a DDT checkpoint sample faster, without retraining: run its encoder only where it pays.\n\n"
-    "Try `ddt-accel demo` first. With your own checkpoint: calibrate, solve, export, sample, bench, in this order; "
-    "they share a workspace folder, so that no path needs typing.",
+    "Try `ddt-accel demo` first. With your own checkpoint: `ddt-accel optimize --model CHECKPOINT --speedup 5`, or its "
+    "single steps: calibrate, solve, export, sample, bench, in this order; they share a workspace folder, so that no "
+    "path needs typing. `ddt-accel status` shows what it holds.",
 )
-app.command()(calibration.calibrate)
-app.command()(solving.solve)
-app.command()(planning.plan)
-app.command()(fitting.fit)
-app.command()(runs.export)
-app.command()(runs.sample)
-app.command()(benchmark.bench)
-app.command()(benchmark.demo)
-app.command()(inspection.inspect)
-app.command()(training.train)
+for command in (
+    status.status,
+    calibration.calibrate,
+    solving.solve,
+    planning.plan,
+    fitting.fit,
+    runs.export,
+    runs.sample,
+    benchmark.bench,
+    optimizing.optimize,
+    optimizing.demo,
+    inspect,
+    training.train,
+):
+    app.command(cls=Command)(command)
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+def _root(ctx: typer.Context, version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
     if version:
         from ddt_accel import __version__
 
         typer.echo(__version__)
         raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        status.status(DEFAULT_WORKSPACE, json=False)
+        typer.echo("\n`ddt-accel --help` lists all commands.")
 
 
 def main() -> None:
     """Runs a command; mistakes end in a sentence, not in a traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal of another encoding gets question marks
+    adapt()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminated)
+    try:
+        with _ends():
+            try:
+                _run()
+            finally:
+                if sys.stdout is not None:  # it was closed from the beginning
+                    sys.stdout.flush()
+    except Unread:
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # what their buffers hold must not fail once more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        sys.exit(141)  # as a process that the system ends for writing to nobody
+
+
+def _run() -> None:
     try:
         app()
+    except Interrupted as stop:
+        err.print(Text.assemble((f"{stop.name}. ", "bold"), str(stop)))
+        sys.exit(128 + stop.signum)
     except DDTAccelError as error:
         _fail(str(error))
     except OSError as error:
@@ -59,6 +139,10 @@ def main() -> None:
         if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate", str(error)):
             raise
         _fail("There is not enough memory; try a smaller --batch-size, or fewer steps.")
+
+
+def _terminated(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt(signum)
 
 
 def _fail(sentence: str) -> None:

@@ -1,4 +1,4 @@
-"""`bench` and `demo`."""
+"""`bench`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddt_accel.cli.calibration import run_calibration
-from ddt_accel.cli.console import emit, out, say, stages
+from ddt_accel.cli.console import emit, following, given, say, show, stages
 from ddt_accel.cli.networks import BackendOption, Opened, open_networks
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
@@ -19,22 +18,19 @@ from ddt_accel.cli.options import (
     JsonOption,
     LatentOption,
     ModelOption,
+    ThreadsOption,
     WeightsOption,
     WorkspaceOption,
     model_options,
 )
-from ddt_accel.cli.solving import describe
 
 if TYPE_CHECKING:
+    from ddt_accel.calibration.statistics import Calibration
+    from ddt_accel.evaluation.budgets import Target
     from ddt_accel.evaluation.costs import Costs
     from ddt_accel.evaluation.fidelity import Interval
     from ddt_accel.report.study import Study
     from ddt_accel.schedule import Schedule
-    from ddt_accel.workspace import Workspace
-
-
-# A shipped schedule of fitted numbers, which the demo shows beside those that it solves.
-FITTED = "cifar10-fitted-9of14"
 
 
 def bench(
@@ -48,10 +44,16 @@ def bench(
     weights: WeightsOption = None,
     latent_shape: LatentOption = None,
     device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
     images: Annotated[int, typer.Option("--images", "-n", help="Held-out images for the table.")] = 64,
     curve_images: Annotated[int, typer.Option(help="Held-out images for the curve over the budgets.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the held-out images; not the calibrated one.")] = 1,
     batch_size: BatchOption = 16,
+    budget_ms: Annotated[
+        float | None, typer.Option(help="The report begins with what ends closest in so many milliseconds per image.")
+    ] = None,
+    speedup: Annotated[float | None, typer.Option(help="The same, for so many times the speed.")] = None,
+    min_psnr: Annotated[float | None, typer.Option(help="The same: with the fastest of at least so many dB.")] = None,
     folder: Annotated[
         Path | None, typer.Option("--out", help="Folder for the report; the workspace by default.")
     ] = None,
@@ -60,6 +62,8 @@ def bench(
     """Measure speed and fidelity, and write the report."""
     from ddt_accel.artifacts import check_writable
     from ddt_accel.errors import ConfigError
+    from ddt_accel.evaluation.budgets import Target
+    from ddt_accel.locks import making
     from ddt_accel.workspace import Workspace
 
     if images < 2 or curve_images < 2 or batch_size < 1:
@@ -67,79 +71,33 @@ def bench(
             f"--images is {images}, --curve-images {curve_images} and --batch-size {batch_size}; an interval needs at "
             "least 2 images, and a batch 1."
         )
+    target = Target(milliseconds=budget_ms, speedup=speedup, psnr=min_psnr)
     place = Workspace(workspace)
     check_writable((folder or place.folder) / "report.html")
     check_writable(place.costs_path)
     said = model_options(model, config, weights, latent_shape)
     networks = open_networks(place, backend, export_folder, said, device, batch_size)
-    study = _study(place, networks, calibration, schedule, images, curve_images, seed, batch_size)
-    _costs(study, networks).save(place.costs_path)
-    _report(study, folder or place.folder, json)
-
-
-def demo(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = False) -> None:
-    """Do it all on the embedded model: calibrate, solve, export, measure, report."""
-    from importlib.util import find_spec
-
-    from ddt_accel.errors import ConfigError, DependencyError
-    from ddt_accel.exporting.export import export
-    from ddt_accel.schedule import Schedule
-    from ddt_accel.solver.solve import solve_curve
-    from ddt_accel.spec import SamplingSpec
-    from ddt_accel.workspace import DEFAULT_MODEL, Workspace
-
-    place = Workspace(workspace)
-    remembered = place.remembered()
-    if remembered is not None and remembered.source != DEFAULT_MODEL:
-        raise ConfigError(
-            f"{workspace} holds work on {remembered.source}, which the demo would write over; give it another "
-            "--workspace."
-        )
-    if find_spec("onnxruntime") is None:
-        raise DependencyError("The demo runs the networks by ONNX Runtime; install ddt-accel[cpu].")
-    network = place.load_model({"source": DEFAULT_MODEL})
-    say("1/4  Calibrating: how does the encoder's state change along unshared trajectories?")
-    statistics = run_calibration(
-        place,
-        network,
-        SamplingSpec(),
-        samples=32,
-        sensitivity_samples=4,
-        seed=0,
-        batch_size=8,
-        out=place.calibration_path,
-    )
-    say("2/4  Solving: the best 10 of 50 steps to run the encoder at")
-    solved, certificate = solve_curve(statistics, 10)[-1]
-    solved.save(place.schedule_path)
-    say(describe(solved, certificate))
-    say("3/4  Exporting encoder and decoder to ONNX, and comparing them with PyTorch")
-    with stages() as on_stage:
-        export(network, place.export_path, on_stage=on_stage)
-    say("4/4  Measuring with ONNX Runtime on images that were not calibrated on")
-    networks = open_networks(place, "onnx", None, {}, "cpu", 16)
-    # Fitted beforehand, which takes some minutes.
-    fitted = Schedule.load(FITTED)
-    others = {f"fitted, {fitted.spec.num_steps} steps": fitted}
-    study = _study(place, networks, None, None, 64, 16, 1, 16, others)
-    _costs(study, networks).save(place.costs_path)
-    _report(study, place.folder, json)
+    statistics, plan = place.calibration(calibration), place.schedule(schedule)
+    with making((folder or place.folder) / "report.html", say):  # two at once would measure each other
+        study = _study(networks, statistics, plan, target, images, curve_images, seed, batch_size)
+        _costs(study, networks).save(place.costs_path)
+        used = f" --backend {networks.option}{given('--export', export_folder)}{given('--schedule', schedule)}"
+        sampling = f"ddt-accel sample{used}{'' if device == 'cpu' else f' --device {device}'}"
+        _report(study, folder or place.folder, [sampling], workspace, as_json=json)
 
 
 def _study(
-    place: Workspace,
     networks: Opened,
-    calibration: Path | None,
-    schedule: Path | None,
+    statistics: Calibration,
+    plan: Schedule,
+    target: Target,
     images: int,
     curve_images: int,
     seed: int,
     batch_size: int,
-    others: dict[str, Schedule] | None = None,
 ) -> Study:
     from ddt_accel.report.study import conduct
 
-    statistics, plan = place.calibration(calibration), place.schedule(schedule)
     with stages() as on_stage:
         return conduct(
             networks.backend,
@@ -152,7 +110,7 @@ def _study(
             seed=seed,
             batch_size=batch_size,
             on_stage=on_stage,
-            others=others,
+            target=target,
         )
 
 
@@ -169,7 +127,7 @@ def _costs(study: Study, networks: Opened) -> Costs:
     return dataclasses.replace(costs, checkpoint_sha256=networks.backend.checkpoint_sha256)
 
 
-def _report(study: Study, folder: Path, as_json: bool) -> None:
+def _report(study: Study, folder: Path, commands: list[str], workspace: Path, *, as_json: bool) -> None:
     from rich.table import Table
 
     from ddt_accel.report.render import as_json as numbers
@@ -178,7 +136,7 @@ def _report(study: Study, folder: Path, as_json: bool) -> None:
     page, *_ = write_report(study, folder)
     if not as_json:
         columns = ["schedule", "encoder runs", "ms per image", "speed-up", "ideal", "PSNR, dB", "relative L2"]
-        table = Table(*columns, *(["to the limit, dB"] if study.limits else []))
+        table = Table(*columns, *(["to the reference, dB"] if study.limits else []))
         for m in study.measurements:
             table.add_row(
                 m.name,
@@ -190,8 +148,12 @@ def _report(study: Study, folder: Path, as_json: bool) -> None:
                 _mean(m.relative_l2, 3),
                 *([_mean(study.limit[m.name], 1)] if study.limits else []),
             )
-        out.print(table)
-    emit({**numbers(study), "report": str(page)}, as_json=as_json, text=f"Report: {page}")
+        show(table)
+    emit(
+        {**numbers(study), "report": str(page)},
+        as_json=as_json,
+        text=f"Report: {page}\n{following(*commands, workspace=workspace)}",
+    )
 
 
 def _mean(value: Interval | None, digits: int) -> str:

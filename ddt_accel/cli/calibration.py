@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddt_accel.cli.console import emit, say, steps
+from ddt_accel.cli.console import emit, following, given, keeping, say, say_threads, stages
+from ddt_accel.cli.networks import load_network
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
     BatchOption,
@@ -17,6 +18,7 @@ from ddt_accel.cli.options import (
     LatentOption,
     ModelOption,
     SeedOption,
+    ThreadsOption,
     WeightsOption,
     WorkspaceOption,
     check_device,
@@ -44,17 +46,20 @@ def calibrate(
     ] = (0.3, 1.0),
     timeshift: Annotated[float, typer.Option(help="Time shift of the grid; 1 is none.")] = 1.0,
     last_step: Annotated[float | None, typer.Option(help="Length of the last step; 1 / steps by default.")] = None,
-    samples: Annotated[int, typer.Option(help="Sample trajectories to average over.")] = 64,
+    samples: Annotated[int, typer.Option(min=1, help="Sample trajectories to average over.")] = 64,
     sensitivity_samples: Annotated[
-        int, typer.Option(help="On how many of them errors are followed to the picture; each costs 26 trajectories.")
+        int,
+        typer.Option(min=0, help="On how many of them errors are followed to the picture; each costs 26 trajectories."),
     ] = 8,
     seed: SeedOption = 0,
     batch_size: BatchOption = 8,
     device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
     out: Annotated[Path | None, typer.Option(help="Where to write; in the workspace by default.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Measure how the encoder's state changes along unshared trajectories."""
+    from ddt_accel.artifacts import check_writable
     from ddt_accel.spec import SamplingSpec
     from ddt_accel.workspace import Workspace
 
@@ -67,19 +72,23 @@ def calibrate(
         last_step=last_step,
     )
     place = Workspace(workspace)
-    network = place.load_model(model_options(model, config, weights, latent_shape))
-    network = network.to(check_device(device))
+    path = out or place.calibration_path
+    said = model_options(model, config, weights, latent_shape)
+    device = check_device(device)
+    for needed in (path, place.partial_path):
+        check_writable(needed)
+    say_threads(threads, device)
     calibration = run_calibration(
         place,
-        network,
+        load_network(place, said).to(device),
         spec,
         samples=samples,
         sensitivity_samples=sensitivity_samples,
         seed=seed,
         batch_size=batch_size,
-        out=out or place.calibration_path,
+        out=path,
     )
-    path = out or place.calibration_path
+    solving = f"ddt-accel solve --budget {max(1, spec.num_evaluations // 5)}{given('--calibration', out)}"
     emit(
         {
             "calibration": str(path),
@@ -91,11 +100,19 @@ def calibrate(
         },
         as_json=json,
         text=f"Calibrated on {calibration.num_samples} trajectories of {spec.num_evaluations} steps → {path}\n"
-        f"Next: ddt-accel solve --budget {max(1, spec.num_evaluations // 5)}",
+        + following(*([] if out else ["ddt-accel optimize --speedup 5"]), solving, workspace=workspace),
     )
 
 
-def run_calibration(
+def run_calibration(place: Workspace, network: DDT, spec: SamplingSpec, *, out: Path, **settings: Any) -> Calibration:
+    """Calibrates in turn with other processes of this workspace, whose beginnings lie in one place."""
+    from ddt_accel.locks import making
+
+    with making(place.calibration_path, say):
+        return _calibrated(place, network, spec, out=out, **settings)
+
+
+def _calibrated(
     place: Workspace,
     network: DDT,
     spec: SamplingSpec,
@@ -105,6 +122,7 @@ def run_calibration(
     seed: int,
     batch_size: int,
     out: Path,
+    sensitivity_steps: int | None = None,
 ) -> Calibration:
     """Calibrates with a bar; continues what an interrupted run of the same settings left behind."""
     from ddt_accel.calibration.calibrate import calibrate as run
@@ -126,12 +144,19 @@ def run_calibration(
             resume = None
         except ArtifactError:
             say(f"{partial} is damaged and is not used.")
-    with steps("calibrating", samples) as bar:
+    kept = resume.num_samples if resume else 0
 
-        def on_batch(done: Calibration) -> None:
-            done.save(partial)
-            bar.to(done.num_samples)
+    def on_batch(done: Calibration) -> None:
+        nonlocal kept
+        done.save(partial)
+        kept = done.num_samples
 
+    def told() -> str:
+        if not kept:
+            return "No batch of samples was finished; the same command starts anew."
+        return f"{kept} of {samples} samples are kept in {partial}; the same command goes on from there."
+
+    with keeping(told), stages() as on_stage:
         calibration = run(
             network,
             spec,
@@ -139,9 +164,11 @@ def run_calibration(
             seed,
             batch_size=batch_size,
             sensitivity_samples=sensitivity_samples,
+            sensitivity_steps=sensitivity_steps,
             resume=resume,
             on_batch=on_batch,
+            on_stage=on_stage,
         )
-    calibration.save(out)
+        calibration.save(out)
     partial.unlink(missing_ok=True)
     return calibration

@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import shutil
-import sys
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,7 +31,7 @@ _LINE_EVERY = 10.0  # seconds between lines where stderr is no terminal
 def emit(result: dict[str, Any], *, as_json: bool, text: str) -> None:
     """Prints a command's result: as JSON, or as text for people."""
     if as_json:
-        sys.stdout.write(json.dumps(result, indent=1, allow_nan=False) + "\n")
+        out.file.write(json.dumps(result, indent=1, allow_nan=False) + "\n")
     else:
         out.print(text)
 
@@ -46,10 +46,10 @@ def show(table: Table) -> None:
 
     In a pipe every row is a line; a width that is known, of the terminal or from COLUMNS, is kept within.
     """
-    known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
+    known = out.file.isatty() or os.environ.get("COLUMNS", "").isdigit()
     width = shutil.get_terminal_size().columns if known else None
-    errors = sys.stdout.errors or "strict"
-    sys.stdout.write(laid_out(table, width, encoding=out.encoding, errors=errors, colour=out.is_terminal))
+    errors = getattr(out.file, "errors", None) or "strict"
+    out.file.write(laid_out(table, width, encoding=out.encoding, errors=errors, colour=out.is_terminal))
 
 
 def following(*commands: str, workspace: Path = DEFAULT_WORKSPACE) -> str:
@@ -58,8 +58,35 @@ def following(*commands: str, workspace: Path = DEFAULT_WORKSPACE) -> str:
     >>> following("ddt-accel export", "ddt-accel sample --backend torch", workspace=Path("my run"))
     "Next: ddt-accel export -w 'my run', or ddt-accel sample --backend torch -w 'my run'"
     """
-    place = "" if workspace == DEFAULT_WORKSPACE else f" -w {shlex.quote(str(workspace))}"
+    place = given("-w", None if workspace == DEFAULT_WORKSPACE else workspace)
     return "Next: " + ", or ".join(command + place for command in commands)
+
+
+def given(option: str, path: Path | None) -> str:
+    """An option as it is typed again in a hint, with a space before it; nothing where it was not given."""
+    return f" {option} {shlex.quote(str(path))}" if path is not None else ""
+
+
+class Interrupted(BaseException):
+    """A command was stopped from outside; says what is kept of its work."""
+
+    def __init__(self, stop: KeyboardInterrupt, kept: str) -> None:
+        super().__init__(kept)
+        # Ctrl-C raises KeyboardInterrupt(); other signals come with their number.
+        self.signum: int = stop.args[0] if stop.args else signal.SIGINT
+
+    @property
+    def name(self) -> str:
+        return "Interrupted" if self.signum == signal.SIGINT else "Stopped"
+
+
+@contextmanager
+def keeping(kept: Callable[[], str]) -> Iterator[None]:
+    """Says, where the work inside is stopped, what is kept of it and how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise Interrupted(stop, kept()) from None
 
 
 class _Lines:
@@ -76,7 +103,7 @@ class _Lines:
         if last is None or now - last >= _LINE_EVERY:
             self._spoken = now
             left = (now - steps.started) / max(steps.done, 1) * (steps.total - steps.done)
-            told = f", about {_duration(left)} left" if steps.done < steps.total else ""
+            told = f", about {duration(left)} left" if steps.done < steps.total else ""
             err.print(f"{steps.label}: {steps.done}/{steps.total}{told}")
 
 
@@ -103,11 +130,12 @@ class Steps:
 @contextmanager
 def steps(label: str, total: int, lines: _Lines | None = None) -> Iterator[Steps]:
     """A bar with the time left on a terminal, plain lines in a log, whatever FORCE_COLOR says."""
-    if not sys.stderr.isatty() or err.is_dumb_terminal:
+    if not err.file.isatty() or err.is_dumb_terminal:
         yield Steps(label, total, lines or _Lines())
         return
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("·"),
+        TimeRemainingColumn(), TextColumn("left"),
     )  # fmt: skip
     with Progress(*columns, console=err) as progress:
         yield Steps(label, total, progress)
@@ -126,8 +154,16 @@ def stages() -> Iterator[OnStage]:
         yield on_stage
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A time that is left, as people say it."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def say_threads(threads: int | None, device: str) -> None:
+    """Tells, before long work on the CPU, with how many threads it is done, and whether fewer would be faster."""
+    if device == "cpu":
+        from ddt_accel.networks.threads import use_threads
+
+        say(f"Computing with {use_threads(threads)}.")

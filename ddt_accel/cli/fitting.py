@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddt_accel.cli.console import emit, say, stages
+from ddt_accel.cli.console import emit, following, given, keeping, say, say_threads, stages
+from ddt_accel.cli.networks import load_network
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
     ConfigOption,
@@ -15,6 +16,7 @@ from ddt_accel.cli.options import (
     JsonOption,
     LatentOption,
     ModelOption,
+    ThreadsOption,
     WeightsOption,
     WorkspaceOption,
     check_device,
@@ -24,6 +26,8 @@ from ddt_accel.cli.options import (
 if TYPE_CHECKING:
     import torch
 
+    from ddt_accel.calibration.statistics import Calibration
+    from ddt_accel.evaluation.costs import Costs
     from ddt_accel.evaluation.fidelity import Interval
     from ddt_accel.fitting.fit_spec import FitSpec
     from ddt_accel.networks.ddt import DDT
@@ -49,11 +53,11 @@ def fit(
         str | None, typer.Option("--fixed", help="What stays as it is: times, integrator, forecasts; by commas.")
     ] = None,
     sources: Annotated[int, typer.Option(help="States that a forecast reads, or the schedule's, if more.")] = 2,
-    iterations: Annotated[int, typer.Option(help="Gradient steps.")] = 40,
-    images: Annotated[int, typer.Option("--images", "-n", help="Images to fit on.")] = 64,
+    iterations: Annotated[int, typer.Option(min=1, help="Gradient steps.")] = 40,
+    images: Annotated[int, typer.Option("--images", "-n", min=1, help="Images to fit on.")] = 64,
     held_out: Annotated[int, typer.Option(help="Images to choose the best iterate on, and as many to report on.")] = 32,
-    batch_size: Annotated[int, typer.Option(help="Images a gradient step.")] = 12,
-    micro_batch: Annotated[int, typer.Option(help="Of them, how many at a time.")] = 12,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a gradient step.")] = 12,
+    micro_batch: Annotated[int, typer.Option(min=1, help="Of them, how many at a time.")] = 12,
     learning_rate: Annotated[float, typer.Option(help="Of Adam; it decays to 0.")] = 5e-2,
     reference_steps: Annotated[
         int | None, typer.Option(help="Of the converged trajectories that are fitted to; at least 120 by default.")
@@ -68,6 +72,7 @@ def fit(
     weights: WeightsOption = None,
     latent_shape: LatentOption = None,
     device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
     seed: Annotated[int, typer.Option(help="Seed of the images; not the calibrated one.")] = 3,
     out: Annotated[Path | None, typer.Option(help="Where to write; over the workspace's schedule by default.")] = None,
     json: JsonOption = False,
@@ -82,6 +87,8 @@ def fit(
     from ddt_accel.fitting.fit import Fitter
     from ddt_accel.fitting.fit_spec import FitSpec
     from ddt_accel.fitting.scalars import KINDS
+    from ddt_accel.locks import making
+    from ddt_accel.schedule import Schedule
     from ddt_accel.workspace import Workspace
 
     held = [] if fixed is None else [part.strip() for part in fixed.split(",")]
@@ -90,7 +97,8 @@ def fit(
     place = Workspace(workspace)
     path = out or place.schedule_path
     check_writable(path)
-    network = place.load_model(model_options(model, config, weights, latent_shape)).to(check_device(device))
+    said = model_options(model, config, weights, latent_shape)
+    device = check_device(device)
     searched = not (steps is None and budget is None and cost is None)
     if searched and schedule is not None:
         raise ConfigError("Give a --schedule to start from, or --steps, --budget and --cost to search one; not both.")
@@ -107,15 +115,20 @@ def fit(
         sources=sources,
         autocast=wants_autocast(precision, torch.device(device)),
     )
-    if (calibration or place.calibration_path.exists()) and any(
-        map(place.calibration(calibration).contains, spec.ranges[1:])
-    ):
+    known = place.calibration(calibration) if calibration or searched or place.calibration_path.exists() else None
+    if known is not None and any(map(known.contains, spec.ranges[1:])):
         raise MismatchError(f"Seed {seed} was calibrated on; fit with another --seed.")
-    with stages() as on_stage:
+    start = None if searched else place.schedule(schedule)
+    network = load_network(place, said).to(device)
+    costs = _costs(place, network)
+    say_threads(threads, device)
+    with making(place.fit_path, say), keeping(lambda: _kept(place.fit_path)), stages() as on_stage:
+        if start is None:
+            assert known is not None
+            start, spec = _searched(place, network, known, costs, spec, steps, budget, cost, on_stage)
+        unshared = Schedule.full(known.spec) if known is not None else start.unshared()
         if searched:
-            start, spec = _searched(place, network, calibration, spec, steps, budget, cost, on_stage)
-        else:
-            start = place.schedule(schedule)
+            say(f"Found to start from: {_told_size(start, costs, unshared)}.")
         fitter = Fitter(
             network, start, spec, state_path=place.fit_path / "state.safetensors", cache=place.fit_path,
             on_stage=on_stage,
@@ -127,12 +140,16 @@ def fit(
             )
             fitter.state_path.unlink()
         fitted = fitter.run()
-    fitted.schedule.save(path)
-    if fitter.state_path is not None:
-        fitter.state_path.unlink(missing_ok=True)
+        fitted.schedule.save(path)
+        if fitter.state_path is not None:
+            fitter.state_path.unlink(missing_ok=True)
+    made = fitted.schedule
     emit(
         {
             "schedule": str(path),
+            "steps": made.spec.num_steps,
+            "encoder_runs": made.budget,
+            "cost": costs.of(made) / costs.of(unshared),
             "improved": fitted.improved,
             "iteration": fitted.iteration,
             **{name: dataclasses.asdict(getattr(fitted, name)) for name in ("before", "after", "gain")},
@@ -142,7 +159,41 @@ def fit(
         f"95 % intervals: {_told(fitted.before)} before, {_told(fitted.after)} after iteration {fitted.iteration}, "
         f"gain {_told(fitted.gain)}.\n"
         + ("" if fitted.improved else "That is no significant gain: the schedule it started from is kept.\n")
-        + f"→ {path}\nNext: ddt-accel sample --backend torch",
+        + f"{_told_size(made, costs, unshared)} → {path}\n"
+        + following(
+            f"ddt-accel bench{given('--schedule', out)}" if place.export_path.exists() else "ddt-accel export",
+            f"ddt-accel sample --backend torch{given('--schedule', out)}",
+            workspace=workspace,
+        ),
+    )
+
+
+def _kept(folder: Path) -> str:
+    """What an interrupted fit leaves in its folder."""
+    patterns = {"converged trajectories": "converged-*.safetensors", "the fit so far": "state*.safetensors"}
+    kept = [name for name, pattern in patterns.items() if any(folder.glob(pattern))]
+    if not kept:
+        return "Nothing was finished yet; the same command starts anew."
+    return f"{' and '.join(kept).capitalize()} are kept in {folder}; the same command goes on from there."
+
+
+def _costs(place: Workspace, network: DDT) -> Costs:
+    """As `bench` measured them in this workspace, else counted."""
+    from ddt_accel.evaluation.costs import counted_costs, kept_costs
+    from ddt_accel.networks.ddt import latent_shape_of
+
+    measured = kept_costs(place.costs_path, network.source.sha256, say) if network.source is not None else None
+    return measured or counted_costs(network.config, latent_shape_of(network))
+
+
+def _told_size(schedule: Schedule, costs: Costs, unshared: Schedule) -> str:
+    from ddt_accel.evaluation.costs import SECONDS
+
+    spec, share = schedule.spec, costs.of(schedule) / costs.of(unshared)
+    unit = "time" if costs.unit == SECONDS else costs.unit
+    return (
+        f"{spec.num_steps} steps of {spec.solver}, {schedule.budget} encoder runs in {spec.num_evaluations} "
+        f"evaluations, {share:.2f} of the {unit} of {unshared.spec.num_steps} steps without sharing"
     )
 
 
@@ -157,19 +208,13 @@ def wants_autocast(precision: str | None, device: torch.device) -> bool:
 
 
 def _searched(
-    place: Workspace, network: DDT, calibration: Path | None, spec: FitSpec, steps: int | None, budget: int | None,
-    cost: float | None, on_stage: OnStage,
+    place: Workspace, network: DDT, statistics: Calibration, costs: Costs, spec: FitSpec, steps: int | None,
+    budget: int | None, cost: float | None, on_stage: OnStage,
 ) -> tuple[Schedule, FitSpec]:  # fmt: skip
     """The schedule to start from, and the fit with as many reference steps as the search has used."""
     from ddt_accel.errors import ConfigError
-    from ddt_accel.evaluation.costs import counted_costs, kept_costs
     from ddt_accel.fitting.joint import JointFit
-    from ddt_accel.networks.ddt import latent_shape_of
 
-    statistics = place.calibration(calibration)
-    costs = kept_costs(place.costs_path, statistics.checkpoint_sha256, say) or counted_costs(
-        network.config, latent_shape_of(network)
-    )
     joint = JointFit(network, statistics, costs, spec, steps=steps, folder=place.fit_path, on_stage=on_stage)
     unshared_only = budget is None and cost is None
     found = joint.find(budget=budget, cost=cost, shared=False if unshared_only else None)

@@ -14,6 +14,7 @@ from ddt_accel.cli.console import say
 from ddt_accel.cli.options import check_device
 
 if TYPE_CHECKING:
+    from ddt_accel.networks.ddt import DDT
     from ddt_accel.sampling.backend import Backend
     from ddt_accel.workspace import Workspace
 
@@ -31,20 +32,45 @@ class Opened:
     """Networks that are ready to run, and what is known of them."""
 
     backend: Backend
+    option: str  # as it is chosen by --backend
     name: str
     latent_shape: tuple[int, int, int]
     class_names: tuple[str, ...] | None
 
 
 def open_networks(
-    place: Workspace, backend: str, folder: Path | None, said: dict[str, Any], device: str, batch: int
+    place: Workspace,
+    backend: str,
+    folder: Path | None,
+    said: dict[str, Any],
+    device: str,
+    batch: int,
+    *,
+    compiling: bool = True,
 ) -> Opened:
     """The workspace's export or that of `folder`, or the chosen model by PyTorch; `batch` is how many images will be
-    drawn at once."""
-    check_device(device)
+    drawn at once. Only with `compiling` the fastest may be one that is compiled first."""
+    device = check_device(device)
     if backend == "auto":
-        backend = _fastest(place, folder, said, device, batch)
+        backend = _fastest(place, folder, said, device, batch, compiling)
     return _open(place, backend, folder, said, device)
+
+
+def load_network(place: Workspace, said: dict[str, Any]) -> DDT:
+    """The chosen model; says which one that is where nobody has chosen any."""
+    from ddt_accel.workspace import DEFAULT_MODEL
+
+    if "source" not in said and place.remembered() is None and not place.calibration_path.exists():
+        say(f"No --model is given, and {place.folder} has none: taking the embedded model {DEFAULT_MODEL}.")
+    return place.load_model(said)
+
+
+def check_backend(backend: str) -> None:
+    """Refuses what is no backend."""
+    from ddt_accel.errors import ConfigError
+
+    if backend not in ("auto", "compiled", "onnx", "torch", "trt"):
+        raise ConfigError(f"--backend is {backend!r}; choose auto, compiled, onnx, torch or trt.")
 
 
 def _open(place: Workspace, backend: str, folder: Path | None, said: dict[str, Any], device: str) -> Opened:
@@ -54,14 +80,14 @@ def _open(place: Workspace, backend: str, folder: Path | None, said: dict[str, A
 
     if backend in ("onnx", "trt"):
         return _open_export(place, backend, folder, said, device)
-    if backend not in ("torch", "compiled"):
-        raise ConfigError(f"--backend is {backend!r}; choose auto, compiled, onnx, torch or trt.")
-    network = place.load_model(said).to(device)
+    check_backend(backend)
+    network = load_network(place, said).to(device)
     source = network.source
     if source is None or source.latent_shape is None:
         raise ConfigError("The model does not say which latents it is for; give --latent-shape C,H,W.")
     return Opened(
         backend=TorchBackend(network) if backend == "torch" else CompiledBackend(network),
+        option=backend,
         name=source.name,
         latent_shape=source.latent_shape,
         class_names=source.class_names,
@@ -94,22 +120,31 @@ def _open_export(place: Workspace, backend: str, folder: Path | None, said: dict
                 f"{engines.folder} is an export of {told.model}, other weights than the model that was asked for; "
                 "export that one first, or use --backend torch."
             )
-    return Opened(backend=engines, name=told.model, latent_shape=told.latent_shape, class_names=told.class_names)
+    return Opened(
+        backend=engines,
+        option=backend,
+        name=told.model,
+        latent_shape=told.latent_shape,
+        class_names=told.class_names,
+    )
 
 
-def _fastest(place: Workspace, folder: Path | None, said: dict[str, Any], device: str, batch: int) -> str:
+def _fastest(
+    place: Workspace, folder: Path | None, said: dict[str, Any], device: str, batch: int, compiling: bool
+) -> str:
     """The name of what is fastest here with the chosen model, measured unless the workspace knows."""
     import torch
 
-    from ddt_accel.artifacts import checksum, read_json
+    from ddt_accel.artifacts import check_writable, checksum, read_json
     from ddt_accel.backends.choose import installed, measure_all
     from ddt_accel.backends.manifest import FILE_NAME, FORMAT, VERSION
     from ddt_accel.errors import ArtifactError
+    from ddt_accel.locks import making
     from ddt_accel.networks.device import device_name
 
     model = _open(place, "torch", None, said, device)
     found = {"onnx": (folder or place.export_path) / FILE_NAME}
-    if device == "cuda":
+    if device != "cpu":
         found["trt"] = (folder or place.engines_path) / FILE_NAME
     told = {}
     for name, path in found.items():
@@ -138,15 +173,33 @@ def _fastest(place: Workspace, folder: Path | None, said: dict[str, Any], device
     def opened(name: str) -> Backend:
         return _open(place, name, folder, said, device).backend
 
+    names = ["compiled", "torch", *exports]
     seconds = place.speeds(conditions)
-    if seconds is None:
-        say(f"Measuring which backend is fastest for batches of {batch} (compiling takes half a minute, once) ...")
-        candidates = {name: partial(opened, name) for name in ("compiled", "torch", *exports)}
+    if seconds is None and not compiling:
+        names.remove("compiled")
+        conditions["left out"] = "compiled"
+        seconds = place.speeds(conditions)
+
+    def measured() -> dict[str, float]:
+        keeps = True
+        try:
+            check_writable(place.speeds_path)
+        except ArtifactError as error:
+            keeps = False
+            say(f"The choice cannot be kept, and is made anew next time unless --backend names it: {error}")
+        took = " (compiling takes half a minute, once)" if compiling else ""
+        say(f"Measuring which backend is fastest for batches of {batch}{took} ...")
+        candidates = {name: partial(opened, name) for name in names}
         seconds, reasons = measure_all(candidates, model.latent_shape, batch)
         for name, reason in reasons.items():
             say(f"  {name}: {reason}")
-        if not reasons:  # what failed may run another time
+        if keeps and not reasons:  # what failed may run another time
             place.keep_speeds(conditions, seconds)
+        return seconds
+
+    if seconds is None:
+        with making(place.speeds_path, say):  # whoever waits finds them measured
+            seconds = place.speeds(conditions) or measured()
     fastest_first = sorted(seconds.items(), key=itemgetter(1))
     chosen = fastest_first[0][0]
     shown = ", ".join(f"{name} {1e3 * taken / batch:.1f} ms" for name, taken in fastest_first)

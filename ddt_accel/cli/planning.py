@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddt_accel.cli.console import emit, out, say, stages
+from ddt_accel.cli.console import emit, following, given, out, say, say_threads, show, stages
 from ddt_accel.cli.fitting import wants_autocast
 from ddt_accel.cli.networks import BackendOption, open_networks
 from ddt_accel.cli.options import (
@@ -18,6 +18,7 @@ from ddt_accel.cli.options import (
     JsonOption,
     LatentOption,
     ModelOption,
+    ThreadsOption,
     WeightsOption,
     WorkspaceOption,
     check_device,
@@ -26,8 +27,10 @@ from ddt_accel.cli.options import (
 
 if TYPE_CHECKING:
     from ddt_accel.evaluation.fidelity import Interval
-    from ddt_accel.evaluation.plan import Plan, Row
+    from ddt_accel.evaluation.judge import Plan
+    from ddt_accel.evaluation.plan import Row
     from ddt_accel.schedule import Schedule
+    from ddt_accel.workspace import Workspace
 
 
 def plan(
@@ -44,6 +47,7 @@ def plan(
     weights: WeightsOption = None,
     latent_shape: LatentOption = None,
     device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
     images: Annotated[
         int, typer.Option("--images", "-n", help="Held-out images to choose on, and as many to report on.")
     ] = 16,
@@ -66,6 +70,7 @@ def plan(
     every cost are kept in `plans/` there.
     """
     import dataclasses
+    from contextlib import nullcontext
 
     import torch
 
@@ -75,6 +80,7 @@ def plan(
     from ddt_accel.evaluation.plan import make_plans
     from ddt_accel.fitting.fit_spec import FitSpec
     from ddt_accel.fitting.joint import JointFit
+    from ddt_accel.locks import making
     from ddt_accel.workspace import Workspace
 
     if not fit and (iterations is not None or fit_seed is not None):
@@ -84,6 +90,7 @@ def plan(
     check_writable(path)
     statistics = place.calibration(calibration)
     said = model_options(model, config, weights, latent_shape)
+    say_threads(threads, device)
     networks = open_networks(place, backend, export_folder, said, device, batch_size)
     costs = kept_costs(place.costs_path, statistics.checkpoint_sha256, say) or counted_costs(
         networks.backend.config, networks.latent_shape
@@ -100,7 +107,7 @@ def plan(
             raise MismatchError(
                 f"--seed and --fit-seed are both {seed}; plans are compared on images that no fit has seen."
             )
-    with stages() as on_stage:
+    with making(place.fit_path, say) if fit else nullcontext(), stages() as on_stage:
         fitted = None
         if spec is not None:
             network = place.load_model(said).to(check_device(device))
@@ -133,10 +140,19 @@ def plan(
         {"unit": costs.unit, "conditions": costs.conditions, "rows": [_facts(row) for row in rows]},
         as_json=json,
         text=f"Costs are {costs.unit} ({costs.conditions}); 1 is the calibrated trajectory, unshared.\n"
-        f"dB to the converged trajectory, with 95 % intervals, on {images} images of seed {seed}, not those that "
-        "plans were chosen on.\n"
-        + (f"The best at {rows[-1].cost:g}: {best.name} → {path}" if best else "Nothing is as cheap as that."),
+        f"dB to the reference solution, with 95 % intervals, on {images} images of seed {seed}, not those that plans "
+        "were chosen on.\n"
+        + (f"The best at {rows[-1].cost:g}: {best.name} → {path}\n{_next(place, schedule)}" if best else _NOTHING),
     )
+
+
+_NOTHING = "Nothing is as cheap as that; give a higher --cost."
+
+
+def _next(place: Workspace, schedule: Path | None) -> str:
+    used = given("--schedule", schedule)
+    measuring = f"ddt-accel bench{used}" if place.export_path.exists() else "ddt-accel export"
+    return following(measuring, f"ddt-accel sample --backend torch{used}", workspace=place.folder)
 
 
 WAYS = {
@@ -152,9 +168,9 @@ WAYS = {
 def _print(rows: list[Row]) -> None:
     from rich.table import Table
 
-    from ddt_accel.evaluation.plan import gain
+    from ddt_accel.evaluation.judge import gain
 
-    table = Table("cost", "way", "plan", "costs", "dB to the limit", "more than fewer steps")
+    table = Table("cost", "way", "plan", "costs", "dB to the reference", "more than fewer steps")
     for row in rows:
         for way, said in WAYS.items():
             found: Plan | None = getattr(row, way)
@@ -164,14 +180,14 @@ def _print(rows: list[Row]) -> None:
                 more = "" if found is row.fewer else _gain(gain(found, row.fewer))
                 table.add_row(f"{row.cost:g}", said, found.name, f"{found.cost:.3f}", told, more)
         table.add_section()
-    out.print(table)
+    show(table)
     for row in rows:
         out.print(_verdict(row))
 
 
 def _verdict(row: Row) -> str:
     """Whether sharing pays at a cost: the best plan with it against the best without."""
-    from ddt_accel.evaluation.plan import gain
+    from ddt_accel.evaluation.judge import gain
 
     mine, without = row.best_shared, row.best_unshared
     found = gain(mine, without)
@@ -196,7 +212,7 @@ def _told(gain: Interval) -> str:
 def _facts(row: Row) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from ddt_accel.evaluation.plan import gain
+    from ddt_accel.evaluation.judge import gain
 
     plans: dict[str, Plan | None] = {way: getattr(row, way) for way in WAYS}
     return {

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddt_accel.cli.console import emit, stages, steps
-from ddt_accel.cli.networks import BackendOption, open_networks
+from ddt_accel.cli.console import emit, following, given, keeping, say, stages, steps
+from ddt_accel.cli.networks import BackendOption, load_network, open_networks
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
     BatchOption,
@@ -18,10 +18,14 @@ from ddt_accel.cli.options import (
     LatentOption,
     ModelOption,
     SeedOption,
+    ThreadsOption,
     WeightsOption,
     WorkspaceOption,
     model_options,
 )
+
+if TYPE_CHECKING:
+    from ddt_accel.spec import SamplingSpec
 
 DEFAULT_BATCH = "1:8:32"
 
@@ -45,7 +49,8 @@ def export(
         int | None, typer.Option(help="Forecast inside the decoder, from 1 to 3 states; engines do, from 2.")
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="tensorrt, which needs the GPU; tensorrt-rtx, which builds without; or auto.")
+        str,
+        typer.Option(help="tensorrt, which needs the GPU; tensorrt-rtx, for RTX cards, which builds without; or auto."),
     ] = "auto",
     batch: Annotated[
         str, typer.Option(help="Images an engine is for, min:opt:max; several profiles by commas.")
@@ -62,13 +67,15 @@ def export(
     """Write encoder and decoder as two networks of their own, compared with PyTorch."""
     from dataclasses import asdict
 
+    from ddt_accel.artifacts import check_writable
     from ddt_accel.exporting.engines import EngineOptions
+    from ddt_accel.exporting.export import checked_cut
     from ddt_accel.exporting.export import export as run
     from ddt_accel.workspace import Workspace
 
     place = Workspace(workspace)
-    given = (engine, batch, optimization_level, workspace_gib, version_compatible, hardware_compatible)
-    wanted = as_engines or given != ("auto", DEFAULT_BATCH, None, None, False, False)
+    settings = (engine, batch, optimization_level, workspace_gib, version_compatible, hardware_compatible)
+    wanted = as_engines or settings != ("auto", DEFAULT_BATCH, None, None, False, False)
     options = EngineOptions(
         engine=engine,
         batches=EngineOptions.parse_batches(batch),
@@ -78,24 +85,34 @@ def export(
         hardware_compatible=hardware_compatible,
         timing_cache=place.timing_path,
     )
-    network = place.load_model(model_options(model, config, weights, latent_shape))
+    said = model_options(model, config, weights, latent_shape)
+    format, engines = "tensorrt" if as_engines else "onnx", options if wanted else None
+    precision = precision or ("bf16" if as_engines else "fp32")
+    checked_cut(format, precision, cache, sources, engines)
     folder = out or (place.engines_path if as_engines else place.export_path)
-    with stages() as on_stage:
+    check_writable(folder / "manifest.json")
+    network = load_network(place, said)
+    with keeping(lambda: "Nothing of this export is kept, and an earlier one is as it was."), stages() as on_stage:
         manifest = run(
             network,
             folder,
-            format="tensorrt" if as_engines else "onnx",
-            precision=precision or ("bf16" if as_engines else "fp32"),
+            format=format,
+            precision=precision,
             cache=cache,
             sources=sources,
-            engines=options if wanted else None,
+            engines=engines,
             on_stage=on_stage,
+            say=say,
         )
     made = f"Exported to {folder} in {manifest.precision}"
     if manifest.engine is not None:
-        where = manifest.engine.gpu or "all GPUs since Ampere"
+        where = manifest.engine.gpu or "all RTX cards since Ampere"
         made = f"Built engines in {folder} in {manifest.precision}, by {manifest.engine.library} "
         made += f"{manifest.engine.version} for {where}; not verified: they have not been run"
+    run_by = (" --backend trt --device cuda" if as_engines else "") + given("--export", out)
+    then = ["ddt-accel optimize --speedup 5"]
+    if place.schedule_path.exists():
+        then = [f"ddt-accel bench{run_by}", f"ddt-accel sample{run_by}"]
     measured = "of PyTorch in bf16" if manifest.precision == "bf16" else "of the ONNX files"
     emit(
         {
@@ -108,7 +125,7 @@ def export(
         as_json=json,
         text=f"{made}\nLargest error against PyTorch in fp32, {measured} (relative): encoder "
         f"{manifest.parity['encoder']:.1e}, decoder {manifest.parity['decoder']:.1e}"
-        + ("" if as_engines else "\nNext: ddt-accel sample, or ddt-accel bench"),
+        f"\n{following(*then, workspace=workspace)}",
     )
 
 
@@ -130,6 +147,7 @@ def sample(
     weights: WeightsOption = None,
     latent_shape: LatentOption = None,
     device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
     batch_size: BatchOption = 16,
     out: Annotated[Path | None, typer.Option(help="Folder for the images; in the workspace by default.")] = None,
     npz: Annotated[
@@ -142,34 +160,31 @@ def sample(
     json: JsonOption = False,
 ) -> None:
     """Draw images along the schedule."""
-    import dataclasses
     import time
 
     import torch
 
-    from ddt_accel.backends.sample import sample as draw
+    from ddt_accel.artifacts import check_writable
+    from ddt_accel.backends.sampler import Sampler
     from ddt_accel.backends.vae import LatentDecoder
-    from ddt_accel.errors import ConfigError, MismatchError
+    from ddt_accel.errors import ArtifactError, ConfigError
     from ddt_accel.evaluation.benchmark import is_pixel_space
-    from ddt_accel.report.pictures import SampleWriter
+    from ddt_accel.locks import making
+    from ddt_accel.report.samples import SampleWriter
     from ddt_accel.sampling.noise import draw_noise, draw_step_noise
     from ddt_accel.workspace import Workspace
 
     if images < 1 or batch_size < 1:
         raise ConfigError(f"--images is {images} and --batch-size {batch_size}; give at least 1 of each.")
-    place = Workspace(workspace)
+    place = Workspace(workspace, say)
     plan = place.schedule(schedule)
-    asked = dataclasses.replace(
-        plan.spec,
-        num_steps=plan.spec.num_steps if steps_wanted is None else steps_wanted,
-        guidance=plan.spec.guidance if guidance is None else guidance,
-    )
-    if differences := asked.differences(plan.spec):
-        raise MismatchError(
-            f"The schedule was solved for other sampling ({'; '.join(differences)}); calibrate and solve for it."
-        )
+    check_asked(plan.spec, schedule or place.schedule_path, steps_wanted, guidance)
     if full:
         plan = plan.unshared()
+    folder = out or place.samples_path
+    for path in (folder / "000000.png", npz):
+        if path is not None:
+            check_writable(path)
     said = model_options(model, config, weights, latent_shape)
     opened = open_networks(place, backend, export_folder, said, device, min(batch_size, images))
     networks, shape = opened.backend, opened.latent_shape
@@ -178,38 +193,67 @@ def sample(
     if vae is not None and pixels:
         raise ConfigError("--vae makes pictures of latents, and this model draws pictures itself; leave it out.")
     decode = LatentDecoder(vae, device=device) if vae is not None else None
-    writer = SampleWriter(out or place.samples_path, npz, pixels=pixels or decode is not None)
+    sampler = Sampler(networks, plan, latent_shape=shape, batch_size=batch_size)
     seconds, compiling_before = 0.0, getattr(networks, "compile_seconds", 0.0)
-    with steps("sampling", images) as bar:
-        for start in range(0, images, batch_size):
-            indices = range(start, min(images, start + batch_size))
-            chosen = torch.tensor([classes[index % len(classes)] for index in indices])
-            noise = draw_noise(shape, seed=seed, indices=indices)
-            step_noise = draw_step_noise(shape, seed=seed, indices=indices)
-            started = time.perf_counter()
-            latents = draw(networks, plan, noise, chosen, step_noise=step_noise).cpu()
-            seconds += (time.perf_counter() - started) / images
-            writer.add(latents if decode is None else decode(latents).cpu())
-            bar.to(indices.stop)
-    written = writer.finish()
+    with making(folder, say) as alone:
+        writer = SampleWriter(
+            folder, npz, count=images, pixels=pixels or decode is not None, ours=out is None and alone
+        )
+        with writer, steps("sampling", images) as bar:
+            for start in range(0, images, batch_size):
+                indices = range(start, min(images, start + batch_size))
+                chosen = torch.tensor([classes[index % len(classes)] for index in indices])
+                noise = draw_noise(shape, seed=seed, indices=indices)
+                step_noise = draw_step_noise(shape, seed=seed, indices=indices)
+                started = time.perf_counter()
+                latents = sampler.draw(noise, chosen, step_noise=step_noise).cpu()
+                seconds += (time.perf_counter() - started) / images
+                writer.add(latents if decode is None else decode(latents).cpu())
+                bar.to(indices.stop)
+        sheet = None
+        try:
+            sheet = writer.write_sheet(classes, opened.class_names)
+        except ArtifactError as error:
+            say(f"There is no contact sheet: {error}")
+    if left := writer.left():
+        say(
+            f"{folder} still holds {len(left)} pictures of an earlier, longer run, {left[0]} to {left[-1]}, which are "
+            "none of these; remove them, or give another --out."
+        )
     compiling = getattr(networks, "compile_seconds", 0.0) - compiling_before
     seconds -= compiling / images
-    if out is None:  # a folder of ours: what an earlier, longer run left would pass for this one's
-        for stale in set(place.samples_path.glob("[0-9]*.png")) - set(written):
-            stale.unlink()
     emit(
         {
-            "folder": str(written[0].parent),
+            "folder": str(folder),
+            "contact_sheet": sheet and str(sheet),
             "images": images,
             "seconds_per_image": seconds,
             "compile_seconds": compiling,
-            "files": [str(p) for p in written],
+            "files": [str(path) for path in writer.files()],
         },
         as_json=json,
         text=f"{images} images, {seconds:.3f} s each, {plan.budget} encoder runs of {plan.spec.num_evaluations}"
         + (f", compiled in {compiling:.0f} s before" if compiling else "")
-        + f" → {written[0]}",
+        + f" → {folder}"
+        + (f"\nAt a glance: {sheet}" if sheet else ""),
     )
+
+
+def check_asked(spec: SamplingSpec, path: Path, steps_wanted: int | None, guidance: float | None) -> None:
+    """Refuses a schedule for other sampling than --steps and --guidance ask for."""
+    from ddt_accel.errors import MismatchError
+
+    if steps_wanted is not None and steps_wanted != spec.num_steps:
+        raise MismatchError(
+            f"--steps is {steps_wanted}, but {path} is a schedule for {spec.num_steps} steps; leave --steps out to "
+            f"sample in {spec.num_steps}, or make one with `ddt-accel solve --steps {steps_wanted}`."
+        )
+    if guidance is not None and guidance != spec.guidance:
+        raise MismatchError(
+            f"--guidance is {guidance:g}, but {path} is a schedule for guidance {spec.guidance:g}; leave --guidance "
+            f"out to sample with that, or make one with `ddt-accel calibrate --guidance {guidance:g}`, then "
+            "`ddt-accel solve`."
+        )
 
 
 def parse_labels(text: str | None, num_classes: int, names: tuple[str, ...] | None) -> list[int]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import shlex
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddt_accel.cli.console import emit, out, say
+from ddt_accel.cli.comparison import costs_of, fewer_facts, fewer_told, predicted_told
+from ddt_accel.cli.console import emit, following, given, say, show
 from ddt_accel.cli.console import steps as steps_bar
 from ddt_accel.cli.options import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption
 
@@ -66,8 +69,9 @@ def solve(
     The published method is --forecast hold --objective similarity.
     """
     from ddt_accel.artifacts import check_writable
-    from ddt_accel.errors import ConfigError
-    from ddt_accel.evaluation.budgets import Target, choose
+    from ddt_accel.errors import ConfigError, DDTAccelError
+    from ddt_accel.evaluation.budgets import Target, beside, choose, predicted_psnr
+    from ddt_accel.locks import making
     from ddt_accel.solver.solve import Method, solve_curve
     from ddt_accel.solver.split import split as solve_split
     from ddt_accel.workspace import Workspace
@@ -85,19 +89,24 @@ def solve(
         if budget is not None or target != Target():
             raise ConfigError("--pareto writes all budgets; give it without a budget or target.")
         curve = solve_curve(statistics, evaluations, method)
-        _write_curve(curve, out or place.curve_path, _costs(place, calibrated), as_json=json)
-        if out is None:  # a folder of ours: what another grid left would pass for this one's
-            for stale in set(place.curve_path.glob("[0-9]*.json")) - {
-                place.curve_path / f"{s.budget}.json" for s, _ in curve
-            }:
-                stale.unlink()
+        folder = out or place.curve_path
+        with making(folder, say):
+            _write_curve(curve, folder, calibrated, costs_of(place, calibrated), workspace, as_json=json)
+            if out is None:  # a folder of ours: what another grid left would pass for this one's
+                made = {f"{schedule.budget}.json" for schedule, _ in curve}
+                for stale in folder.glob("[0-9]*.json"):
+                    if stale.stem.isdecimal() and stale.name not in made:
+                        stale.unlink()
         return
     if target == Target():
         chosen = solve_curve(statistics, DEFAULT_BUDGET if budget is None else budget, method)[-1]
+        costs = None
+        with contextlib.suppress(DDTAccelError):  # of a calibration from elsewhere nothing tells the costs
+            costs = costs_of(place, calibrated)
     else:
         if budget is not None:
             raise ConfigError("Give --budget or a target, not both.")
-        costs = _costs(place, calibrated)
+        costs = costs_of(place, calibrated)
         chosen = choose(solve_curve(statistics, evaluations, method), target, costs)
         say(f"By {costs.unit} ({costs.conditions}): {len(chosen[0].refresh_steps)} encoder runs.")
     schedule, certificate = chosen
@@ -118,11 +127,13 @@ def solve(
         }
         schedule = refined.schedule
     schedule.save(path)
-    emit(
-        result | {"schedule": str(path)},
-        as_json=json,
-        text=f"{said}\n→ {path}\nNext: ddt-accel export --onnx, or ddt-accel sample --backend torch",
-    )
+    fewer = beside(calibrated, schedule, costs) if costs is not None else None
+    result |= {"predicted_psnr": predicted_psnr(schedule), "fewer_steps": fewer_facts(fewer), "schedule": str(path)}
+    used = given("--schedule", out)
+    measuring = f"ddt-accel bench{used}{given('--calibration', calibration)}"
+    hints = measuring if place.export_path.exists() else "ddt-accel export", f"ddt-accel sample --backend torch{used}"
+    lines = [said, predicted_told(schedule, fewer), fewer_told(schedule, fewer, calibrated), f"→ {path}"]
+    emit(result, as_json=json, text="\n".join([*filter(None, lines), following(*hints, workspace=workspace)]))
 
 
 def on_grid(calibration: Calibration, spec: SamplingSpec) -> Statistics:
@@ -188,8 +199,8 @@ def _split_told(common: Schedule, schedule: Schedule) -> str:
         drawn = "".join("●" if k in steps else "·" for k in range(schedule.spec.num_evaluations))
         lines.append(f"{drawn}  {branch}, {len(steps)} runs: {', '.join(map(str, steps))}")
     return "\n".join(lines) + (
-        f"\n{_predicted(schedule)}, with the encoder running {encoder_runs(schedule)} times for an image, as often as "
-        f"at {common.budget} steps common to both branches."
+        f"\nThe encoder runs {encoder_runs(schedule)} times for an image, as often as at {common.budget} steps common "
+        "to both branches."
     )
 
 
@@ -205,50 +216,56 @@ def _gained(schedule: Schedule, refined: Refined) -> str:
     return f"{tried} and moved the refreshes to {', '.join(map(str, refined.schedule.refresh_steps))}: {interval}."
 
 
-def _costs(place: Workspace, calibration: Calibration) -> Costs:
-    """The costs that `bench` measured in this workspace, else counted ones of its model."""
-    from ddt_accel.errors import MismatchError
-    from ddt_accel.evaluation.costs import counted_costs, kept_costs
-
-    if costs := kept_costs(place.costs_path, calibration.checkpoint_sha256, say):
-        return costs
-    network = place.load_model({})
-    if network.source is None or network.source.sha256 != calibration.checkpoint_sha256:
-        raise MismatchError(
-            f"The calibration is not of the model of {place.folder}, whose operations would be counted; solve in the "
-            "workspace that it was made in."
-        )
-    return counted_costs(network.config, calibration.latent_shape)
-
-
-def _write_curve(curve: list[tuple[Schedule, Certificate]], folder: Path, costs: Costs, *, as_json: bool) -> None:
+def _write_curve(
+    curve: list[tuple[Schedule, Certificate]], folder: Path, calibration: Calibration, costs: Costs, workspace: Path, *,
+    as_json: bool,
+) -> None:  # fmt: skip
     from rich.table import Table
 
-    from ddt_accel.evaluation.budgets import predicted_psnr
+    from ddt_accel.evaluation.budgets import beside, predicted_psnr
     from ddt_accel.evaluation.costs import SECONDS
     from ddt_accel.schedule import Schedule
 
-    unit = costs.of(Schedule.full(curve[0][0].spec))
-    table = Table("encoder runs", "speed-up", *(["ms"] if costs.unit == SECONDS else []), "predicted", "as PSNR, dB")
+    unit, timed = costs.of(Schedule.full(curve[0][0].spec)), costs.unit == SECONDS
+    table = Table(
+        "encoder runs", "speed-up", *(["ms"] if timed else []), "predicted error", "predicted dB to the unshared",
+        "to the reference", "fewer steps", "their dB to the unshared", "to the reference", "sharing gains, dB",
+    )  # fmt: skip
     rows = []
     for schedule, certificate in curve:
         schedule.save(folder / f"{schedule.budget}.json")
         cost, psnr = costs.of(schedule), predicted_psnr(schedule)
-        rows.append(facts(schedule, certificate) | {"speedup": unit / cost, "cost": cost, "predicted_psnr": psnr})
+        full = schedule.budget == schedule.spec.num_evaluations
+        fewer = None if full else beside(calibration, schedule, costs)
+        rows.append(
+            facts(schedule, certificate)
+            | {"speedup": unit / cost, "cost": cost, "predicted_psnr": psnr, "fewer_steps": fewer_facts(fewer)}
+        )
+        beside_it = (fewer.copying, fewer.reference, fewer.gain) if fewer else (None, None, None)
         table.add_row(
             str(schedule.budget),
             f"{unit / cost:.2f}×",
-            *([f"{cost * 1000:.1f}"] if costs.unit == SECONDS else []),
+            *([f"{cost * 1000:.1f}"] if timed else []),
             f"{schedule.predicted_error or schedule.predicted_cost:.4g}",
-            f"{psnr:.1f}" if psnr else "–",
+            _number(psnr),
+            _number(fewer.expected if fewer else None),
+            str(fewer.steps) if fewer else "–",
+            *map(_number, beside_it[:2]),
+            _number(beside_it[2], "+.1f"),
         )
     if not as_json:
-        out.print(table)
+        show(table)
     emit(
         {"folder": str(folder), "unit": costs.unit, "conditions": costs.conditions, "curve": rows},
         as_json=as_json,
-        text=f"Speed by {costs.unit} ({costs.conditions}).\n{len(rows)} schedules → {folder}",
+        text=f"Speed by {costs.unit} ({costs.conditions}). Fewer steps cost no less than the row's schedule. What is "
+        f"predicted, `ddt-accel bench` measures.\n{len(rows)} schedules → {folder}\n"
+        + following(f"ddt-accel bench --schedule {shlex.quote(str(folder))}/N.json", workspace=workspace),
     )
+
+
+def _number(value: float | None, form: str = ".1f") -> str:
+    return "–" if value is None else f"{value:{form}}"
 
 
 def facts(schedule: Schedule, certificate: Certificate) -> dict[str, Any]:
@@ -275,12 +292,8 @@ def describe(schedule: Schedule, certificate: Certificate) -> str:
         f"{', '.join(map(str, schedule.refresh_steps))}\n"
         f"{_MEANING[schedule.objective]}: {certificate.cost:.4g}, {found} of {Decimal(certificate.considered):.4g} "
         f"schedules{tied}; evenly spread steps come to {certificate.uniform_cost:.4g}, the published program's to "
-        f"{certificate.published_cost:.4g}." + (f"\n{_predicted(schedule)}." if schedule.predicted_error else "")
+        f"{certificate.published_cost:.4g}."
     )
-
-
-def _predicted(schedule: Schedule) -> str:
-    return f"Predicted root-mean-square error of the final latents: {schedule.predicted_error:.4g}"
 
 
 # What a schedule is the least of.

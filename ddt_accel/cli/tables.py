@@ -48,7 +48,7 @@ def laid_out(table: Table, width: int | None, *, encoding: str, errors: str, col
 
 
 def _blocks(heads: list[str], rows: list[list[str]], width: int) -> str:
-    """For each row its cells below one another, each beside its head."""
+    """For each row its cells below one another, each beside its head; what is empty is left out."""
     lines = []
     for row in rows:
         indent = ""
@@ -59,5 +59,5 @@ def _blocks(heads: list[str], rows: list[list[str]], width: int) -> str:
                 lines += textwrap.wrap(
                     told, width, initial_indent=indent, subsequent_indent=deeper, break_on_hyphens=False
                 )
-            indent = "  "
+                indent = "  "
     return "\n".join(lines) + "\n"

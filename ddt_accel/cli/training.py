@@ -2,70 +2,76 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddt_accel.cli.console import emit, say
-from ddt_accel.cli.options import DeviceOption, JsonOption, check_device
+from ddt_accel.cli.console import emit, keeping, say, stages
+from ddt_accel.cli.learning import stoppable, watched
+from ddt_accel.cli.options import DeviceOption, JsonOption, ThreadsOption, check_device
+
+if TYPE_CHECKING:
+    import torch
+
+    from ddt_accel.networks.config import DDTConfig
+    from ddt_accel.training.train_spec import TrainSpec
 
 
 def train(
     data: Annotated[Path, typer.Option(help="Image folder, a zip of one, or an npz with images and labels.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted one continues.")],
-    images: Annotated[int, typer.Option(help="Images to train on, repeats counted.")] = 4_200_000,
-    size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 32,
+    images: Annotated[
+        int, typer.Option(min=1, help="Images to train on, repeats counted; more than before extend a run.")
+    ] = 4_200_000,
+    size: Annotated[int, typer.Option(min=1, max=16384, help="Side of the images in pixels.")] = 32,
     split: Annotated[str, typer.Option(help="Which split, where the data has several.")] = "train",
-    hidden_size: Annotated[int, typer.Option(help="Width of the network.")] = 128,
-    heads: Annotated[int, typer.Option(help="Attention heads.")] = 4,
-    encoder_blocks: Annotated[int, typer.Option(help="Blocks of the condition encoder.")] = 6,
-    decoder_blocks: Annotated[int, typer.Option(help="Blocks of the velocity decoder.")] = 2,
-    patch: Annotated[int, typer.Option(help="Side of a patch, which becomes one token, in pixels.")] = 4,
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
+    hidden_size: Annotated[int, typer.Option(min=1, max=65536, help="Width of the network.")] = 128,
+    heads: Annotated[int, typer.Option(min=1, help="Attention heads.")] = 4,
+    encoder_blocks: Annotated[int, typer.Option(min=1, max=1000, help="Blocks of the condition encoder.")] = 6,
+    decoder_blocks: Annotated[int, typer.Option(min=1, max=1000, help="Blocks of the velocity decoder.")] = 2,
+    patch: Annotated[int, typer.Option(min=1, help="Side of a patch, which becomes one token, in pixels.")] = 4,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 128,
     learning_rate: Annotated[
-        float, typer.Option(help="AdamW's peak; 500 steps of warm-up, then a cosine to 0.")
+        float,
+        typer.Option(help="AdamW's peak; 500 steps of warm-up, at most a quarter of the run, then a cosine to 0."),
     ] = 1.5e-3,
-    ema_decay: Annotated[float, typer.Option(help="Of the averaged weights, a step.")] = 0.9995,
+    ema_decay: Annotated[
+        float | None, typer.Option(help="Of the averaged weights, a step; by default fitted to the run: 1 - 16/steps.")
+    ] = None,
     label_dropout: Annotated[float, typer.Option(help="Share of images without their label, for guidance.")] = 0.1,
     flip: Annotated[bool, typer.Option(help="Mirror half of the images; not for text or digits.")] = True,
     seed: Annotated[int, typer.Option(help="Seed of the weights, the order and the noise.")] = 0,
     precision: Annotated[str, typer.Option(help="auto, bf16 or fp32.")] = "auto",
     compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile; needs a C++ compiler.")] = False,
-    save_every: Annotated[int, typer.Option(help="Steps between saves, a multiple of 100.")] = 200,
+    save_every: Annotated[
+        int, typer.Option(min=1, help="Steps between saves, which come every five minutes, too.")
+    ] = 200,
+    threads: ThreadsOption = None,
     device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
-    """Train a DDT on labelled images in pixel space, by flow matching."""
+    """Train a DDT on labelled images in pixel space, by flow matching. Ctrl-C keeps what was trained."""
     import torch
 
     from ddt_accel.artifacts import check_writable, write_atomic
-    from ddt_accel.errors import ConfigError
-    from ddt_accel.networks.config import DDTConfig
-    from ddt_accel.networks.device import supports_bf16
+    from ddt_accel.locks import making
+    from ddt_accel.networks.threads import use_threads
     from ddt_accel.report.figures import loss_curve
     from ddt_accel.training.images import load_images
-    from ddt_accel.training.loop import LOG_EVERY, Progress, Trainer, TrainSpec
+    from ddt_accel.training.loop import Trainer
     from ddt_accel.training.release import write_release
+    from ddt_accel.training.state import check_continues
+    from ddt_accel.training.train_spec import TrainSpec
 
-    check_writable(out / "state.safetensors")
-    if save_every < 1 or save_every % LOG_EVERY:
-        raise ConfigError(f"--save-every is {save_every}; give a multiple of {LOG_EVERY}.")
+    # Everything that can be checked is, before the pictures are read.
     target = torch.device(check_device(device))
-    if precision == "auto":
-        precision = "bf16" if supports_bf16(target) else "fp32"
-    say(f"Reading {data} …")
-    dataset = load_images(data, size=size, split=split)
+    network = _network(size, hidden_size, heads, encoder_blocks, decoder_blocks, patch)
+    precision, why = _precision(precision, target)
     spec = TrainSpec(
-        network=DDTConfig(
-            in_channels=3,
-            patch_size=patch,
-            num_groups=heads,
-            hidden_size=hidden_size,
-            num_blocks=encoder_blocks + decoder_blocks,
-            num_encoder_blocks=encoder_blocks,
-            num_classes=len(dataset.class_names),
-        ),
+        network=network,
         total_images=images,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -75,24 +81,102 @@ def train(
         seed=seed,
         precision=precision,
     )
-    spec.network.num_tokens((3, size, size))
-    trainer = Trainer(spec, dataset, out, target, compiled=compile)
+    _check_memory(spec, size, target)
+    state = out / "state.safetensors"
+    check_writable(state)
+    if state.exists():
+        check_continues(state, spec)
 
-    def report(progress: Progress) -> None:
-        left = (spec.total_images - progress.images) / progress.images_per_second / 60
-        say(
-            f"step {progress.step}/{spec.num_steps}  {progress.images:,} images  loss {progress.loss:.4f}  "
-            f"{progress.images_per_second:.0f} images/s  {left:.0f} min left"
-        )
-
-    trainer.run(save_every=save_every, report=report)
-    seen = [step * batch_size for step, _ in trainer.history]
-    curve = loss_curve(seen, [loss for _, loss in trainer.history])
-    write_atomic(out / "loss.svg", curve.encode())
-    path = write_release(trainer.state_path, out / "model.safetensors", latent_shape=(3, size, size))
+    say(f"Reading {data} …")
+    with stages() as on_stage:
+        dataset = load_images(data, size=size, split=split, on_stage=on_stage)
+    for line in dataset.lines:
+        say(line)
+    spec = replace(spec, network=replace(network, num_classes=len(dataset.class_names)))
+    with making(state, say):
+        trainer = Trainer(spec, dataset, out, target, compiled=compile)
+        parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+        say(f"{parameters:,} parameters, {precision}{why}, {use_threads(threads, measure=target.type == 'cpu')}")
+        if trainer.finished:
+            say(f"Trained to its end already, which {state} holds; more --images extend it")
+        elif trainer.step:
+            say(f"Going on at step {trainer.step:,} of {spec.num_steps:,}, which {state} holds")
+        with keeping(lambda: f"The same command goes on from the last save in {state}."):
+            with stoppable() as asked, watched(spec) as report:
+                trainer.run(save_every=save_every, report=report, stop=lambda: asked() is not None)
+            if (number := asked()) is not None and not trainer.finished:
+                say(f"Step {trainer.step:,} of {spec.num_steps:,} is saved.")
+                raise KeyboardInterrupt(number)
+        seen = [step * batch_size for step, _ in trainer.history]
+        curve = loss_curve(seen, [loss for _, loss in trainer.history])
+        write_atomic(out / "loss.svg", curve.encode())
+        path = write_release(trainer.state_path, out / "model.safetensors", latent_shape=(3, size, size))
     emit(
         {"model": str(path), "images": spec.num_steps * batch_size, "loss": trainer.history[-1][1]},
         as_json=json,
         text=f"Trained on {spec.num_steps * batch_size:,} images, loss {trainer.history[-1][1]:.4f} → {path}\n"
-        f"Next: ddt-accel calibrate --model {path}",
+        f"Next: ddt-accel calibrate --model {shlex.quote(str(path))}",
     )
+
+
+def _network(
+    size: int, hidden_size: int, heads: int, encoder_blocks: int, decoder_blocks: int, patch: int
+) -> DDTConfig:
+    """The network for one class: how many there are, the pictures say."""
+    from ddt_accel.errors import ConfigError
+    from ddt_accel.networks.config import DDTConfig
+
+    if size % patch:
+        raise ConfigError(f"--size is {size} and --patch {patch}; give a --size that is a multiple of --patch.")
+    if hidden_size % (4 * heads):
+        raise ConfigError(
+            f"--hidden-size is {hidden_size} and --heads {heads}; give a --hidden-size that is a multiple of "
+            f"{4 * heads}, four for each head."
+        )
+    return DDTConfig(
+        in_channels=3,
+        patch_size=patch,
+        num_groups=heads,
+        hidden_size=hidden_size,
+        num_blocks=encoder_blocks + decoder_blocks,
+        num_encoder_blocks=encoder_blocks,
+        num_classes=1,
+    )
+
+
+def _precision(asked: str, device: torch.device) -> tuple[str, str]:
+    """The precision, and why, where it is chosen here."""
+    from ddt_accel.networks.device import bf16_gain, supports_bf16
+
+    if asked != "auto":
+        return asked, ""
+    fast = supports_bf16(device)
+    if device.type == "cuda":
+        return ("bf16", "") if fast else ("fp32", " (this GPU does not multiply bf16)")
+    if fast:
+        return "bf16", f" (multiplied {bf16_gain():.1f} times as fast as fp32 here)"
+    return "fp32", f" (bf16 is multiplied {1 / max(bf16_gain(), 1e-3):.1f} times as slowly here)"
+
+
+def _check_memory(spec: TrainSpec, size: int, device: torch.device) -> None:
+    """Refuses a step that takes more memory than there is, as far as that is certain."""
+    import torch
+
+    from ddt_accel.errors import ConfigError
+    from ddt_accel.networks.ddt import DDT
+    from ddt_accel.networks.device import memory_of
+
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in DDT(spec.network).parameters())
+    # Weights, average, two moments and gradients; of the activations, in 16 bits, no more than what every block keeps:
+    # its input, queries, keys and values, and the two inner products of its MLP.
+    tokens, network = spec.network.num_tokens((3, size, size)), spec.network
+    activations = 2 * 9 * network.num_blocks * tokens * network.hidden_size
+    needed = 20 * parameters + spec.batch_size * (activations + 4 * 3 * size**2)
+    if needed > memory_of(device):
+        raise ConfigError(
+            f"A step of {spec.batch_size} images of {size} × {size} pixels, {tokens:,} tokens each, through "
+            f"{parameters:,} parameters takes at least {needed / 1e9:,.0f} GB, and there are "
+            f"{memory_of(device) / 1e9:,.0f} GB; choose a smaller --batch-size, --size or --hidden-size, or a larger "
+            "--patch."
+        )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ddt_accel.backends.sample import check_checkpoint
@@ -17,7 +17,7 @@ from ddt_accel.networks.config import DDTConfig
 from ddt_accel.networks.device import synchronize
 from ddt_accel.sampling.backend import Backend, Session
 from ddt_accel.sampling.noise import draw_labels, draw_noise, draw_step_noise
-from ddt_accel.sampling.program import Program, compile_program
+from ddt_accel.sampling.program import Program, compile_program, network_rows
 from ddt_accel.sampling.trajectory import run
 from ddt_accel.schedule import Schedule
 
@@ -93,6 +93,21 @@ class Measurement:
     psnr_values: list[float | None]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Earlier:
+    """A run of this process that another one is put in terms of.
+
+    Both have measured the `pacer`. As much slower as it was in the later run, so much shorter the later times are
+    taken: a machine that others use, too, does not keep its speed. What the later run measures is compared with the
+    earlier `baseline`, and its `latents` [≥ num_images, C, H, W].
+    """
+
+    pacer: Measurement
+    baseline: Measurement
+    baseline_schedule: Schedule
+    latents: Tensor
+
+
 @dataclass(kw_only=True)
 class _Run:
     schedule: Schedule
@@ -111,21 +126,23 @@ def measure(
     seed: int,
     batch_size: int,
     on_run: Callable[[], None] = lambda: None,
+    earlier: Earlier | None = None,
 ) -> tuple[list[Measurement], dict[str, Tensor]]:
-    """Runs every schedule on the images 0 … num_images − 1 of a seed; the first one is the reference.
+    """Runs every schedule on the images 0 … num_images − 1 of a seed; the first one is the baseline.
 
     Every batch goes through all schedules in turn, in an order that rotates, so that a machine that slows down slows
-    all of them; discarded batches warm up. Returns a measurement and the final latents for each.
+    all of them; discarded batches warm up. Returns a measurement and the final latents for each. With an `earlier` run
+    the first schedule is its pacer, and the baseline is that one's.
     """
     for schedule in schedules.values():
         check_checkpoint(schedule, backend.checkpoint_sha256)
     runs = {name: _Run(schedule=s, program=compile_program(s)) for name, s in schedules.items()}
-    reference = next(iter(runs.values()))
+    first = next(iter(runs.values()))
     starts = list(range(0, num_images, batch_size))
-    _run_batch(backend, reference, range(min(batch_size, num_images)), latent_shape, seed, keep=False)
+    _run_batch(backend, first, range(min(batch_size, num_images)), latent_shape, seed, keep=False)
     # Each may be the first to need something compiled, and a batch of one is compiled by itself.
     for size in {min(2, batch_size, num_images - start) for start in starts}:
-        for one in runs.values():
+        for one in _of_every_kind(runs.values()):
             _run_batch(backend, one, range(size), latent_shape, seed, keep=False)
     for turn, start in enumerate(starts):
         indices = range(start, min(start + batch_size, num_images))
@@ -134,12 +151,47 @@ def measure(
             _run_batch(backend, one, indices, latent_shape, seed, keep=True)
             on_run()
     latents = {name: torch.cat(one.latents) for name, one in runs.items()}
-    expected = next(iter(latents.values()))
+    pixels = is_pixel_space(backend.config)
+    if earlier is None:
+        speed, name = 1.0, next(iter(runs))
+        expected, baseline, schedule = latents[name], _own(name, first, num_images, speed), first.schedule
+    else:
+        expected, baseline, schedule = earlier.latents[:num_images], earlier.baseline, earlier.baseline_schedule
+        speed = earlier.pacer.seconds / (first.seconds / num_images)
     measurements = [
-        _measurement(name, one, reference, latents[name], expected, num_images, backend.config)
+        _beside(_own(name, one, num_images, speed), one.program, baseline, compile_program(schedule))
         for name, one in runs.items()
     ]
-    return measurements, latents
+    return [against(m, latents[m.name], expected, pixels=pixels) for m in measurements], latents
+
+
+def against(m: Measurement, latents: Tensor, expected: Tensor, *, pixels: bool) -> Measurement:
+    """The same times, with how far the latents [B, C, H, W] of some images are from those that were expected."""
+    values = psnr(to_images(latents), to_images(expected)) if pixels else None
+    return dataclasses.replace(
+        m,
+        psnr=interval(values) if values is not None else None,
+        relative_l2=interval(relative_l2(latents, expected)),
+        psnr_values=[float(v) if np.isfinite(v) else None for v in values] if values is not None else [],
+    )
+
+
+def _of_every_kind(runs: Iterable[_Run]) -> Iterator[_Run]:
+    """As few of the runs as together ask for everything that any of them asks of a backend."""
+    seen: set[Hashable] = set()
+    for one in runs:
+        kinds = {
+            (
+                evaluation.held is None,
+                evaluation.decode_both,
+                len({refresh for branch in evaluation.branches for refresh, _ in branch.forecast}),
+                *((branch.encode, len(branch.forecast), branch.constant is None) for branch in evaluation.branches),
+            )
+            for evaluation in one.program.evaluations
+        }
+        if not kinds <= seen:
+            yield one
+        seen |= kinds
 
 
 def _run_batch(
@@ -158,47 +210,32 @@ def _run_batch(
         one.latents.append(latents.cpu())
 
 
-def network_rows(program: Program) -> tuple[int, int]:
-    """How many images go through the encoder and through the decoder, per image sampled."""
-    encoded = sum(branch.encode for evaluation in program.evaluations for branch in evaluation.branches)
-    decoded = sum(1 + evaluation.decode_both for evaluation in program.evaluations)
-    return encoded, decoded
-
-
-def _measurement(
-    name: str,
-    one: _Run,
-    reference: _Run,
-    latents: Tensor,
-    expected: Tensor,
-    num_images: int,
-    config: DDTConfig,
-) -> Measurement:
-    encoded, decoded = network_rows(one.program)
-    all_encoded, all_decoded = network_rows(reference.program)
-    whole = reference.clock.encoder_seconds + reference.clock.decoder_seconds
-    ideal = (
-        reference.clock.encoder_seconds * encoded / all_encoded
-        + reference.clock.decoder_seconds * decoded / all_decoded
-    )
-    values: NDArray[np.float64] | None = None
-    if is_pixel_space(config):
-        values = psnr(to_images(latents), to_images(expected))
+def _own(name: str, one: _Run, num_images: int, speed: float) -> Measurement:
+    """What a run took, without comparison."""
     return Measurement(
         name=name,
         refresh_steps=one.schedule.refresh_steps,
         num_steps=one.schedule.spec.num_steps,
         num_evaluations=one.schedule.spec.num_evaluations,
-        seconds=one.seconds / num_images,
-        encoder_seconds=one.clock.encoder_seconds / num_images,
-        decoder_seconds=one.clock.decoder_seconds / num_images,
-        forecast_seconds=one.clock.forecast_seconds / num_images,
-        speedup=reference.seconds / one.seconds,
-        ideal_speedup=whole / ideal,
-        psnr=interval(values) if values is not None else None,
-        relative_l2=interval(relative_l2(latents, expected)),
-        psnr_values=[float(v) if np.isfinite(v) else None for v in values] if values is not None else [],
+        seconds=one.seconds / num_images * speed,
+        encoder_seconds=one.clock.encoder_seconds / num_images * speed,
+        decoder_seconds=one.clock.decoder_seconds / num_images * speed,
+        forecast_seconds=one.clock.forecast_seconds / num_images * speed,
+        speedup=1.0,
+        ideal_speedup=1.0,
+        psnr=None,
+        relative_l2=None,
+        psnr_values=[],
     )
+
+
+def _beside(m: Measurement, program: Program, baseline: Measurement, unshared: Program) -> Measurement:
+    """With its speed-up over the baseline, and what that could be."""
+    encoded, decoded = network_rows(program)
+    all_encoded, all_decoded = network_rows(unshared)
+    whole = baseline.encoder_seconds + baseline.decoder_seconds
+    ideal = baseline.encoder_seconds * encoded / all_encoded + baseline.decoder_seconds * decoded / all_decoded
+    return dataclasses.replace(m, speedup=baseline.seconds / m.seconds, ideal_speedup=whole / ideal)
 
 
 def is_pixel_space(config: DDTConfig) -> bool:

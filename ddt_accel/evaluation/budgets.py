@@ -1,14 +1,19 @@
-"""From what a user has, time or a tolerance, to a number of encoder runs."""
+"""From what a user has, time or a tolerance, to a number of encoder runs; and what fewer steps do for that cost."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from bisect import bisect_left
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ddt_accel.errors import ConfigError
 from ddt_accel.evaluation.costs import SECONDS, Costs
 from ddt_accel.schedule import Schedule
 from ddt_accel.solver.solve import Certificate
+
+if TYPE_CHECKING:
+    from ddt_accel.calibration.statistics import Calibration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +27,8 @@ class Target:
 
     def __post_init__(self) -> None:
         given = [value for value in (self.milliseconds, self.speedup, self.error, self.psnr) if value is not None]
-        if not all(math.isfinite(value) and value > 0 for value in given):
-            raise ConfigError(f"The target {self} makes no sense; targets are numbers above 0.")
+        if wrong := [value for value in given if not math.isfinite(value) or value <= 0]:
+            raise ConfigError(f"A target of {wrong[0]} makes no sense; targets are numbers above 0.")
 
     @property
     def limits_time(self) -> bool:
@@ -32,7 +37,60 @@ class Target:
 
 def predicted_psnr(schedule: Schedule) -> float | None:
     """PSNR in dB that a schedule's predicted error means for pixels in [−1, 1]; None where nothing predicts it."""
-    return -20 * math.log10(schedule.predicted_error / 2) if schedule.predicted_error else None
+    return _decibels(schedule.predicted_error) if schedule.predicted_error else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """What the calibrated sampler does without sharing in `steps` steps, the fewest that cost no less than a schedule.
+
+    `speedup` is over all steps of the schedule's grid; dB as `predicted_psnr` has them: to the end of all steps, known
+    for the calibrated number of them, and to the reference solution, where the schedule should end at `expected`, if
+    its error and that of its grid are independent, and all steps without sharing do at `unshared`.
+    """
+
+    steps: int
+    speedup: float
+    copying: float | None
+    reference: float
+    expected: float | None
+    unshared: float
+
+    @property
+    def gain(self) -> float | None:
+        """By how many dB the schedule should end closer to the reference solution; below 0 sharing loses."""
+        return None if self.expected is None else self.expected - self.reference
+
+
+def beside(calibration: Calibration, schedule: Schedule, costs: Costs) -> Beside | None:
+    """Fewer steps at the cost of a solved schedule, as they were measured with the calibration; None where they were
+    not, or where that cost buys no step that was."""
+    spec = schedule.spec
+
+    def price(steps: int) -> float:
+        return costs.of(Schedule.full(replace(spec, num_steps=steps)))
+
+    every = range(1, spec.num_steps + 1)
+    steps = every[min(bisect_left(every, costs.of(schedule), key=price), len(every) - 1)]
+    errors, own = calibration.coarser_error(steps), calibration.coarser_error(spec.num_steps)
+    if errors is None or own is None:
+        return None
+    expected = None
+    if schedule.predicted_error is not None:
+        expected = _decibels(math.hypot(own[1], schedule.predicted_error))
+    return Beside(
+        steps=steps,
+        speedup=price(spec.num_steps) / price(steps),
+        copying=_decibels(errors[0]) if spec == calibration.spec and steps < spec.num_steps else None,
+        reference=_decibels(errors[1]),
+        expected=expected,
+        unshared=_decibels(own[1]),
+    )
+
+
+def _decibels(error: float) -> float:
+    """A root-mean-square error of latents as PSNR of pixels in [−1, 1]."""
+    return -20 * math.log10(max(error, 1e-12) / 2)
 
 
 def choose(curve: list[tuple[Schedule, Certificate]], target: Target, costs: Costs) -> tuple[Schedule, Certificate]:
@@ -70,7 +128,7 @@ def choose(curve: list[tuple[Schedule, Certificate]], target: Target, costs: Cos
             least = min(errors)
             raise ConfigError(
                 f"No schedule{' of that speed' if target.limits_time else ''} comes that close: the least predicted "
-                f"error is {least:.3g}, {-20 * math.log10(max(least, 1e-12) / 2):.1f} dB."
+                f"error is {least:.3g}, {_decibels(least):.1f} dB."
             )
         return min(meeting, key=lambda entry: entry[0].budget)
     return max(kept, key=lambda entry: entry[0].budget)

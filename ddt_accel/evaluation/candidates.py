@@ -1,8 +1,9 @@
-"""What a plan tries: grids that a cost affords, and schedules that share on them."""
+"""What a plan tries: grids that a cost affords, and schedules that share on them; and what a schedule stands beside:
+as many steps without sharing as take as long."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 
 from ddt_accel.calibration.resample import resample
@@ -14,6 +15,8 @@ from ddt_accel.solver.split import split, splits
 from ddt_accel.spec import SamplingSpec
 
 INTEGRATORS = ("euler", "heun", "ab2", "ab3")
+# Time shifts that are tried, relative to the calibrated one, with the integrator that is best at a cost.
+SHIFTS = (0.6, 0.8, 1.25, 1.7, 2.4)
 STEPS = (4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 30, 36, 42, 50, 60, 80, 100, 125, 160, 200, 250)
 
 
@@ -33,6 +36,33 @@ def finest(
     except ConfigError:
         return []
     return every[: bisect_right(every, target, key=price)][-1:]
+
+
+def coarsest(
+    spec: SamplingSpec, solver: str, timeshift: float, price: Callable[[SamplingSpec], float], target: float
+) -> list[SamplingSpec]:
+    """The grid of the fewest steps that costs at least `target` without sharing, or that of all calibrated steps; none
+    where the time shift is out of range."""
+    try:
+        every = [spec.on_grid(steps, timeshift=timeshift, solver=solver) for steps in range(1, spec.num_steps + 1)]
+    except ConfigError:
+        return []
+    return every[bisect_left(every[:-1], target, key=price) :][:1]
+
+
+def closest(
+    spec: SamplingSpec,
+    price: Callable[[SamplingSpec], float],
+    target: float,
+    decibels: Callable[[SamplingSpec], float],
+) -> SamplingSpec:
+    """What to do for a cost of at least `target` without sharing: the integrator, in as many steps, that ends closest
+    by `decibels`, at the best of some time shifts."""
+    solvers = dict.fromkeys((spec.solver, *INTEGRATORS))
+    unshifted = [grid for solver in solvers for grid in coarsest(spec, solver, spec.timeshift, price, target)]
+    best = max(unshifted, key=decibels)
+    shifted = [grid for shift in SHIFTS for grid in coarsest(spec, best.solver, spec.timeshift * shift, price, target)]
+    return max([best, *shifted], key=decibels)
 
 
 def published(calibration: Calibration) -> list[Schedule]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ddt_accel.artifacts import read_json, write_json
 from ddt_accel.errors import ArtifactError, ConfigError
-from ddt_accel.evaluation.benchmark import Measurement, network_rows
 from ddt_accel.networks.config import DDTConfig
-from ddt_accel.sampling.program import Program, compile_program
+from ddt_accel.sampling.program import Program, compile_program, network_rows
 from ddt_accel.schedule import Schedule
 from ddt_accel.spec import SamplingSpec
+
+if TYPE_CHECKING:
+    from ddt_accel.evaluation.benchmark import Measurement
 
 FORMAT, VERSION = "ddt-accel costs", 1
 SECONDS, MULTIPLY_ADDS = "seconds", "multiply-adds"
@@ -34,7 +37,10 @@ class Costs:
     def __post_init__(self) -> None:
         values = (self.encoder, self.decoder, self.forecast, self.evaluation)
         if self.unit not in (SECONDS, MULTIPLY_ADDS) or min(self.encoder, self.decoder) <= 0 or min(values) < 0:
-            raise ConfigError(f"The costs make no sense: {self}; run `ddt-accel bench` anew.")
+            raise ConfigError(
+                f"{self.encoder} {self.unit} for the encoder, {self.decoder} for the decoder, {self.forecast} for a "
+                f"forecast and {self.evaluation} for the rest make no sense; run `ddt-accel bench` anew."
+            )
 
     def of(self, schedule: Schedule) -> float:
         """The cost of one image along a schedule."""

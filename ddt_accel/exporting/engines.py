@@ -1,8 +1,8 @@
 """TensorRT engines from ONNX files, by `tensorrt` or by TensorRT for RTX, which have one interface.
 
-TensorRT times kernels on the GPU that an engine is for; TensorRT for RTX compiles for all GPUs since Ampere, on any
-machine, and picks kernels where the engine is first run. Networks are strongly typed: every layer computes in the type
-that the ONNX file says.
+TensorRT times kernels on the GPU that an engine is for; TensorRT for RTX compiles for all RTX cards since Ampere, on
+any machine, and picks kernels where the engine is first run. For the cards of data centres there is only the former.
+Networks are strongly typed: every layer computes in the type that the ONNX file says.
 """
 
 from __future__ import annotations
@@ -17,13 +17,17 @@ from typing import Any
 
 from ddt_accel.artifacts import write_atomic
 from ddt_accel.backends.manifest import ENGINE_LIBRARIES
-from ddt_accel.backends.tensorrt import gpu
+from ddt_accel.backends.tensorrt import RTX_TARGETS, gpu
 from ddt_accel.backends.tensors import TensorSpec
 from ddt_accel.errors import ArtifactError, ConfigError, DependencyError
 from ddt_accel.stages import OnStage
 
 GIB = 1 << 30
 MAX_BATCH, MAX_WORKSPACE_GIB = 4096, 4096
+
+
+def _written(batches: tuple[tuple[int, int, int], ...]) -> str:
+    return ",".join(":".join(map(str, profile)) for profile in batches) or "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,19 +51,23 @@ class EngineOptions:
             raise ConfigError(f"engine is {self.engine!r}; choose one of auto, {', '.join(ENGINE_LIBRARIES)}.")
         if not self.batches or not all(len(b) == 3 and 1 <= b[0] <= b[1] <= b[2] <= MAX_BATCH for b in self.batches):
             raise ConfigError(
-                f"batches are {self.batches}; give min:opt:max with 1 ≤ min ≤ opt ≤ max ≤ {MAX_BATCH}, such as 1:8:32."
+                f"The batches (--batch) are {_written(self.batches)}; give min:opt:max with 1 ≤ min ≤ opt ≤ max ≤ "
+                f"{MAX_BATCH}, such as 1:8:32."
             )
         covered = sorted(self.batches)
         if any(after[0] > 2 * before[2] + 1 for before, after in pairwise(covered)):
             raise ConfigError(
-                f"batches are {self.batches}, which leave out what lies between them; give profiles that meet, such as "
-                "1:1:4,4:16:32: guidance doubles them inside."
+                f"The batches (--batch) are {_written(self.batches)}, which leave out what lies between them; give "
+                "profiles that meet, such as 1:1:4,4:16:32: guidance doubles them inside."
             )
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
-            raise ConfigError(f"The optimisation level is {self.optimization_level}; give 0 to 5.")
+            raise ConfigError(
+                f"The optimization level (--optimization-level) is {self.optimization_level}; give 0 to 5."
+            )
         if self.workspace_gib is not None and not 0 < self.workspace_gib <= MAX_WORKSPACE_GIB:
             raise ConfigError(
-                f"The workspace limit is {self.workspace_gib} GiB; give a number above 0, at most {MAX_WORKSPACE_GIB}."
+                f"The workspace limit (--workspace-gib) is {self.workspace_gib} GiB; give a number above 0, at most "
+                f"{MAX_WORKSPACE_GIB}."
             )
 
     @classmethod
@@ -87,22 +95,26 @@ class Library:
 
 
 def find_library(engine: str) -> Library:
-    """The library that is asked for; for "auto" the first that is installed, TensorRT only where it finds a GPU."""
+    """The library that is asked for; for "auto" the first that is installed and builds for the GPU at hand, or, without
+    one, TensorRT for RTX."""
     wanted = list(ENGINE_LIBRARIES) if engine == "auto" else [engine]
-    without_gpu = ""
+    unfit, architecture = "", gpu()
     for name in wanted:
         try:
             module = importlib.import_module(ENGINE_LIBRARIES[name])
         except ImportError:
             continue
         library = Library(name=name, version=str(module.__version__), module=module)
-        if library.for_any_gpu or gpu() is not None:
+        if not library.for_any_gpu and architecture is None:
+            unfit = "tensorrt is installed, but builds engines on the GPU that they are for, and there is none here: "
+        elif library.for_any_gpu and engine == "auto" and architecture not in (None, *RTX_TARGETS):
+            unfit = f"TensorRT for RTX is installed, but not for this GPU, {architecture}, which needs tensorrt: "
+        else:
             return library
-        without_gpu = "tensorrt is installed, but builds engines on the GPU that they are for, and there is none here: "
     raise DependencyError(
-        (without_gpu or f"No TensorRT is installed for --engine {engine}: ")
+        (unfit or f"No TensorRT is installed for --engine {engine}: ")
         + "`pip install 'ddt-accel[trt]'` brings tensorrt, 'ddt-accel[trt-rtx]' TensorRT for RTX, which builds engines "
-        "without a GPU."
+        f"for {', '.join(RTX_TARGETS)}, without a GPU."
     )
 
 

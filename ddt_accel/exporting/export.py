@@ -3,15 +3,18 @@ names."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import os
+import secrets
 import shutil
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ddt_accel.artifacts import sha256_of, write_arrays
+from ddt_accel.artifacts import sha256_of, unwritable, write_arrays
 from ddt_accel.backends.manifest import (
     REFERENCE_FORMAT,
     REFERENCE_NAME,
@@ -26,10 +29,11 @@ from ddt_accel.backends.manifest import (
 from ddt_accel.backends.networks import DecoderNetwork, EncoderNetwork
 from ddt_accel.backends.tensorrt import gpu
 from ddt_accel.backends.tensors import Cut, as_lists, tensor_table
-from ddt_accel.errors import ArtifactError, ConfigError, ParityError
+from ddt_accel.errors import ConfigError, ParityError
 from ddt_accel.exporting.engines import EngineOptions, build_engine, find_library
 from ddt_accel.exporting.onnx import OPSET, parity, versions, write_network
 from ddt_accel.exporting.reference import Reference, reference_points
+from ddt_accel.locks import Say, making, nothing
 from ddt_accel.networks.ddt import DDT, latent_shape_of
 from ddt_accel.networks.inference import InferenceDDT
 from ddt_accel.stages import OnStage, silent
@@ -49,6 +53,7 @@ def export(
     latent_shape: tuple[int, int, int] | None = None,
     engines: EngineOptions | None = None,
     on_stage: OnStage = silent,
+    say: Say = nothing,
 ) -> Manifest:
     """Writes encoder, decoder and `manifest.json` into `out_dir`: "onnx" with a dynamic batch, or "tensorrt" engines.
 
@@ -56,23 +61,11 @@ def export(
     default from 2. `cache="state"` keeps states between refreshes instead of modulations, which are larger.
     `latent_shape` (C, H, W) is needed where the model does not know its own. An earlier export in `out_dir` is replaced
     only once the new one has passed. `on_stage` is called with what comes next and how many steps it takes, and returns
-    what to call after each. Raises ParityError where the exported networks do not compute what PyTorch computes in
-    float32.
+    what to call after each; `say` is told for whom it waits, where another process is exporting to `out_dir`. Raises
+    ParityError where the exported networks do not compute what PyTorch computes in float32.
     """
-    if format not in FORMATS:
-        raise ConfigError(f"format is {format!r}; choose one of {', '.join(FORMATS)}.")
-    as_engines = format == "tensorrt"
-    if not as_engines and engines is not None:
-        raise ConfigError("Options of engines mean nothing for ONNX files; leave them out, or build engines.")
-    if sources is None:
-        sources = 2 if as_engines else 0
-    cut = Cut(precision=precision, cache=cache, sources=sources)
-    if as_engines and sources == 0:
-        raise ConfigError("The decoder of an engine makes the forecasts; give 1 to 3 sources.")
-    if not as_engines and precision == "bf16":
-        raise ConfigError("ONNX Runtime has no bf16 on CPUs; give fp32 or fp16, or build engines.")
-    if cache == "state" and sources == 0:
-        raise ConfigError("With the state as cache the decoder makes the forecasts; give 1 to 3 sources.")
+    cut = checked_cut(format, precision, cache, sources, engines)
+    as_engines, sources = format == "tensorrt", cut.sources
     latent_shape = latent_shape_of(model, latent_shape)
     table = tensor_table(model.config, latent_shape, cut)
     # Files in bf16 are compared by PyTorch.
@@ -81,8 +74,7 @@ def export(
     library = find_library(options.engine) if as_engines else None
 
     folder = Path(out_dir)
-    staging = _staging(folder)
-    try:
+    with _staging(folder, say) as staging:
         done = on_stage("a trajectory to compare with", 1)
         points = reference_points(_reference(model), latent_shape, sources=sources, cache=cache)
         prepared = InferenceDDT(model, latent_shape, precision, written_out=True).cpu()
@@ -146,14 +138,26 @@ def export(
         )
         manifest.save(staging)
         publish(staging, folder)
-    except OSError as error:
-        raise ArtifactError(
-            f"The export to {folder} could not be written ({error.strerror or error}); free space or choose another "
-            "place. An earlier export is as it was."
-        ) from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return manifest
+
+
+def checked_cut(format: str, precision: str, cache: str, sources: int | None, engines: EngineOptions | None) -> Cut:
+    """How an export with these settings cuts the networks apart; raises ConfigError where they do not go together."""
+    if format not in FORMATS:
+        raise ConfigError(f"format is {format!r}; choose one of {', '.join(FORMATS)}.")
+    as_engines = format == "tensorrt"
+    if not as_engines and engines is not None:
+        raise ConfigError("Options of engines mean nothing for ONNX files; leave them out, or build engines (--trt).")
+    if sources is None:
+        sources = 2 if as_engines else 0
+    cut = Cut(precision=precision, cache=cache, sources=sources)
+    if as_engines and sources == 0:
+        raise ConfigError("The decoder of an engine makes the forecasts; give 1 to 3 sources.")
+    if not as_engines and precision == "bf16":
+        raise ConfigError("ONNX Runtime has no bf16 on CPUs; give fp32 or fp16, or build engines.")
+    if cache == "state" and sources == 0:
+        raise ConfigError("With the state as cache the decoder makes the forecasts; give 1 to 3 sources.")
+    return cut
 
 
 def _examples(points: Reference, cut: Cut) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
@@ -188,13 +192,20 @@ def _write_reference(path: Path, points: Reference) -> None:
     write_arrays(path, REFERENCE_FORMAT, REFERENCE_VERSION, {}, arrays)
 
 
-def _staging(folder: Path) -> Path:
-    """A new folder inside `folder`; what killed exports left behind is removed."""
+@contextlib.contextmanager
+def _staging(folder: Path, say: Say) -> Iterator[Path]:
+    """A new folder inside `folder`, for this process alone; what killed exports left behind is removed."""
+    staging = folder / f"{STAGING_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        finish_publication(folder)
-        for leftover in folder.glob(f"{STAGING_PREFIX}*"):
-            shutil.rmtree(leftover)
-        return Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=folder))
+        with making(folder, say) as certain:
+            finish_publication(folder)
+            for leftover in folder.glob(f"{STAGING_PREFIX}*") if certain else ():
+                shutil.rmtree(leftover)
+            staging.mkdir()
+            try:
+                yield staging
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
-        raise ArtifactError(f"{folder} cannot be written to ({error.strerror}); choose another place.") from None
+        raise unwritable(folder, error) from None

@@ -38,19 +38,23 @@ class FitSpec:
     def __post_init__(self) -> None:
         for name in ("iterations", "images", "batch_size", "micro_batch"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; give at least 1.")
+                option = f"--{name.replace('_', '-')}"
+                raise ConfigError(f"{getattr(self, name)} {name.replace('_', ' ')} ({option}): give at least 1.")
         if self.batch_size > self.images:
             raise ConfigError(f"Batches of {self.batch_size} out of {self.images} images; give smaller ones.")
         if self.held_out < LEAST_HELD_OUT:
-            raise ConfigError(f"held_out is {self.held_out}; give at least {LEAST_HELD_OUT} images to compare on.")
+            raise ConfigError(f"{self.held_out} held-out images (--held-out): give at least {LEAST_HELD_OUT}.")
         if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"seed is {self.seed}; give a number from 0 to 2³² − 1.")
+            raise ConfigError(f"The seed is {self.seed}; give a number from 0 to 2³² − 1.")
         if self.reference_steps is not None and self.reference_steps < LEAST_REFERENCE_STEPS:
             raise ConfigError(
-                f"{self.reference_steps} steps do not converge; give at least {LEAST_REFERENCE_STEPS} reference steps."
+                f"{self.reference_steps} steps do not converge; give at least {LEAST_REFERENCE_STEPS} reference steps "
+                "(--reference-steps)."
             )
         if not 0 < self.learning_rate < 1:
-            raise ConfigError(f"learning_rate is {self.learning_rate}; give a number between 0 and 1.")
+            raise ConfigError(
+                f"The learning rate (--learning-rate) is {self.learning_rate}; give a number between 0 and 1."
+            )
         if not set(self.free) <= set(KINDS) or not self.free:
             raise ConfigError(f"To fit: {', '.join(self.free) or 'nothing'}; choose from {', '.join(KINDS)}.")
         if not 1 <= self.sources <= MAX_SOURCES:

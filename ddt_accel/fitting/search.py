@@ -41,6 +41,26 @@ FITTED_SHARE = 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
+class SearchSpec:
+    """How far a search goes: on grids of any of `STEPS` steps, or of what a cost affords without sharing and, with
+    sharing, these `multiples` of it at these `shifts`; with a first look on `screened_on` images; to the neighbours of
+    `expanded` patterns."""
+
+    multiples: tuple[float, ...] | None = None
+    shifts: tuple[float, ...] = SHIFTS
+    screened_on: int = SCREENED_ON
+    expanded: int = EXPANDED
+
+
+THOROUGH, QUICK = SearchSpec(), SearchSpec(multiples=(1.3, 1.7), shifts=(1.0, 1.5), screened_on=6, expanded=1)
+
+
+def any_steps(most: int) -> tuple[int, ...]:
+    """The numbers of steps to search where nothing says how many, and there are `most`."""
+    return tuple(n for n in STEPS if n <= most) or (most,)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pattern:
     """A grid, where the encoder runs on it, and how states between are forecast before a fit."""
 
@@ -123,11 +143,12 @@ class Search:
         *,
         batch_size: int,
         on_stage: OnStage,
+        spec: SearchSpec = THOROUGH,
     ) -> None:
-        self.calibration, self.on_stage = calibration, on_stage
-        self.jury = Jury(backend, calibration, path, batch_size)
-        few = path.first(min(path.images.count, SCREENED_ON))
-        self._screen = Jury(backend, calibration, few, batch_size)
+        self.calibration, self.on_stage, self.spec = calibration, on_stage, spec
+        self.jury = self._screen = Jury(backend, calibration, path, batch_size)
+        if path.images.count > spec.screened_on:
+            self._screen = Jury(backend, calibration, path.first(spec.screened_on), batch_size)
 
     def best(self, starts: list[Pattern], affordable: Callable[[Schedule], bool]) -> Pattern | None:
         """The best pattern found from `starts` of those whose schedules are `affordable`; None where none of `starts`
@@ -146,7 +167,7 @@ class Search:
         if not found:
             return None
         expanded: set[Pattern] = set()
-        for _ in range(EXPANDED):
+        for _ in range(self.spec.expanded):
             pattern = max(found, key=self.jury.score)
             if pattern in expanded:
                 break
@@ -163,6 +184,7 @@ def starts(
     shared: bool = True,
     unshared: bool = True,
     worth_it: bool = True,
+    shifts: tuple[float, ...] = SHIFTS,
 ) -> list[Pattern]:
     """Patterns to start a search from, on grids of so many `steps` at some time shifts, by second-order
     Adams–Bashforth: those that run the encoder at every step, and the exact program's that share its runs.
@@ -171,7 +193,7 @@ def starts(
     """
     own, found = calibration.spec, []
     for count in steps:
-        for shift in SHIFTS:
+        for shift in shifts:
             spec = _shifted(own, shift, count)
             if spec is not None and unshared:
                 found.append(Pattern(spec=spec, refresh_steps=tuple(range(count))))

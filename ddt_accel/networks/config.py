@@ -47,7 +47,12 @@ class DDTConfig:
     @property
     def modulation_size(self) -> int:
         """The number of modulation values per token: six vectors a decoder block, two for the final layer."""
-        return (6 * self.num_decoder_blocks + 2) * self.hidden_size
+        return sum(self.modulation_widths)
+
+    @property
+    def modulation_widths(self) -> tuple[int, ...]:
+        """The number of each decoder block, and of the final layer."""
+        return (*(6 * self.hidden_size,) * self.num_decoder_blocks, 2 * self.hidden_size)
 
     def num_tokens(self, latent_shape: tuple[int, int, int]) -> int:
         """L for latents [C, H, W]; raises ConfigError where the patches do not fit."""

@@ -1,17 +1,64 @@
-"""What a device is called, what it multiplies fast, and waiting for it."""
+"""What a device is called, what it multiplies fast, how much it holds, and waiting for it."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import os
 import platform
+import sys
+import time
+from pathlib import Path
 
 import torch
+
+if sys.platform != "win32":
+    import resource
 
 
 def supports_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices in hardware."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported())
+    return bf16_gain() > 1
+
+
+@functools.cache
+def bf16_gain() -> float:
+    """How many times faster this processor multiplies matrices in bfloat16 than in float32; 0 where it does so wrongly.
+
+    Measured, once a process: what the processor says of itself is not what the libraries make of it, and without
+    the hardware bfloat16 is many times slower.
+    """
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.randn(256, 256, generator=generator)
+    narrow = wide.bfloat16()
+    with torch.inference_mode():
+        expected = narrow.float() @ narrow.float()
+        if not torch.allclose((narrow @ narrow).float(), expected, rtol=0.02, atol=0.5):
+            return 0.0
+        seconds = {wide: float("inf"), narrow: float("inf")}
+        for _ in range(7):  # in turns, and the best of each: other processes cost time, they never save it
+            for matrix in seconds:
+                started = time.perf_counter()
+                matrix @ matrix
+                seconds[matrix] = min(seconds[matrix], time.perf_counter() - started)
+    return seconds[wide] / seconds[narrow]
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes that the device has in all, as far as this process may use them."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    if sys.platform == "win32":
+        return sys.maxsize  # the system says so itself, late
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if allowed != resource.RLIM_INFINITY:
+        limits.append(allowed)
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit: "max"
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits)
 
 
 def synchronize(device: torch.device) -> None:

@@ -1,14 +1,13 @@
-"""What safetensors files say of themselves, read from their first bytes and without PyTorch."""
+"""What a safetensors file says of itself, without its tensors, and so without PyTorch."""
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
 from pathlib import Path
 
 
-def artefact_of(metadata: Mapping[str, str]) -> str | None:
+def artefact_of(metadata: dict[str, str]) -> str | None:
     """The format of a safetensors file of ours that is no checkpoint, such as a calibration."""
     try:
         told = json.loads(metadata["document"])["format"]

@@ -98,7 +98,9 @@ class InferenceBlock(nn.Module):
         b, length, _ = x.shape
         qkv = self.qkv(x).reshape(b, length, 3, self.heads, -1)
         first, second = _normed(qkv[:, :, :2], self.norm_qk).chunk(2, dim=-1)
-        rotated = torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(self.dtype)
+        # Cast before they are joined: a compiler then writes each half where it belongs, at once and in few bytes.
+        turned = (first * cos - second * sin).to(self.dtype), (first * sin + second * cos).to(self.dtype)
+        rotated = torch.cat(turned, dim=-1)
         query, key, value = (heads.transpose(1, 2) for heads in (rotated[:, :, 0], rotated[:, :, 1], qkv[:, :, 2]))
         projected: Tensor = self.proj(self._attend(query, key, value).transpose(1, 2).reshape(b, length, -1))
         return projected

@@ -1,9 +1,9 @@
-"""The two plots of the report, as SVG."""
+"""The plots of the report, as SVG."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import matplotlib as mpl
@@ -11,24 +11,29 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ddt_accel.report.labels import Label, place
+
 BLUE, ORANGE, GREEN, GREY = "#1f5fbf", "#d9730d", "#2e8b57", "#777777"
+BLACK, PURPLE = "#1c2330", "#7b3fa0"
+SIZE = 9.5  # of letters, in points
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One line of the speed/fidelity plot: speed-up, PSNR in dB (or negative log error) and what each point is."""
+    """One way of being faster: speed-up, dB, and what each point is. A single point may have its name beside it."""
 
     name: str
     color: str
     marker: str
     speedups: Sequence[float]
-    fidelities: Sequence[float]
+    decibels: Sequence[float]
     labels: Sequence[str]
+    important: bool = False
 
 
 def similarity_heatmap(similarity: NDArray[np.float64], refresh_steps: tuple[int, ...]) -> str:
     """The similarity of the encoder's states, and the block of steps that each refresh serves."""
-    figure = Figure(figsize=(5.4, 4.6), layout="constrained")
+    figure = Figure(figsize=(5.0, 4.2), layout="constrained")
     axes = figure.subplots()
     picture = axes.imshow(similarity, cmap="viridis", origin="lower", interpolation="nearest")
     figure.colorbar(picture, ax=axes, label="cosine similarity of the encoder's states", shrink=0.9)
@@ -51,20 +56,52 @@ def similarity_heatmap(similarity: NDArray[np.float64], refresh_steps: tuple[int
     return _svg(figure)
 
 
-def speed_fidelity(curves: Sequence[Curve], fidelity: str) -> str:
-    """Fidelity over measured speed-up, one line a way to be faster."""
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+def speed_nearness(curves: Sequence[Curve], nearness: str, *, front: bool) -> str:
+    """Decibels over measured speed-up, one line a way to be faster; what matters most comes first.
+
+    With a `front` what nothing beats in both is underlaid. Made to be read at the width of a phone.
+    """
+    figure = Figure(figsize=(5.0, 4.7), layout="constrained")
     axes = figure.subplots()
-    for curve in curves:
-        axes.plot(curve.speedups, curve.fidelities, color=curve.color, marker=curve.marker, markersize=4.5,
-                  linewidth=1.4, label=curve.name)  # fmt: skip
-        for x, y, text in zip(curve.speedups, curve.fidelities, curve.labels, strict=True):
-            axes.annotate(text, (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7, color=curve.color)
-    axes.set_xlabel("measured speed-up over the unshared trajectory")
-    axes.set_ylabel(fidelity)
+    axes.set_xscale("log")
+    for order, curve in enumerate(curves):
+        axes.plot(curve.speedups, curve.decibels, color=curve.color, marker=curve.marker, label=curve.name,
+                  markersize=11 if curve.important else 5, linewidth=1.4, zorder=10 - order / 10,
+                  markeredgecolor="white", markeredgewidth=0.6)  # fmt: skip
+    if front:
+        best = np.array(pareto_front([xy for c in curves for xy in zip(c.speedups, c.decibels, strict=True)]))
+        axes.plot(
+            *best.T, color=ORANGE, alpha=0.22, linewidth=9, solid_capstyle="round", zorder=1, label="Pareto front"
+        )
+    axes.set_xlabel("measured speed-up over the unshared baseline", fontsize=SIZE)
+    axes.set_ylabel(nearness, fontsize=SIZE)
+    axes.tick_params(labelsize=SIZE)
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32) if low <= tick <= high]
+    axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
+    axes.minorticks_off()
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(y=0.08)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=SIZE)
+    labels = [
+        Label(x=x, y=y, text=text, color=curve.color, bold=curve.important, needed=curve.important)
+        for curve in curves
+        for x, y, text in zip(curve.speedups, curve.decibels, curve.labels, strict=True)
+        if text
+    ]
+    lines = [np.column_stack([curve.speedups, curve.decibels]) for curve in curves]
+    place(figure, axes, labels, lines, SIZE - 1)
     return _svg(figure)
+
+
+def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those that no other beats in both numbers, from the largest first number down."""
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(points, reverse=True):
+        if not front or y > front[-1][1]:
+            front.append((x, y))
+    return front
 
 
 def loss_curve(images: Sequence[int], losses: Sequence[float]) -> str:

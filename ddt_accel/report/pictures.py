@@ -1,22 +1,22 @@
-"""Images as files: PNGs, contact sheets, and the npz of the ADM evaluation suite."""
+"""Images as PNGs and contact sheets."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
-
-from ddt_accel.artifacts import check_writable, write_atomic
-from ddt_accel.errors import ConfigError
-from ddt_accel.evaluation.fidelity import to_uint8
+from PIL import Image, ImageDraw, ImageFont
 
 MARGIN = 2
-SHEET = 100  # images on a contact sheet, at most
+CELL = (96, 256)  # sides of a picture on a captioned sheet, at least and at most
+COLUMNS = 12  # on such a sheet, where every column is of a class
+_FONT_SIZE, _LINE = 12, 18
+_NO_CHARACTER = "\uffff"
 
 
 def png(pixels: NDArray[np.uint8], scale: int = 1) -> bytes:
@@ -41,49 +41,55 @@ def contact_sheet(images: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
     return sheet
 
 
-class SampleWriter:
-    """Writes samples as they come; what stands in the way of a file is found before the first is drawn.
+def cell(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[H, W, 3] as it stands on a captioned sheet: small pictures enlarged by whole pixels, large ones reduced."""
+    least, most = CELL
+    scale = max(1, -(-least // min(pixels.shape[:2])))
+    image = Image.fromarray(pixels)
+    image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    image.thumbnail((most, most), Image.Resampling.LANCZOS)
+    return np.asarray(image)
 
-    Pixel-space latents become PNGs and a contact sheet of the first hundred; others `latents.npz`, for the user's own
-    decoder.
+
+def captioned_sheet(cells: Sequence[NDArray[np.uint8]], captions: Sequence[str]) -> NDArray[np.uint8]:
+    """Pictures that were drawn of classes in turn, the classes' names being `captions`, as one picture on white.
+
+    A column a class with its name above, where the classes are few and come round again; else every picture has its
+    class's name above it.
     """
-
-    def __init__(self, folder: Path, npz: Path | None, *, pixels: bool) -> None:
-        if npz is not None and not pixels:
-            raise ConfigError("--npz holds images, but these are latents; give the model's autoencoder with --vae.")
-        self._folder, self._npz, self._pixels = folder, npz, pixels
-        self._sheet = folder / ("contact-sheet.png" if pixels else "latents.npz")
-        for path in [self._sheet, *([npz] if npz else [])]:
-            check_writable(path)
-        self._written: list[Path] = []
-        self._kept: list[NDArray[np.generic]] = []
-
-    def add(self, latents: Tensor) -> None:
-        """Writes a batch of final latents, or of the pictures that were made of them, [B, C, H, W]."""
-        if not self._pixels:
-            self._kept.append(latents.numpy())
-            return
-        images = to_uint8(latents)
-        if self._npz is not None or len(self._written) < SHEET:
-            self._kept.append(images)
-        for image in images:
-            self._written.append(self._folder / f"{len(self._written):06d}.png")
-            write_atomic(self._written[-1], png(image))
-
-    def finish(self) -> Sequence[Path]:
-        """Writes what holds all of them; of all paths returned, the first is the one to look at."""
-        kept = np.concatenate(self._kept)
-        if not self._pixels:
-            return [_write_npz(self._sheet, kept)]
-        shown: NDArray[np.uint8] = kept[:SHEET].astype(np.uint8)
-        columns = max(1, round(len(shown) ** 0.5))
-        write_atomic(self._sheet, png(contact_sheet(shown, columns), scale=max(1, 64 // kept.shape[1])))
-        written = [self._sheet, *self._written]
-        return [*written, _write_npz(self._npz, kept)] if self._npz is not None else written
+    height, width, _ = cells[0].shape
+    in_columns = 1 < len(captions) <= min(COLUMNS, len(cells))
+    columns = len(captions) if in_columns else min(COLUMNS, max(1, round(len(cells) ** 0.5)))
+    rows = -(-len(cells) // columns)
+    above, each = (_LINE, 0) if in_columns else (0, _LINE)
+    size = (columns * (width + MARGIN) + MARGIN, above + rows * (each + height + MARGIN) + MARGIN)
+    sheet = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(sheet), _font()
+    for index, pixels in enumerate(cells):
+        left = MARGIN + index % columns * (width + MARGIN)
+        top = MARGIN + above + index // columns * (each + height + MARGIN)
+        sheet.paste(Image.fromarray(pixels), (left, top + each))
+        if each or index < columns:
+            name = _shortened(captions[index % len(captions)], width, font)
+            draw.text((left, top + each - 4), name, fill="black", font=font, anchor="ls")
+    return np.asarray(sheet)
 
 
-def _write_npz(path: Path, array: NDArray[np.generic]) -> Path:
-    buffer = io.BytesIO()
-    np.savez(buffer, arr_0=array)
-    write_atomic(path, buffer.getvalue())
-    return path
+def legible(text: str) -> bool:
+    """Whether the font of captions has all of its characters."""
+    missing = bytes(_font().getmask(_NO_CHARACTER))
+    return all(bytes(_font().getmask(character)) != missing for character in text)
+
+
+def _shortened(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
+    """As much of the text as is no wider than so many pixels."""
+    kept = text
+    while len(kept) > 1 and font.getlength(kept if kept == text else f"{kept}…") > width:
+        kept = kept[:-1].rstrip()
+    return kept if kept == text else f"{kept}…"
+
+
+@lru_cache(maxsize=1)
+def _font() -> ImageFont.FreeTypeFont:
+    """The one that comes with Matplotlib: Pillow's own has hardly more than ASCII."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", _FONT_SIZE)

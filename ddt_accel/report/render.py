@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,24 @@ import jinja2
 import numpy as np
 
 from ddt_accel.artifacts import write_atomic, write_json
-from ddt_accel.evaluation.benchmark import Measurement
-from ddt_accel.evaluation.fidelity import Interval, interval, to_uint8
-from ddt_accel.report.figures import BLUE, GREEN, GREY, ORANGE, Curve, similarity_heatmap, speed_fidelity
-from ddt_accel.report.pictures import contact_sheet, png
-from ddt_accel.report.study import CONVERGED, GIVEN, PUBLISHED, SOLVED, UNIFORM, UNSHARED, Study
-from ddt_accel.schedule import FITTED, Schedule
-from ddt_accel.solver.solve import GAMMA
+from ddt_accel.report import words
+from ddt_accel.report.figures import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    Curve,
+    similarity_heatmap,
+    speed_nearness,
+)
+from ddt_accel.report.gallery import gallery
+from ddt_accel.report.headline import Values, shares
+from ddt_accel.report.numbers import FILE_NAME, FORMAT, VERSION
+from ddt_accel.report.study import UNSHARED, Study, reference_steps
+from ddt_accel.report.ways import BEST_FEWER, FEWER, PUBLISHED, SOLVED, UNIFORM
 
-FORMAT, VERSION = "ddt-accel report", 1
 TEMPLATES = Path(__file__).parent
 
 
@@ -40,7 +48,7 @@ def write_report(study: Study, folder: Path) -> list[Path]:
         text = environment.get_template(f"{name}.j2").render(context)
         written.append(folder / name)
         write_atomic(written[-1], text.encode())
-    written.append(folder / "report.json")
+    written.append(folder / FILE_NAME)
     write_json(written[-1], FORMAT, VERSION, as_json(study))
     return written
 
@@ -52,155 +60,139 @@ def as_json(study: Study) -> dict[str, Any]:
         "num_images": study.num_images,
         "curve_images": study.curve_images,
         "seed": study.seed,
+        "headline": study.headline,
+        "target": asdict(study.target) if study.target else None,
+        "target_met": study.met,
+        "sharing_pays": dict(zip(("verdict", "why"), words.pays(study), strict=True)),
+        "fewer_steps": study.fewer,
         "refresh_steps": list(study.schedule.refresh_steps),
         "measurements": [asdict(m) for m in study.measurements],
         "limits_db": study.limits,
         "curves": {way: [asdict(m) for m in points] for way, points in study.curves.items()},
+        "curve_limits_db": study.curve_limits,
     }
 
 
 def _context(study: Study) -> dict[str, Any]:
-    by_name = {m.name: m for m in study.measurements}
-    fewer = next((m for m in study.measurements if m.name == f"{m.num_steps} steps"), None)
-    pixels = any(m.psnr is not None for m in study.measurements)
-    grids = []
-    if pixels:
-        captions = {
-            UNSHARED: "Encoder at every step",
-            UNIFORM: "Evenly spread, held",
-            PUBLISHED: "Published method, held",
-            SOLVED: "Solved" if study.schedule.forecast == "hold" else "Solved, forecast",
-            FITTED: f"Fitted, {study.schedule.spec.num_steps} steps",
-            GIVEN: "As given",
-        }
-        for name, latents in study.latents.items():
-            sheet = png(contact_sheet(to_uint8(latents), columns=4), scale=max(1, 64 // latents.shape[-1]))
-            plain = f"Only {name}, nothing shared" if fewer and name == fewer.name else name.capitalize()
-            caption = captions.get(name, plain)
-            grids.append({"caption": caption, "measurement": by_name[name], "png": base64.b64encode(sheet).decode()})
-    fitted = study.chosen == FITTED
-    values = study.limits if fitted else {m.name: m.psnr_values for m in study.measurements}
+    rows = {m.name: m for m in study.measurements}
+    pixels = any(m.psnr_values for m in study.measurements)
+    ways, reference, factor = gallery(study) if pixels else ([], None, 1)
+    headline = study.schedules[study.headline]
+    labels = {name: words.label(name, schedule) for name, schedule in study.schedules.items()}
     return {
         "study": study,
         "spec": study.calibrated,
-        "is_fitted": fitted,
-        "asides": [_aside(by_name[name], study.limits) for name in study.others if name in study.limits],
+        "rows": rows,
+        "row": rows[study.headline],
+        "unshared": rows[UNSHARED],
+        "labels": labels,
+        "title": words.title(study),
+        "runs": words.runs,
+        "decibels": words.decibels,
+        "headline": headline,
+        "aim": words.aim(study),
+        "pays": words.pays(study),
+        "pairs": [(pace, other, study.near.gain(pace, other)) for pace, other in study.fewer.items()],
+        "to_reference": study.near.to_reference,
         "limit": study.limit,
-        "limit_steps": CONVERGED * study.calibrated.num_steps,
-        "budget": study.schedule.budget,
-        "evaluations": study.schedule.spec.num_evaluations,
-        "unit": "evaluations" if study.schedule.spec.solver == "heun" else "steps",
-        "unshared": by_name[UNSHARED],
-        "uniform": by_name[UNIFORM],
-        "published": by_name[PUBLISHED],
-        "chosen": by_name[study.chosen],
-        "is_solved": study.chosen == SOLVED,
-        "fewer": fewer,
-        "verdict": verdict(study.chosen, fewer, values, "where many steps lead" if fitted else "the original images")
-        if pixels
-        else "",
-        "held": study.schedule.forecast == "hold",
-        "origin": _origin(study.schedule),
+        "limit_steps": reference_steps(study.calibrated.num_steps),
+        "limit_images": len(study.limits.get(UNSHARED, ())),
+        "shares": shares,
+        "origin": words.origin(study.schedule),
+        "is_fitted": study.schedule.is_fitted,
         "pixels": pixels,
-        "grids": grids,
+        "ways": ways,
+        "reference": reference,
+        "factor": factor,
         "heatmap": similarity_heatmap(study.statistics.similarity, study.schedule.refresh_steps),
-        "curve": speed_fidelity(_curves(study, pixels), _fidelity_label(pixels)),
-        "timeline": [k in study.schedule.refresh_steps for k in range(study.schedule.spec.num_evaluations)],
-        "shown": shown,
+        "front": speed_nearness(_near_curves(study, labels), _NEAR, front=True) if study.limits else "",
+        "copying": speed_nearness(_copying_curves(study, pixels), _COPYING[pixels], front=False),
+        "ruler": ruler,
+        "shown": words.shown,
+        "signed": words.signed,
     }
 
 
-def verdict(chosen: str, fewer: Measurement | None, values: Mapping[str, Sequence[float | None]], goal: str) -> str:
-    """Whether sharing, and how it is done here, paid: dB of each image to the `goal`, in pairs."""
-    gain = _paired(values[chosen], values[PUBLISHED])
-    text = f"With the same number of encoder runs this schedule {_says(gain, goal, 'than the published method')}."
-    if fewer is not None:
-        gain = _paired(values[chosen], values[fewer.name])
-        text += f" Against simply taking {fewer.name} in about the same time it {_says(gain, goal, '')}."
-    return text
+_NEAR = "dB to the reference solution"
+_COPYING = {True: "PSNR to the unshared pictures, dB", False: "−20 log₁₀ of the relative error of latents, dB"}
+# By way: colour, marker, name.
+_STYLES = {
+    SOLVED: (BLUE, "o", "solved, by encoder runs"),
+    BEST_FEWER: (BLACK, "v", "fewer steps, best integrator"),
+    FEWER: (GREY, "^", "fewer steps, as calibrated"),
+    PUBLISHED: (GREEN, "D", "published sharing"),
+    UNIFORM: (PURPLE, "s", "evenly spread, held"),
+}
 
 
-def _aside(m: Measurement, limits: Mapping[str, Sequence[float | None]]) -> str:
-    """What another schedule would do, compared with the original itself."""
-    gain = _paired(limits[m.name], limits[UNSHARED])
+def _near_curves(study: Study, labels: dict[str, str]) -> list[Curve]:
+    """All that was measured, by how near it ends to the reference solution, on the images that all were drawn for."""
+    near = {name: _mean(values) for name, values in study.curve_limits.items()}
+    rows = {m.name: m for m in study.measurements}
+    drawn = {m.name for points in study.curves.values() for m in points}
+    named = dict.fromkeys([study.headline, *(name for name in rows if name not in drawn)])
+    curves = [
+        Curve(
+            name="the headline" if name == study.headline else labels[name],
+            color=ORANGE,
+            marker="*" if name == study.headline else "P",
+            speedups=[rows[name].speedup],
+            decibels=[near[name]],
+            labels=[labels[name]],
+            important=name == study.headline,
+        )
+        for name in named
+        if math.isfinite(near[name])
+    ]
+    return curves + _curves(study, near, (SOLVED, BEST_FEWER, FEWER, PUBLISHED))
+
+
+def _copying_curves(study: Study, pixels: bool) -> list[Curve]:
+    """How near schedules end to what the unshared sampler draws."""
+    near = {}
+    for m in (m for points in study.curves.values() for m in points):
+        if pixels:
+            near[m.name] = m.psnr.mean if m.psnr else math.inf
+        else:
+            near[m.name] = -20 * math.log10(m.relative_l2.mean) if m.relative_l2 and m.relative_l2.mean else math.inf
+    return _curves(study, near, (SOLVED, PUBLISHED, UNIFORM, FEWER))
+
+
+def _curves(study: Study, near: dict[str, float], wanted: tuple[str, ...]) -> list[Curve]:
+    found = []
+    for way in wanted:
+        points = [m for m in study.curves[way] if math.isfinite(near[m.name])]
+        points.sort(key=lambda m: (m.num_evaluations, len(m.refresh_steps)))
+        color, marker, name = _STYLES[way]
+        steps = way in (FEWER, BEST_FEWER)
+        if len(points) > (UNSHARED in {m.name for m in points}):
+            found.append(
+                Curve(
+                    name=name,
+                    color=color,
+                    marker=marker,
+                    speedups=[m.speedup for m in points],
+                    decibels=[near[m.name] for m in points],
+                    labels=[
+                        "" if m.name == UNSHARED else str(m.num_steps if steps else len(m.refresh_steps))
+                        for m in points
+                    ],
+                )
+            )
+    return found
+
+
+def ruler(count: int, refreshes: Sequence[int]) -> str:
+    """The evaluations of a trajectory as SVG, from noise to picture; dark where the encoder runs."""
+    marks = "".join(f'<rect x="{k + 0.08:.2f}" y="0" width="0.84" height="1" fill="#1f5fbf"/>' for k in refreshes)
+    others = sorted(set(range(count)) - set(refreshes))
+    rest = "".join(f'<rect x="{k + 0.08:.2f}" y="0" width="0.84" height="1" fill="#d5dbe5"/>' for k in others)
+    said = "the encoder runs at evaluations " + ", ".join(map(str, refreshes))
     return (
-        f"{m.name.capitalize()}: {m.speedup:.2f} times as fast, it "
-        f"{_says(gain, 'where many steps lead', 'than the original does')}."
+        f'<svg class="ruler" viewBox="0 0 {count} 1" preserveAspectRatio="none" role="img" aria-label="{said}">'
+        f"{rest}{marks}</svg>"
     )
 
 
-def _origin(schedule: Schedule) -> str:
-    """What the solver minimised, for people."""
-    if schedule.objective == "similarity":
-        return (
-            "The solver picked the boxes that lose the least similarity; no other choice of "
-            f"{schedule.budget} runs loses less."
-        )
-    if schedule.objective in GAMMA:
-        return (
-            f"The solver picked the steps from which the others can be forecast best ({schedule.forecast}), every "
-            "error weighted by what it was measured to do to the picture."
-        )
-    if schedule.is_fitted:
-        return "Its times, its integrator and its forecasts were fitted to where many steps lead."
-    return "These steps were not solved for."
-
-
-def _paired(a: Sequence[float | None], b: Sequence[float | None]) -> Interval | None:
-    """The mean difference a − b over the images, with its 95 % interval."""
-    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
-    return interval(np.array([x - y for x, y in pairs])) if pairs else None
-
-
-def _says(gain: Interval | None, goal: str, suffix: str) -> str:
-    if gain is None:
-        return "cannot be told apart: the images are identical"
-    text = f"{abs(gain.mean):.1f} dB (95 % interval {gain.low:+.1f} to {gain.high:+.1f})"
-    tail = f" {suffix}" if suffix else ""
-    if gain.low > 0:
-        return f"comes closer to {goal} by {text}{tail}"
-    if gain.high < 0:
-        return f"ends further from {goal} by {text}{tail}"
-    return f"makes no significant difference: {text}{tail}"
-
-
-def shown(value: Interval | None, digits: int, unit: str = "") -> str:
-    """A mean with its interval, or what stands for identical images."""
-    if value is None:
-        return "identical"
-    return f"{value.mean:.{digits}f}{unit} ({value.low:.{digits}f} – {value.high:.{digits}f})"
-
-
-def _fidelity_label(pixels: bool) -> str:
-    return "PSNR to the unshared images (dB)" if pixels else "−20 log₁₀ of the relative L2 error of latents (dB)"
-
-
-def _curves(study: Study, pixels: bool) -> list[Curve]:
-    styles = {
-        SOLVED: (BLUE, "o", "solved"),
-        PUBLISHED: (GREEN, "D", "published method"),
-        UNIFORM: (ORANGE, "s", "evenly spread, held"),
-        "fewer steps": (GREY, "^", "fewer steps, no sharing"),
-    }
-    curves = []
-    for way, points in study.curves.items():
-        kept = [(m, value) for m in points if (value := _fidelity(m, pixels)) is not None]
-        kept.sort(key=lambda pair: pair[0].num_steps * 1000 + len(pair[0].refresh_steps))
-        color, marker, name = styles[way]
-        curves.append(
-            Curve(
-                name=name,
-                color=color,
-                marker=marker,
-                speedups=[m.speedup for m, _ in kept],
-                fidelities=[value for _, value in kept],
-                labels=[str(m.num_steps if way == "fewer steps" else len(m.refresh_steps)) for m, _ in kept],
-            )
-        )
-    return curves
-
-
-def _fidelity(m: Measurement, pixels: bool) -> float | None:
-    if pixels:
-        return m.psnr.mean if m.psnr else None
-    return -20 * math.log10(m.relative_l2.mean) if m.relative_l2 and m.relative_l2.mean > 0 else None
+def _mean(values: Values) -> float:
+    return float(np.mean([math.inf if value is None else value for value in values]))

@@ -57,4 +57,7 @@ class Backend(Protocol):
         """Which weights these are, where known."""
 
     def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int) -> Session:
-        """Buffers for `batch` images of `latent_shape` [C, H, W] and `slots` modulation slots."""
+        """Buffers for `batch` images of `latent_shape` [C, H, W] and `slots` modulation slots.
+
+        Slot number `slots` is one more, for forecasts only; where the decoder makes them itself it takes no memory.
+        """

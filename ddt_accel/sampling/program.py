@@ -48,6 +48,11 @@ class Evaluation:
         return (self.conditional,) if self.unconditional is None else (self.conditional, self.unconditional)
 
     @property
+    def encodes(self) -> bool:
+        """Whether it is a refresh, of any branch."""
+        return any(branch.encode for branch in self.branches)
+
+    @property
     def held(self) -> int | None:
         """The refresh whose modulations are used where they are, by all branches."""
         held = {None if branch.encode else branch.held for branch in self.branches}
@@ -112,3 +117,10 @@ def _constant(means: NDArray[np.float32] | None, k: int, row: Forecast) -> NDArr
     wide = np.broadcast_to(means.astype(np.float64), (max(len(means), k + 1), means.shape[1]))
     constant: NDArray[np.float32] = (wide[k] - sum(w * wide[r] for r, w in row)).astype(np.float32)
     return constant
+
+
+def network_rows(program: Program) -> tuple[int, int]:
+    """How many images go through the encoder and through the decoder, per image sampled."""
+    encoded = sum(branch.encode for evaluation in program.evaluations for branch in evaluation.branches)
+    decoded = sum(1 + evaluation.decode_both for evaluation in program.evaluations)
+    return encoded, decoded

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError, NumericsError
 from ddt_accel.sampling.backend import Backend
+from ddt_accel.sampling.capture import capture, cause_of
 from ddt_accel.sampling.integrators import Update
 from ddt_accel.sampling.program import Branch, Evaluation, Program
 
@@ -42,7 +43,7 @@ class Trajectory:
             raise ConfigError("A stochastic sampler adds noise at every step; give step_noise, a function of the step.")
         self.program, self.step_noise, self.batch = program, step_noise, len(noise)
         self._velocity_slots, self._modulation_slots = _plan(program)
-        slots = 1 + max(self._modulation_slots.values())
+        slots = 1 + max(self._modulation_slots[k] for k, one in enumerate(program.evaluations) if one.encodes)
         with torch.inference_mode(False):  # buffers outlive the mode that the caller may be in
             self.session = session = backend.open(self.batch, (noise.shape[1], noise.shape[2], noise.shape[3]), slots)
             self._velocities = torch.empty(
@@ -85,18 +86,12 @@ class Trajectory:
 
     def _captured(self) -> torch.cuda.CUDAGraph | None:
         """None where it cannot be captured: what has run call by call still does."""
-        device, graph = self._backend.device, torch.cuda.CUDAGraph()
-        with torch.cuda.device(device):
-            stream = torch.cuda.current_stream()
-            try:
-                with torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
-                    self._steps()
-            except (RuntimeError, ArtifactError) as error:  # running out of memory is one of the former
-                torch.cuda.set_stream(stream)
-                warnings.warn(f"{self._backend.name} runs without a CUDA graph: {error}", stacklevel=3)
-                self._capturable = False
-                return None
-        return graph
+        try:
+            return capture(self._steps, self._backend.device)
+        except (RuntimeError, ArtifactError) as error:  # running out of memory is one of the former
+            warnings.warn(f"{self._backend.name} runs without a CUDA graph: {cause_of(error)}", stacklevel=3)
+            self._capturable = False
+            return None
 
     def _steps(self) -> None:
         for k in range(len(self.program.evaluations)):
@@ -198,6 +193,8 @@ def _plan(program: Program) -> tuple[dict[int, int], dict[int, int]]:
     """Which buffer holds the velocity and which the modulations of every evaluation.
 
     A buffer is free again once nothing reads it any more. An evaluation that holds a refreshed state uses its slot.
+
+    One that forecasts takes what is free: at most one slot more than refreshes need, since a forecast is read at once.
     """
     last_velocity_read = {k: k for k in range(len(program.evaluations))}
     last_state_read: dict[int, int] = {}

@@ -199,8 +199,8 @@ class _Pricing:
         if calibration.sensitivity is None:
             raise ConfigError(
                 f"The calibration has no sensitivities, which objective {method.objective!r} needs: none were asked "
-                "for, or the states never change. Calibrate with at least one sensitivity sample, or use objective "
-                "'similarity' with forecast 'hold'."
+                "for, or the states never change. Calibrate with at least one sensitivity sample "
+                "(--sensitivity-samples), or use objective 'similarity' with forecast 'hold'."
             )
         self.method, self.times, self.sensitivity = method, calibration.spec.times, calibration.sensitivity
         gram = calibration.gram

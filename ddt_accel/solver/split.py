@@ -53,7 +53,10 @@ def splits(calibration: Statistics, schedule: Schedule, method: Method) -> list[
     if method.centred or method.objective not in ("sum", "power"):
         raise ConfigError("Branches are split for uncentred forecasts and the objectives 'sum' and 'power'.")
     if calibration.sensitivity is None:
-        raise ConfigError("The calibration has no sensitivities; calibrate with at least one sensitivity sample.")
+        raise ConfigError(
+            "The calibration has no sensitivities; calibrate with at least one sensitivity sample "
+            "(--sensitivity-samples)."
+        )
     total, weight = encoder_runs(schedule), spec.guidance_weights
     sensitivity = calibration.sensitivity * np.abs([weight, 1 - weight])
     every, first = np.arange(spec.num_evaluations), int(guided[0])

@@ -2,113 +2,151 @@
 
 from __future__ import annotations
 
-import io
+import lzma
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from ddt_accel.artifacts import checksum
 from ddt_accel.errors import ConfigError
+from ddt_accel.networks.device import memory_of
+from ddt_accel.stages import OnStage, silent
+from ddt_accel.training.account import Account
+from ddt_accel.training.arrays import pictures, read_labels
+from ddt_accel.training.folders import DiskFolder, Folder, find_pictures, zip_folder
+from ddt_accel.training.picture import Picture, decode, readable_suffixes
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+EXPECTED = "give an image folder, a zip of one, or an npz"
+_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, NotImplementedError, ValueError, TypeError,
+    OSError, KeyError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
-    """uint8 images [M, size, size, 3], int64 labels [M] and the class names in label order."""
+    """uint8 images [M, size, size, 3], int64 labels [M] and the class names in label order.
+
+    `account` has what was found and left out while they were read.
+    """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     class_names: tuple[str, ...]
+    account: Account = field(default_factory=Account, repr=False)
 
     @property
     def sha256(self) -> str:
         """What tells this set from any other."""
         return checksum({"class_names": list(self.class_names)}, {"images": self.images, "labels": self.labels})
 
+    @property
+    def lines(self) -> list[str]:
+        """What was read and what was left out, for people."""
+        return self.account.lines(self.class_names, self.images.shape[1])
 
-def load_images(path: Path, *, size: int, split: str = "train") -> ImageSet:
-    """Reads `class/image` or `split/class/image` from a folder or a zip, or `images` and `labels` from an npz.
+
+def load_images(path: Path, *, size: int, split: str = "train", on_stage: OnStage = silent) -> ImageSet:
+    """Reads `class/image` or `split/class/image` from a folder or a zip, or images and labels from an npz.
 
     Images are centre-cropped to a square and resized to `size`. Of several splits only `split` is read. Classes are
-    numbered in alphabetical order.
+    numbered in alphabetical order. Raises ConfigError, in a sentence, for what cannot be read; before anything is
+    read where the images would not fit the memory.
     """
     if size < 1:
         raise ConfigError(f"Images of size {size}; give a number of pixels above 0.")
-    if not path.exists():
-        raise ConfigError(f"There is no {path}; give an image folder, a zip of one, or an npz.")
-    if path.suffix == ".npz":
-        return _load_npz(path, size)
-    entries = sorted(_folder_entries(path) if path.is_dir() else _zip_entries(path), key=lambda entry: entry[0])
-    by_depth = {len(name.parts) for name, _ in entries}
-    if by_depth == {3}:
-        splits = sorted({name.parts[0] for name, _ in entries})
-        entries = [entry for entry in entries if entry[0].parts[0] == split]
-        if not entries:
-            raise ConfigError(f"{path} has the splits {', '.join(splits)}, not '{split}'; choose one with --split.")
-    elif by_depth != {2}:
-        raise ConfigError(f"{path} must hold its images as class/image or split/class/image, all alike.")
-    class_names = sorted({name.parts[-2] for name, _ in entries})
+    if path.is_dir():
+        return _from_folder(DiskFolder(path), path, size, split, on_stage)
+    if not path.is_file():
+        raise ConfigError(f"There is no {path}; {EXPECTED}.")
+    with _opened(path) as archive:
+        members = [info.filename for info in archive.infolist() if not info.is_dir()]
+        if path.suffix.lower() == ".npz" or (members and all(name.endswith(".npy") for name in members)):
+            with _damage_told(path, "npz"):
+                return _from_arrays(archive, path, size, split, on_stage)
+        return _from_folder(zip_folder(archive), path, size, split, on_stage)
+
+
+def _from_folder(root: Folder, path: Path, size: int, split: str, on_stage: OnStage) -> ImageSet:
+    account = Account()
+    found = find_pictures(root, path, split, account)
+    class_names = tuple(sorted({picture.class_name for picture in found}))
     index = {name: label for label, name in enumerate(class_names)}
+
+    def decoded() -> Iterator[Picture]:
+        for picture in found:
+            name = "/".join((picture.class_name, *picture.parts))
+            with _damage_told(path, "zip" if path.is_file() else "folder"):
+                data = picture.read()
+            yield decode(name, data, size)
+
     return ImageSet(
-        images=np.stack([_decode(name, data, size) for name, data in entries]),
-        labels=np.array([index[name.parts[-2]] for name, _ in entries], dtype=np.int64),
-        class_names=tuple(class_names),
+        images=_stacked(decoded(), len(found), size, account, on_stage),
+        labels=np.array([index[picture.class_name] for picture in found], dtype=np.int64),
+        class_names=class_names,
+        account=account,
     )
 
 
-def _folder_entries(root: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
-    for path in root.rglob("*"):
-        if path.suffix.lower() in SUFFIXES and path.is_file():
-            yield PurePosixPath(path.relative_to(root).as_posix()), path.read_bytes()
+def _from_arrays(archive: zipfile.ZipFile, path: Path, size: int, split: str, on_stage: OnStage) -> ImageSet:
+    account = Account()
+    arrays = read_labels(archive, path, split, account)
+    return ImageSet(
+        images=_stacked(pictures(archive, arrays.images, size), len(arrays.labels), size, account, on_stage),
+        labels=arrays.labels,
+        class_names=arrays.class_names,
+        account=account,
+    )
 
 
-def _zip_entries(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                name = PurePosixPath(info.filename)
-                if name.suffix.lower() in SUFFIXES and not name.name.startswith("."):
-                    yield name, archive.read(info)
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:  # encrypted ones, too
-        raise ConfigError(f"{path} is not a readable zip ({error}); give an image folder, a zip or an npz.") from None
-
-
-def _decode(name: PurePosixPath, data: bytes, size: int) -> NDArray[np.uint8]:
-    try:
-        image = Image.open(io.BytesIO(data)).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise ConfigError(f"{name} cannot be read as an image ({error}); remove or replace it.") from None
-    if image.size != (size, size):
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
-    return np.asarray(image, dtype=np.uint8)
-
-
-def _load_npz(path: Path, size: int) -> ImageSet:
-    try:
-        # Opened here: NumPy leaves a file open that it cannot read.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            images, labels = archive["images"], archive["labels"]
-    except (
-        KeyError, TypeError, ValueError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error
-    ) as error:  # fmt: skip
-        raise ConfigError(f"{path} must hold arrays 'images' [M, S, S, 3] uint8 and 'labels' [M] ({error}).") from None
-    if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3) or labels.shape != images.shape[:1]:
+def _stacked(
+    decoded: Iterator[Picture], count: int, size: int, account: Account, on_stage: OnStage
+) -> NDArray[np.uint8]:
+    """The pictures in one array, which is all that is held of them."""
+    bytes_needed, memory = 3 * count * size**2, memory_of(torch.device("cpu"))
+    if bytes_needed > memory:
         raise ConfigError(
-            f"{path} holds images {images.dtype}{list(images.shape)} and labels {list(labels.shape)}; expected uint8 "
-            f"[M, {size}, {size}, 3] and [M]."
+            f"{count:,} images of {size} × {size} take {bytes_needed / 1e9:,.1f} GB, and this machine allows "
+            f"{memory / 1e9:,.1f} GB; choose a smaller --size, or fewer images."
         )
-    if labels.dtype.kind not in "iu":
-        raise ConfigError(f"{path} holds labels of type {labels.dtype}; expected whole numbers from 0.")
-    labels = labels.astype(np.int64)
-    if labels.size == 0 or labels.min() < 0:
-        raise ConfigError(f"{path} must hold at least one image, with labels from 0.")
-    return ImageSet(images=images, labels=labels, class_names=tuple(str(k) for k in range(int(labels.max()) + 1)))
+    images = np.empty((count, size, size, 3), dtype=np.uint8)
+    advance = on_stage("reading", count)
+    for index, picture in enumerate(decoded):
+        images[index] = picture.pixels
+        account.shapes[picture.shape] += 1
+        account.transparent += picture.transparent
+        account.grey = account.grey and bool((picture.pixels == picture.pixels[..., :1]).all())
+        advance()
+    return images
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The zip, or npz, at `path`; raises ConfigError with what it is instead."""
+    kind = "npz" if path.suffix.lower() == ".npz" else "zip"
+    with ExitStack() as stack:
+        if path.suffix.lower() in readable_suffixes():
+            raise ConfigError(f"{path} is a single picture; {EXPECTED}.")
+        with _damage_told(path, kind):
+            if not zipfile.is_zipfile(path) and tarfile.is_tarfile(path):
+                raise ConfigError(f"{path} is a tar; unpack it (tar xf {path}) and give the folder.")
+            archive = stack.enter_context(zipfile.ZipFile(path))
+        yield archive
+
+
+@contextmanager
+def _damage_told(path: Path, kind: str) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError:  # which is a ValueError, too
+        raise
+    except _DAMAGE as error:
+        raise ConfigError(f"{path} is not a readable {kind} ({error}); {EXPECTED}.") from None

@@ -1,0 +1,70 @@
+"""What a schedule costs, by what lies beside it: without a network, and without PyTorch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ddt_accel.artifacts import read_json
+from ddt_accel.backends.manifest import FILE_NAME, FORMAT, VERSION
+from ddt_accel.cli.headers import metadata
+from ddt_accel.errors import DDTAccelError
+from ddt_accel.evaluation.costs import SECONDS, Costs, counted_costs
+from ddt_accel.networks.config import DDTConfig
+from ddt_accel.networks.locate import EMBEDDED, embedded_models
+from ddt_accel.schedule import SHIPPED, Schedule
+from ddt_accel.workspace import Workspace
+
+
+def measured_costs_of(place: Workspace, schedule: Schedule) -> Costs | None:
+    """Seconds, where `bench` has measured this schedule's checkpoint in the workspace."""
+    try:
+        costs = Costs.load(place.costs_path)
+    except DDTAccelError:
+        return None
+    same = costs.checkpoint_sha256 == schedule.checkpoint_sha256
+    return costs if costs.unit == SECONDS and same else None
+
+
+def share_of_unshared(path: Path, schedule: Schedule) -> tuple[float, str] | None:
+    """The cost of a schedule over that of its trajectory without sharing, and in what; None where nothing tells.
+
+    Looked for in the workspace that the schedule's file lies in, or for a shipped one in the embedded model.
+    """
+    for folder in (path.parent, path.parent.parent):
+        place = Workspace(folder)
+        costs = measured_costs_of(place, schedule) or counted_by_export(place, schedule.checkpoint_sha256)
+        if costs is not None:
+            break
+    else:
+        costs = _counted_by_name(path) if path.parent == SHIPPED else None
+    if costs is None:
+        return None
+    unit = "time" if costs.unit == SECONDS else costs.unit
+    return costs.of(schedule) / costs.of(schedule.unshared()), unit
+
+
+def counted_by_export(place: Workspace, checkpoint_sha256: str | None) -> Costs | None:
+    """Multiply-adds, where the workspace has an export of this checkpoint."""
+    for folder in (place.export_path, place.engines_path):
+        try:
+            told = read_json(folder / FILE_NAME, FORMAT, VERSION)
+            if told["checkpoint_sha256"] == checkpoint_sha256:
+                return _counted(told["config"], told["latent_shape"])
+        except (DDTAccelError, KeyError, TypeError, ValueError):
+            continue
+    return None
+
+
+def _counted_by_name(path: Path) -> Costs | None:
+    """Shipped schedules are named after the embedded model that they are for."""
+    for name in embedded_models():
+        if path.stem.startswith(f"{name}-"):
+            told = metadata(EMBEDDED / f"{name}.safetensors")
+            return _counted(json.loads(told["config"]), json.loads(told["latent_shape"]))
+    return None
+
+
+def _counted(config: dict[str, int], latent_shape: list[int]) -> Costs:
+    channels, height, width = map(int, latent_shape)
+    return counted_costs(DDTConfig.from_mapping(config), (channels, height, width))

@@ -1,0 +1,138 @@
+"""What to expect of the schedule that `optimize` chose, in five lines."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from ddt_accel.cli.console import following
+
+if TYPE_CHECKING:
+    from ddt_accel.cli.networks import Opened
+    from ddt_accel.evaluation.budgets import Target
+    from ddt_accel.evaluation.fidelity import Interval
+    from ddt_accel.fitting.optimize import Choice
+    from ddt_accel.report.study import Study
+    from ddt_accel.workspace import Workspace
+
+
+def expectations(
+    study: Study, choice: Choice, target: Target, place: Workspace, networks: Opened, device: str
+) -> list[str]:
+    """Speed, fidelity, fewer steps beside it, whether sharing pays, and what comes next."""
+    sampling = f"ddt-accel sample --backend {networks.option}{'' if device == 'cpu' else f' --device {device}'}"
+    return [
+        _speed(study, choice, target),
+        _fidelity(study),
+        _fewer_steps(study),
+        _sharing(study, choice),
+        f"Made: {place.schedule_path}, {place.folder / 'report.html'}. {following(sampling, workspace=place.folder)}",
+    ]
+
+
+def facts(study: Study, choice: Choice, target: Target) -> dict[str, Any]:
+    """The same for programs."""
+    rows = {row.name: row for row in study.measurements}
+    mine, unshared, fewer = rows[study.chosen], study.measurements[0], study.fewer.get(study.chosen)
+    (rival, _), *_ = [*choice.others.items(), (None, None)]
+    schedule = study.schedule
+    return {
+        "target": {name: value for name, value in asdict(target).items() if value is not None},
+        "met": choice.met and study.met,
+        "num_steps": schedule.spec.num_steps,
+        "refresh_steps": list(schedule.refresh_steps),
+        "unconditional_steps": schedule.unconditional_steps,
+        "ms": mine.seconds * 1000,
+        "unshared_ms": unshared.seconds * 1000,
+        "speedup": mine.speedup,
+        "predicted_speedup": 1 / choice.best.cost,
+        "reference_db": {row.name: _as_dict(study.limit[row.name]) for row in (mine, unshared)},
+        "fewer_steps": fewer
+        and {
+            "name": fewer,
+            "ms": rows[fewer].seconds * 1000,
+            "reference_db": _as_dict(study.limit[fewer]),
+            "gain_db": _as_dict(study.near.gain(study.chosen, fewer)),
+        },
+        "sharing": rival
+        and {
+            "shares": rival == "best without sharing",
+            "other": choice.others[rival].name,
+            "gain_db": _as_dict(study.near.gain(study.chosen, rival)),
+        },
+        "conditions": study.conditions,
+    }
+
+
+def _speed(study: Study, choice: Choice, target: Target) -> str:
+    mine = next(row for row in study.measurements if row.name == study.chosen)
+    unshared = study.measurements[0]
+    if target.milliseconds is not None:
+        asked, reached = f"{target.milliseconds:g} ms", mine.seconds * 1000 <= target.milliseconds
+    elif target.speedup is not None:
+        asked, reached = f"{target.speedup:g} times", mine.speedup >= target.speedup
+    else:
+        known = study.limit[study.chosen]
+        asked, reached = f"{target.psnr:g} dB", known is None or known.mean >= (target.psnr or 0)
+    told = (
+        f"{mine.seconds * 1000:.1f} ms an image instead of {unshared.seconds * 1000:.1f}, {mine.speedup:.2f} times as "
+        f"fast as the sampler without sharing ({study.conditions['backend']}, {study.conditions['batch']} at a time)"
+    )
+    if not choice.met:
+        return f"{asked} cannot be reached here; the nearest that can: {told}."
+    if not reached:
+        return (
+            f"{asked} was asked for, and missed by this measurement, though not by what the parts had cost before: "
+            f"{told}."
+        )
+    return f"{asked} was asked for, and is reached: {told}."
+
+
+def _fidelity(study: Study) -> str:
+    spec, images = study.calibrated, len(study.limits[study.chosen])
+    return (
+        f"It ends at {_told(study.limit[study.chosen])} to the reference solution, on {images} images that nothing was "
+        f"chosen or fitted on; the sampler without sharing, {spec.num_steps} steps of {spec.solver}, at "
+        f"{_told(study.limit[study.measurements[0].name])}."
+    )
+
+
+def _fewer_steps(study: Study) -> str:
+    name = study.fewer.get(study.chosen)
+    if name is None:
+        return "Fewer steps in the same time: there are none to compare with."
+    row = next(row for row in study.measurements if row.name == name)
+    said = f"Fewer steps in the same time, {name} without sharing ({row.seconds * 1000:.1f} ms), end at "
+    return f"{said}{_told(study.limit[name])}; this schedule {_gained(study.near.gain(study.chosen, name))}."
+
+
+def _sharing(study: Study, choice: Choice) -> str:
+    schedule = study.schedule
+    runs = f"the encoder runs at {schedule.budget} of {schedule.spec.num_evaluations} evaluations"
+    if not choice.others:
+        return f"Sharing: {runs}; there is nothing of the other kind at this cost to compare it with."
+    ((name, plan),) = choice.others.items()
+    gain = study.near.gain(study.chosen, name)
+    shares = name == "best without sharing"
+    if gain is None or gain.low <= 0 <= gain.high:
+        verdict = "makes no clear difference here"
+    else:
+        verdict = f"{'pays' if shares == (gain.low > 0) else 'does not pay'} here"
+    return f"Sharing {verdict}: {runs}, and beside the {name}, {plan.name}, it {_gained(gain)}."
+
+
+def _gained(gain: Interval | None) -> str:
+    if gain is None:
+        return "draws the same"
+    told = f"({gain.low:+.1f} … {gain.high:+.1f})"
+    if gain.low <= 0 <= gain.high:
+        return f"is as close: {gain.mean:+.1f} dB {told}"
+    return f"ends {abs(gain.mean):.1f} dB {'closer' if gain.mean > 0 else 'further'} {told}"
+
+
+def _told(value: Interval | None) -> str:
+    return f"{value.mean:.1f} dB ({value.low:.1f} … {value.high:.1f})" if value else "no distance at all"
+
+
+def _as_dict(value: Interval | None) -> dict[str, float] | None:
+    return asdict(value) if value is not None else None

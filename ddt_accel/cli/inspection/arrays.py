@@ -1,0 +1,68 @@
+"""Arrays of ours in safetensors files: calibrations, mean modulations, converged trajectories, states of fits."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ddt_accel.artifacts import read_arrays
+from ddt_accel.cli.inspection.told import Told
+from ddt_accel.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def arrays(path: Path, kind: str) -> Told:
+    """What is in a file that says it is of this format."""
+    from ddt_accel.backends import manifest
+    from ddt_accel.calibration import statistics
+    from ddt_accel.evaluation import converged
+    from ddt_accel.fitting import fit
+    from ddt_accel.schedule import MEANS_FORMAT, MEANS_VERSION
+
+    if kind == statistics.FORMAT:
+        return _calibration(path)
+    versions = {
+        manifest.REFERENCE_FORMAT: manifest.REFERENCE_VERSION,
+        MEANS_FORMAT: MEANS_VERSION,
+        converged.FORMAT: converged.VERSION,
+        fit.FORMAT: fit.VERSION,
+    }
+    if kind not in versions:
+        raise ArtifactError(f"{path} says it is a {kind[:80]}, which this ddt-accel does not know.")
+    content, found = read_arrays(path, kind, versions[kind])
+    shapes = {name: f"{array.dtype} {list(array.shape)}" for name, array in sorted(found.items())}
+    return Told(facts={"kind": kind.removeprefix("ddt-accel "), **content, **shapes})
+
+
+def _calibration(path: Path) -> Told:
+    from ddt_accel.calibration.statistics import Calibration
+
+    calibration = Calibration.load(path)
+    similarity = calibration.similarity
+    neighbours, sensitivity = similarity.diagonal(1), calibration.sensitivity
+    return Told(
+        facts={
+            "kind": "calibration",
+            "samples": calibration.num_samples,
+            "images": [f"seed {r.seed}: {r.first} … {r.stop - 1}" for r in calibration.ranges],
+            "neighbouring steps": f"cosine {neighbours.min():.4f} … {neighbours.max():.4f}"
+            if len(neighbours)
+            else "none",
+            "first and last": f"cosine {similarity[0, -1]:.4f}",
+            "sensitivity": f"{sensitivity[1:].max():.4g} … {sensitivity[1:].min():.4g}, from "
+            f"{int(calibration.sensitivity_sum[:, 0].max())} samples{_uncertain(calibration.sensitivity_error)}"
+            if sensitivity is not None
+            else "not measured",
+            "checkpoint": calibration.checkpoint_sha256,
+            "latent shape": list(calibration.latent_shape),
+            **{key.replace("_", " "): value for key, value in asdict(calibration.spec).items()},
+        }
+    )
+
+
+def _uncertain(error: NDArray[np.float64] | None) -> str:
+    return f" (standard error {error.mean():.0%} on the average)" if error is not None else ""

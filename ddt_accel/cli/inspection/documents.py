@@ -1,0 +1,78 @@
+"""JSON documents of ours: schedules, measured costs and speeds, the numbers of a report, a workspace's settings."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from ddt_accel.artifacts import format_of
+from ddt_accel.cli.costing import share_of_unshared
+from ddt_accel.cli.inspection.told import Told
+from ddt_accel.evaluation import costs
+from ddt_accel.evaluation.budgets import predicted_psnr
+from ddt_accel.report import numbers
+from ddt_accel.schedule import SHIPPED, Schedule, shipped_schedules
+from ddt_accel.workspace import SPEEDS_FORMAT, read_speeds
+
+
+def document(path: Path) -> Told:
+    """Whatever the document says it is; a schedule, where it does not say."""
+    readers = {numbers.FORMAT: report, costs.FORMAT: _costs, SPEEDS_FORMAT: _speeds}
+    return readers.get(format_of(path) or "", schedule)(path)
+
+
+def schedule(path: Path) -> Told:
+    """Where the encoder runs, how states are forecast, and what both cost."""
+    found = Schedule.load(path)
+    if not path.exists() and str(path) in shipped_schedules():
+        path = SHIPPED / f"{path}.json"
+    drawn = max((len(row) for row in found.forecasts.values()), default=1)
+    centred = ", of the deviation from the mean trajectory" if found.centred else ""
+    share, psnr = share_of_unshared(path, found), predicted_psnr(found)
+    facts = {
+        "kind": "schedule",
+        "encoder runs": f"{found.budget} of {found.spec.num_evaluations}",
+        **({"cost": f"{share[0]:.3f} of the {share[1]} of the same trajectory without sharing"} if share else {}),
+        "refresh steps": list(found.refresh_steps),
+        **({"unconditional": list(found.unconditional_steps)} if found.unconditional_steps is not None else {}),
+        "forecast": f"{found.forecast}, from up to {drawn} states{centred}",
+        **({"times": [round(time, 4) for time in found.times]} if found.times is not None else {}),
+        **({"integrator": "weights of its own"} if found.integrator is not None else {}),
+        "objective": found.objective,
+        "predicted PSNR": f"{psnr:.1f} dB to the unshared image" if psnr is not None else None,
+        "predicted cost": found.predicted_cost,
+        "predicted error": found.predicted_error,
+        "checkpoint": found.checkpoint_sha256,
+        "calibration": found.calibration_sha256,
+        **{key.replace("_", " "): value for key, value in asdict(found.spec).items()},
+    }
+    words = {key: value for key, value in facts.items() if value is not None}
+    return Told(facts=facts, words=words)
+
+
+def report(path: Path) -> Told:
+    """Every schedule that was measured, in a line."""
+    found = numbers.read_report(path)
+    rows = {
+        row.name: f"{len(row.refresh_steps)} encoder runs in {row.num_evaluations} steps, "
+        f"{row.seconds * 1000:.1f} ms per image, {row.speedup:.2f}x"
+        + (f", {row.to_unshared:.1f} dB to the unshared images" if row.to_unshared is not None else "")
+        for row in found.rows
+    }
+    return Told(facts={"kind": "report", "images": found.num_images, **rows, **found.conditions})
+
+
+def _costs(path: Path) -> Told:
+    return Told(facts={"kind": "costs per image and branch", **asdict(costs.Costs.load(path))})
+
+
+def _speeds(path: Path) -> Told:
+    conditions, seconds = read_speeds(path)
+    told = "one encoder and five decoder runs, guided, by backend"
+    times = {name: f"{1e3 * taken:.1f} ms" for name, taken in seconds.items()}
+    facts = {"kind": "speeds", "of": told, **times, **conditions}
+    versions = conditions.get("versions")
+    words = {key: value for key, value in facts.items() if key not in ("versions", "exports")}
+    if isinstance(versions, dict):
+        words["versions"] = [f"{name} {version}" for name, version in versions.items()]
+    return Told(facts=facts, words=words)

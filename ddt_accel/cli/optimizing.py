@@ -1,0 +1,259 @@
+"""`optimize`, and `demo`, which is its run on the embedded model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ddt_accel.cli.console import emit, keeping, say, say_threads, stages
+from ddt_accel.cli.fitting import wants_autocast
+from ddt_accel.cli.networks import BackendOption, Opened, check_backend, load_network, open_networks
+from ddt_accel.cli.options import (
+    DEFAULT_WORKSPACE,
+    BatchOption,
+    ConfigOption,
+    DeviceOption,
+    JsonOption,
+    LatentOption,
+    ModelOption,
+    ThreadsOption,
+    WeightsOption,
+    WorkspaceOption,
+    check_device,
+    model_options,
+)
+from ddt_accel.cli.preparation import QUICK, THOROUGH, Effort, calibrated, exported, held_out, keep, kept, known, timed
+
+if TYPE_CHECKING:
+    from ddt_accel.calibration.statistics import Calibration
+    from ddt_accel.evaluation.budgets import Target
+    from ddt_accel.evaluation.costs import Costs
+    from ddt_accel.fitting.optimize import Choice
+    from ddt_accel.networks.ddt import DDT
+    from ddt_accel.report.study import Study
+    from ddt_accel.sampling.noise import ImageRange
+    from ddt_accel.stages import OnStage
+    from ddt_accel.workspace import Workspace
+
+DEFAULT_SPEEDUP = 5.0
+
+
+def optimize(
+    budget_ms: Annotated[float | None, typer.Option(help="Milliseconds per image here, at most.")] = None,
+    speedup: Annotated[
+        float | None, typer.Option(help="Over the sampler without sharing, at least; 5 without any target.")
+    ] = None,
+    min_psnr: Annotated[
+        float | None, typer.Option(help="dB to the reference solution, which many more steps draw, at least.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="In minutes: fewer samples and images, fits in closed form alone.")
+    ] = False,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    weights: WeightsOption = None,
+    latent_shape: LatentOption = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Of the sampler to accelerate. Default: as calibrated, else 50.")
+    ] = None,
+    solver: Annotated[
+        str | None, typer.Option(help="euler, heun, ab1, ab2, ab3 or ab4. Default: as calibrated, else euler.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance weight; 1 is none. Default: as calibrated, else 2.")
+    ] = None,
+    guidance_interval: Annotated[
+        tuple[float, float] | None, typer.Option(help="Guidance applies strictly between these times.")
+    ] = None,
+    timeshift: Annotated[float | None, typer.Option(help="Time shift of the grid; 1 is none.")] = None,
+    last_step: Annotated[float | None, typer.Option(help="Length of the last step.")] = None,
+    backend: BackendOption = "auto",
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = None,
+    batch_size: BatchOption = 16,
+    json: JsonOption = False,
+) -> None:
+    """Find the best schedule for a target: calibrate, export, plan, fit, measure, report, in one go.
+
+    What lies in the workspace is used, and what was interrupted continues. The best schedule becomes the workspace's;
+    five lines say what to expect of it.
+    """
+    from ddt_accel.errors import ConfigError
+    from ddt_accel.evaluation.budgets import Target
+    from ddt_accel.workspace import Workspace
+
+    asked = {"--budget-ms": budget_ms, "--speedup": speedup, "--min-psnr": min_psnr}
+    if len(said := [name for name, value in asked.items() if value is not None]) > 1:
+        raise ConfigError(f"{' and '.join(said)} are two targets; give one.")
+    if not said:
+        speedup = DEFAULT_SPEEDUP
+    sampling = {
+        "num_steps": steps, "solver": solver, "guidance": guidance, "guidance_interval": guidance_interval,
+        "timeshift": timeshift, "last_step": last_step,
+    }  # fmt: skip
+    device = check_device(device)
+    say_threads(threads, device)
+    _run(
+        Workspace(workspace),
+        Target(milliseconds=budget_ms, speedup=speedup, psnr=min_psnr),
+        QUICK if quick else THOROUGH,
+        model_options(model, config, weights, latent_shape),
+        {name: value for name, value in sampling.items() if value is not None},
+        backend,
+        device,
+        batch_size,
+        as_json=json,
+    )
+
+
+def demo(
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE, threads: ThreadsOption = None, json: JsonOption = False
+) -> None:
+    """Do it all on the embedded model: `optimize --speedup 5 --quick`, stage by stage."""
+    from importlib.util import find_spec
+
+    from ddt_accel.errors import ConfigError, DependencyError
+    from ddt_accel.evaluation.budgets import Target
+    from ddt_accel.workspace import DEFAULT_MODEL, Workspace
+
+    place = Workspace(workspace)
+    remembered = place.remembered()
+    if remembered is not None and remembered.source != DEFAULT_MODEL:
+        raise ConfigError(
+            f"{workspace} holds work on {remembered.source}, which the demo would write over; give it another "
+            "--workspace."
+        )
+    if find_spec("onnxruntime") is None:
+        raise DependencyError("The demo runs the networks by ONNX Runtime; install ddt-accel[cpu].")
+    say(
+        f"This makes the embedded model {DEFAULT_MODEL} {DEFAULT_SPEEDUP:g} times as fast, as `ddt-accel optimize "
+        f"--speedup {DEFAULT_SPEEDUP:g} --quick` does with any model."
+    )
+    say_threads(threads, "cpu")
+    said = {"source": DEFAULT_MODEL}
+    _run(place, Target(speedup=DEFAULT_SPEEDUP), QUICK, said, {}, "auto", "cpu", 16, as_json=json)
+
+
+def _run(
+    place: Workspace, target: Target, effort: Effort, said: dict[str, Any], sampling: dict[str, Any], backend: str,
+    device: str, batch_size: int, *, as_json: bool,
+) -> None:  # fmt: skip
+    from ddt_accel.artifacts import check_writable
+    from ddt_accel.cli.expectations import expectations, facts
+    from ddt_accel.locks import making
+    from ddt_accel.report.render import write_report
+
+    check_backend(backend)
+    for path in (place.schedule_path, place.costs_path, place.folder / "report.html"):
+        check_writable(path)
+    network = load_network(place, said).to(device)
+    say("1/5  Calibrating: how does the encoder's state change along trajectories of the sampler as it is?")
+    calibration = calibrated(place, network, sampling, effort)
+    if calibration.spec.num_evaluations > 1:
+        alike = calibration.similarity.diagonal(1).mean()
+        say(f"From one step to the next its cosine similarity is {alike:.4f}.")
+    say("2/5  Backend: which runs the two networks fastest here, and what does each of them cost?")
+    if device == "cpu" and backend in ("auto", "onnx"):
+        exported(place, network, needed=backend == "onnx")
+    networks = open_networks(
+        place, backend, None, said, device, batch_size, compiling=effort.thorough or device != "cpu"
+    )  # fmt: skip
+    costs = timed(place, networks, calibration.spec, batch_size)
+    images = held_out(calibration, effort)
+    say("3/5  Searching: which steps, integrator and encoder runs end closest to the reference solution?")
+    with making(place.fit_path, say), keeping(lambda: kept(place)), stages() as on_stage:
+        choice = _choose(place, network, networks, calibration, costs, images, target, effort, on_stage, batch_size)
+        keep(place, choice.best.schedule)
+    say(_found(choice))
+    say("4/5  Measuring it beside what you would have done instead, on other images")
+    with making(place.folder / "report.html", say), keeping(lambda: kept(place)), stages() as on_stage:
+        study = _study(networks, calibration, choice, images["reporting"], target, effort, on_stage, batch_size)
+    say("5/5  Writing the report")
+    page, *_ = write_report(study, place.folder)
+    lines = expectations(study, choice, target, place, networks, device)
+    emit(
+        facts(study, choice, target) | {"schedule": str(place.schedule_path), "report": str(page), "expect": lines},
+        as_json=as_json,
+        text="\n".join(lines),
+    )
+
+
+def _choose(
+    place: Workspace, network: DDT, networks: Opened, calibration: Calibration, costs: Costs,
+    images: dict[str, ImageRange], target: Target, effort: Effort, on_stage: OnStage, batch_size: int,
+) -> Choice:  # fmt: skip
+    from ddt_accel.evaluation.judge import Judge
+    from ddt_accel.fitting import search
+    from ddt_accel.fitting.fit_spec import LEAST_HELD_OUT, LEAST_REFERENCE_STEPS, FitSpec
+    from ddt_accel.fitting.joint import JointFit
+    from ddt_accel.fitting.optimize import Optimizer
+
+    steps = max(LEAST_REFERENCE_STEPS, round(effort.reference * calibration.spec.num_steps))
+    done = on_stage("the reference solution to choose by", 1)
+    judge = Judge(
+        networks.backend,
+        calibration,
+        costs,
+        images["choosing"],
+        batch_size,
+        reference_steps=steps,
+        cache=place.fit_path,
+    )
+    done()
+    fitting = images["fitting"]
+    spec = FitSpec(seed=fitting.seed, autocast=wants_autocast(None, networks.backend.device))
+    if not effort.thorough:
+        spec = FitSpec(
+            seed=fitting.seed, images=fitting.count, batch_size=fitting.count, micro_batch=fitting.count,
+            held_out=LEAST_HELD_OUT, reference_steps=steps,
+        )  # fmt: skip
+    joint = JointFit(
+        network,
+        calibration,
+        costs,
+        spec,
+        # Gradients are taken in PyTorch's float32, and what they lead to is searched by the same arithmetic.
+        backend=None if effort.thorough else networks.backend,
+        search=search.THOROUGH if effort.thorough else search.QUICK,
+        folder=place.fit_path,
+        on_stage=on_stage,
+    )
+    there = known(place, calibration, [images["choosing"].seed, images["reporting"].seed])
+    optimizer = Optimizer(
+        judge, joint, thorough=effort.thorough, known=there, folder=place.plans_path, on_stage=on_stage
+    )
+    return optimizer.choose(target)
+
+
+def _study(
+    networks: Opened, calibration: Calibration, choice: Choice, images: ImageRange, target: Target, effort: Effort,
+    on_stage: OnStage, batch_size: int,
+) -> Study:  # fmt: skip
+    from ddt_accel.report.study import conduct
+
+    return conduct(
+        networks.backend,
+        calibration,
+        choice.best.schedule,
+        model_name=networks.name,
+        latent_shape=networks.latent_shape,
+        num_images=images.count,
+        curve_images=effort.curve,
+        seed=images.seed,
+        batch_size=batch_size,
+        on_stage=on_stage,
+        others={name: plan.schedule for name, plan in choice.others.items()},
+        target=target,
+        reference_images=effort.beside_reference,
+    )
+
+
+def _found(choice: Choice) -> str:
+    """What was chosen, in characters, ● where the encoder runs; by the images that it was chosen on."""
+    schedule, best = choice.best.schedule, choice.best
+    refreshes = set(schedule.refresh_steps)
+    drawn = "".join("●" if k in refreshes else "·" for k in range(schedule.spec.num_evaluations))
+    others = "".join(f"; {name}, {plan.name}: {plan.mean:.1f} dB" for name, plan in choice.others.items())
+    return f"{drawn}  {best.name}: {best.mean:.1f} dB to the reference solution{others}."

@@ -1,0 +1,193 @@
+"""What an optimisation works with: kept where it lies in the workspace, else made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ddt_accel.cli.calibration import run_calibration
+from ddt_accel.cli.console import say, stages
+from ddt_accel.cli.networks import Opened
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ddt_accel.calibration.statistics import Calibration
+    from ddt_accel.evaluation.costs import Costs
+    from ddt_accel.networks.ddt import DDT
+    from ddt_accel.sampling.noise import ImageRange
+    from ddt_accel.schedule import Schedule
+    from ddt_accel.spec import SamplingSpec
+    from ddt_accel.workspace import Workspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How much is measured: samples to calibrate on, of them those whose errors are followed and from how many steps;
+    the reference solution's steps in terms of the calibrated ones; images to choose on, to fit on, to report on, of
+    them those beside the reference solution, and those on the curve over budgets."""
+
+    thorough: bool
+    samples: int
+    sensitivity_samples: int
+    sensitivity_steps: int | None
+    reference: float
+    choosing: int
+    fitting: int
+    reporting: int
+    beside_reference: int
+    curve: int
+
+
+THOROUGH = Effort(
+    thorough=True, samples=64, sensitivity_samples=8, sensitivity_steps=None, reference=4.0, choosing=16,
+    fitting=64, reporting=64, beside_reference=16, curve=16,
+)  # fmt: skip
+QUICK = Effort(
+    thorough=False, samples=12, sensitivity_samples=2, sensitivity_steps=8, reference=1.5, choosing=8, fitting=10,
+    reporting=16, beside_reference=12, curve=4,
+)  # fmt: skip
+
+
+def calibrated(place: Workspace, network: DDT, sampling: dict[str, Any], effort: Effort) -> Calibration:
+    """The workspace's, if it is of this model and sampling, else one that is made now."""
+    from ddt_accel.errors import ConfigError
+    from ddt_accel.networks.ddt import latent_shape_of
+    from ddt_accel.spec import SamplingSpec
+
+    kept, spec = None, SamplingSpec()
+    source, shape = network.source, latent_shape_of(network)
+    if place.calibration_path.exists():
+        found = place.calibration()
+        if source is not None and (found.checkpoint_sha256, found.latent_shape) == (source.sha256, shape):
+            kept, spec = found, found.spec
+    spec = replace(spec, **sampling)
+    if spec.solver == "sde":
+        raise ConfigError("A stochastic sampler has no reference solution to come close to; give another --solver.")
+    if kept is not None and kept.spec == spec and kept.sensitivity is not None:
+        say(f"Kept: {kept.num_samples} trajectories of {spec.num_steps} steps in {place.calibration_path}.")
+        return kept
+    return run_calibration(
+        place,
+        network,
+        spec,
+        samples=effort.samples,
+        sensitivity_samples=effort.sensitivity_samples,
+        sensitivity_steps=effort.sensitivity_steps,
+        seed=0,
+        batch_size=8,
+        out=place.calibration_path,
+    )
+
+
+def exported(place: Workspace, network: DDT, *, needed: bool) -> None:
+    """To ONNX, where ONNX Runtime is installed and nothing of this network is there."""
+    from importlib.util import find_spec
+
+    from ddt_accel.artifacts import read_json
+    from ddt_accel.backends.manifest import FILE_NAME, FORMAT, VERSION
+    from ddt_accel.errors import ArtifactError, DDTAccelError
+    from ddt_accel.exporting.export import export
+    from ddt_accel.networks.ddt import latent_shape_of
+
+    if find_spec("onnxruntime") is None and not needed:
+        return
+    try:
+        told = read_json(place.export_path / FILE_NAME, FORMAT, VERSION)
+        own = (network.source and network.source.sha256, list(latent_shape_of(network)))
+        if (told.get("checkpoint_sha256"), told.get("latent_shape")) == own:
+            say(f"Kept: the export in {place.export_path}.")
+            return
+    except ArtifactError:
+        pass  # there is none, or none that is of use
+    try:
+        with stages() as on_stage:
+            export(network, place.export_path, on_stage=on_stage)
+    except DDTAccelError as error:
+        if needed:
+            raise
+        say(f"  onnx: {error}")
+
+
+def timed(place: Workspace, networks: Opened, spec: SamplingSpec, batch_size: int) -> Costs:
+    """What the parts of a trajectory take on this backend, as it was measured here before or is now."""
+    import torch
+
+    from ddt_accel.errors import ArtifactError
+    from ddt_accel.evaluation.costs import Costs
+    from ddt_accel.evaluation.timing import timed_costs
+    from ddt_accel.networks.device import device_name
+
+    backend = networks.backend
+    conditions = (
+        f"{backend.name}, {device_name(backend.device)}, {torch.get_num_threads()} threads, batches of {batch_size}"
+    )
+    try:
+        costs = Costs.load(place.costs_path)
+    except ArtifactError:
+        costs = None
+    if costs is None or (costs.checkpoint_sha256, costs.conditions) != (backend.checkpoint_sha256, conditions):
+        costs = timed_costs(backend, spec, networks.latent_shape, batch_size, conditions)
+        costs.save(place.costs_path)
+    say(f"An image takes {1e3 * costs.encoder:.3g} ms in the encoder and {1e3 * costs.decoder:.3g} ms in the decoder.")
+    return costs
+
+
+def held_out(calibration: Calibration, effort: Effort) -> dict[str, ImageRange]:
+    """Which images are for what: none of them calibrated on, none of them used twice."""
+    from itertools import count, islice
+
+    from ddt_accel.sampling.noise import ImageRange
+
+    calibrated = {one.seed for one in calibration.ranges}
+    seeds = islice((seed for seed in count(1) if seed not in calibrated), 3)
+    counts = {"reporting": effort.reporting, "choosing": effort.choosing, "fitting": effort.fitting}
+    return {
+        name: ImageRange(seed=seed, first=0, stop=images)
+        for seed, (name, images) in zip(seeds, counts.items(), strict=True)
+    }
+
+
+def known(place: Workspace, calibration: Calibration, seeds: list[int]) -> list[Schedule]:
+    """Schedules that come with the package or lie in the workspace, and are for this very checkpoint and sampling."""
+    from ddt_accel.errors import ArtifactError
+    from ddt_accel.fitting.optimize import comparable
+    from ddt_accel.schedule import Schedule, shipped_schedules
+
+    known: list[Schedule] = []
+    names: list[str | Path] = [*shipped_schedules(), place.schedule_path, *sorted(place.plans_path.glob("*.json"))]
+    for name in names:
+        try:
+            schedule = Schedule.load(name)
+        except ArtifactError:
+            continue  # there is none, or it is damaged
+        if comparable(schedule, calibration, seeds):
+            known.append(schedule)
+    if known:
+        say(f"Beside what is found now stand {len(known)} schedules for this checkpoint that are there already.")
+    return known
+
+
+def keep(place: Workspace, schedule: Schedule) -> None:
+    """Makes a schedule the workspace's; the last one stays among the plans, for it may have taken long."""
+    from ddt_accel.artifacts import checksum
+    from ddt_accel.errors import ArtifactError
+    from ddt_accel.schedule import Schedule
+
+    try:
+        last = Schedule.load(place.schedule_path) if place.schedule_path.exists() else schedule
+    except ArtifactError:
+        last = schedule  # of a damaged one there is nothing to keep
+    if last.is_fitted and last.document() != schedule.document():
+        path = place.plans_path / f"replaced-{checksum(last.document())[:16]}.json"
+        last.save(path)
+        say(f"The schedule that was the workspace's is kept: {path}")
+    schedule.save(place.schedule_path)
+
+
+def kept(place: Workspace) -> str:
+    """What an interrupted run leaves behind."""
+    return (
+        f"The calibration, the export, the costs, reference solutions and all fits that were finished are kept in "
+        f"{place.folder}; the same command goes on from there."
+    )

@@ -1,0 +1,115 @@
+"""Commands that share a folder do not get in each other's way.
+
+Two locks, both the kernel's, so that they end with their process, however that ends. `making` is for as long as an
+artefact is made: a second process waits, and says for whom. `opened` is for the moments in which the files of a folder
+are read or replaced together. Where there are no locks (some network file systems, a folder that cannot be written to,
+Windows) both go on without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+if sys.platform != "win32":
+    import fcntl
+
+Say = Callable[[str], None]
+
+
+def nothing(text: str) -> None:
+    """For those who do not want to know."""
+
+
+@contextlib.contextmanager
+def making(path: Path, say: Say = nothing) -> Iterator[bool]:
+    """While the block lasts no other process makes the file or folder `path`; waits for one that does.
+
+    Yields whether that is certain. The lock is a file beside `path` that tells who holds it, and goes with the block.
+    It is not to be asked for again inside the block.
+    """
+    place = Path(os.path.realpath(path))
+    lock = place.parent / f".{place.name}.lock"
+    handle = _acquired(lock, path, say)
+    try:
+        yield handle is not None
+    finally:
+        if handle is not None:
+            with contextlib.suppress(OSError):
+                lock.unlink()  # while it is held: who waits for it sees that it has gone, and begins anew
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def opened(folder: Path, *, alone: bool) -> Iterator[None]:
+    """While the block lasts nobody is `alone` with `folder`; or this process is, where it asks for that."""
+    handle = None
+    try:
+        with contextlib.suppress(OSError):
+            handle = os.open(folder, os.O_RDONLY)
+            if sys.platform != "win32":
+                fcntl.flock(handle, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _acquired(lock: Path, path: Path, say: Say) -> int | None:
+    """An open lock file that this process alone has locked; None where there are no locks."""
+    if sys.platform == "win32":
+        return None
+    me = f"{_command()}, process {os.getpid()} on {socket.gethostname()}"
+    token = f"{me}\n{secrets.token_hex(8)}\n".encode()
+    told = False
+    while (handle := _open(lock)) is not None:
+        held = False
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not told:
+                    say(f"Waiting for {_holder(handle)}, to be done with {path} ...")
+                    told = True
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, token, 0)
+            # Unless the one before has removed it: then this lock is on a file that nobody else will find.
+            held = lock.read_bytes() == token
+            if held:
+                return handle
+        except FileNotFoundError:
+            pass
+        except OSError:  # no locks here
+            with contextlib.suppress(OSError):
+                lock.unlink()
+            return None
+        finally:
+            if not held:
+                os.close(handle)
+    return None
+
+
+def _open(lock: Path) -> int | None:
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError:
+        return None
+
+
+def _holder(handle: int) -> str:
+    return os.pread(handle, 1000, 0).decode(errors="replace").partition("\n")[0] or "another process"
+
+
+def _command() -> str:
+    """What this process was started as, such as `ddt-accel export`."""
+    program = Path(sys.argv[0])
+    if program.name == "ddt-accel" or program.parent.name == "ddt_accel":  # the latter by python -m
+        return " ".join(["ddt-accel", *sys.argv[1:2]])
+    return program.name if program.suffix == ".py" else "Python"

@@ -1,0 +1,58 @@
+"""Under which conditions a study was made."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from ddt_accel.calibration.statistics import Calibration
+from ddt_accel.networks.device import processor
+from ddt_accel.sampling.backend import Backend
+from ddt_accel.schedule import Schedule
+from ddt_accel.spec import SamplingSpec
+
+
+def conditions(
+    backend: Backend,
+    model_name: str,
+    spec: SamplingSpec,
+    calibration: Calibration,
+    schedule: Schedule,
+    batch_size: int,
+) -> dict[str, str]:
+    """The machine, the versions and the settings under which everything was measured."""
+    packages = ["ddt-accel", "torch", "numpy", "onnxruntime"]
+    low, high = spec.guidance_interval
+    accelerator = f", {torch.cuda.get_device_name()}" if backend.device.type == "cuda" else ""
+    return {
+        "model": f"{model_name}, checkpoint {calibration.checkpoint_sha256[:12]}",
+        "network": f"{backend.config.num_encoder_blocks} encoder and {backend.config.num_decoder_blocks} decoder "
+        f"blocks, width {backend.config.hidden_size}",
+        "sampling": f"{spec.solver}, {spec.num_steps} steps, CFG {spec.guidance:g} for {low:g} < t < {high:g}, "
+        f"time shift {spec.timeshift:g}" + (f", last step {spec.last_step:g}" if spec.last_step is not None else ""),
+        "calibration": f"{calibration.num_samples} trajectories of {calibration.spec.num_steps} steps",
+        "schedule": f"{schedule.spec.num_steps} steps, {schedule.forecast} forecast, objective {schedule.objective}"
+        f"{_own_steps(schedule)}",
+        "backend": backend.name,
+        "device": backend.device.type + accelerator,
+        "machine": f"{processor()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, {platform.system()}",
+        "batch": f"{batch_size} images",
+        "versions": ", ".join(f"{name} {_version(name)}" for name in packages)
+        + f", Python {platform.python_version()}",
+    }
+
+
+def _own_steps(schedule: Schedule) -> str:
+    if schedule.unconditional_steps is None:
+        return ""
+    return f"; the unconditional branch refreshes at {', '.join(map(str, schedule.unconditional_steps))}"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"

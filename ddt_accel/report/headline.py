@@ -1,0 +1,139 @@
+"""Which of the measured schedules serves the user first, and whether sharing pays for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ddt_accel.evaluation.benchmark import Measurement
+from ddt_accel.evaluation.budgets import Target
+from ddt_accel.evaluation.fidelity import Interval, interval
+from ddt_accel.schedule import Schedule
+
+# How much measured times differ from one run to the next, where a machine has other work, too.
+SCATTER = 0.1
+# Decibels of each image; None where it is identical to what it is compared with.
+Values = Sequence[float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nearness:
+    """How near every row ends to what it stands for, in dB of each image.
+
+    To the reference solution where that was measured, else to the pictures of the unshared sampler. Latents that are no
+    pictures and have no reference solution go by their mean relative error instead.
+    """
+
+    values: Mapping[str, Values]
+    to_reference: bool
+
+    def mean(self, name: str) -> float:
+        return float(np.mean([math.inf if value is None else value for value in self.values[name]]))
+
+    def gain(self, name: str, over: str) -> Interval | None:
+        """How much nearer a row ends than another, paired over images; None where nothing tells them apart."""
+        pairs = zip(self.values[name], self.values[over], strict=True)
+        found = [a - b for a, b in pairs if a is not None and b is not None]
+        return interval(found) if len(found) > 1 else None
+
+
+def nearness(rows: Sequence[Measurement], limits: Mapping[str, Values]) -> Nearness:
+    """By the reference solution where there is one."""
+    if limits:
+        return Nearness(values=limits, to_reference=True)
+    if any(row.psnr_values for row in rows):
+        return Nearness(values={row.name: row.psnr_values for row in rows}, to_reference=False)
+    latents = {
+        row.name: [-20 * math.log10(row.relative_l2.mean) if row.relative_l2 and row.relative_l2.mean > 0 else None]
+        for row in rows
+    }
+    return Nearness(values=latents, to_reference=False)
+
+
+def meets(row: Measurement, target: Target, near: Nearness) -> bool:
+    """Whether a row was measured to reach a target.
+
+    A PSNR is reached by the pictures, compared with the unshared ones, or by their distance to the reference solution:
+    who ends nearer to that than the unshared sampler does cannot be near to both.
+    """
+    in_time = (target.milliseconds is None or row.seconds * 1000 <= target.milliseconds) and (
+        target.speedup is None or row.speedup >= target.speedup
+    )
+    bound = _decibels(target)
+    if bound is None:
+        return in_time
+    copied = float(np.mean([math.inf if value is None else value for value in row.psnr_values or [-math.inf]]))
+    return in_time and max(copied, near.mean(row.name)) >= bound
+
+
+def choose(
+    rows: Sequence[Measurement], baseline: str, chosen: str, target: Target | None, near: Nearness
+) -> tuple[str, bool]:
+    """The name of the row to begin with, and whether it meets what was asked for.
+
+    With a target in time alone the nearest that meets it, with one in dB the fastest; where none does, the one that
+    misses it least, or of those that miss a time by no more than times scatter the nearest. Without a target the
+    fastest that ends at least as near to the reference solution as the baseline does, within that one's interval; where
+    none does or there is no reference solution, the `chosen` one.
+    """
+    if target is None or target == Target():
+        if not near.to_reference:
+            return chosen, False
+        own = interval([math.inf if value is None else value for value in near.values[baseline]])
+        if own is None:
+            return chosen, False
+        as_near = [row for row in rows if row.name != baseline and near.mean(row.name) >= own.low]
+        fastest = min(as_near, key=lambda row: row.seconds, default=None)
+        return (fastest.name, True) if fastest else (chosen, False)
+    if _decibels(target) is not None:  # which the baseline meets by being compared with itself
+        rows = [row for row in rows if row.name != baseline]
+    meeting = [row for row in rows if meets(row, target, near)]
+    if meeting and _decibels(target) is None:
+        return max(meeting, key=lambda row: near.mean(row.name)).name, True
+    if meeting:
+        return min(meeting, key=lambda row: row.seconds).name, True
+    if target.limits_time:
+        almost = [row for row in rows if meets(row, _relaxed(target), near)]
+        if almost:  # by as little as measured times scatter: what was meant for the target
+            return max(almost, key=lambda row: near.mean(row.name)).name, False
+        return min(rows, key=lambda row: row.seconds).name, False
+    return max(rows, key=lambda row: near.mean(row.name)).name, False
+
+
+def _relaxed(target: Target) -> Target:
+    time, speed = target.milliseconds, target.speedup
+    return dataclasses.replace(
+        target, milliseconds=time and time * (1 + SCATTER), speedup=speed and speed / (1 + SCATTER)
+    )
+
+
+def shares(schedule: Schedule) -> bool:
+    """Whether any evaluation does without a run of the encoder."""
+    return schedule.budget < schedule.spec.num_evaluations or schedule.unconditional_steps is not None
+
+
+def rival(headline: str, rows: Sequence[Measurement], schedules: Mapping[str, Schedule], near: Nearness) -> str | None:
+    """The nearest row of the other kind, with sharing or without, that takes no longer than the headline by more than
+    one of its own steps."""
+    by_name = {row.name: row for row in rows}
+    mine, kind = by_name[headline], shares(schedules[headline])
+    others = [
+        row.name
+        for row in rows
+        if row.name != headline
+        and shares(schedules[row.name]) != kind
+        and row.seconds * (1 - 1 / row.num_steps) <= mine.seconds
+    ]
+    return max(others, key=near.mean, default=None)
+
+
+def _decibels(target: Target) -> float | None:
+    """The PSNR, or the error as PSNR of pixels in [−1, 1], that a target asks for."""
+    bounds = [] if target.psnr is None else [target.psnr]
+    if target.error is not None:
+        bounds.append(-20 * math.log10(target.error / 2))
+    return max(bounds, default=None)

@@ -1,0 +1,69 @@
+"""report.json, as it is read again: what was measured, schedule by schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ddt_accel.artifacts import read_json
+from ddt_accel.errors import ArtifactError
+
+FILE_NAME = "report.json"
+FORMAT, VERSION = "ddt-accel report", 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One schedule as it was measured; `seconds` are per image, the dB means over images.
+
+    `to_unshared` is None where every image is identical, or in latent space; `to_reference` where it was not measured.
+    """
+
+    name: str
+    refresh_steps: tuple[int, ...]
+    num_steps: int
+    num_evaluations: int
+    seconds: float
+    speedup: float
+    to_unshared: float | None
+    to_reference: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The numbers of a report that people look for."""
+
+    num_images: int
+    rows: tuple[Row, ...]
+    conditions: Mapping[str, str]
+
+
+def read_report(path: Path) -> Report:
+    """Raises ArtifactError for what is no report, or lacks something."""
+    content = read_json(path, FORMAT, VERSION)
+    try:
+        return Report(
+            num_images=int(content["num_images"]),
+            rows=tuple(_row(m, content.get("limits_db", {})) for m in content["measurements"]),
+            conditions={str(key): str(value) for key, value in content["conditions"].items()},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{path} is not a usable report (it lacks {error}); run `ddt-accel bench` again.") from None
+
+
+def _row(measured: Mapping[str, Any], limits: Mapping[str, list[float | None]]) -> Row:
+    psnr = measured.get("psnr")
+    ends = [value for value in limits.get(measured["name"], ()) if value is not None]
+    return Row(
+        name=str(measured["name"]),
+        refresh_steps=tuple(map(int, measured["refresh_steps"])),
+        num_steps=int(measured["num_steps"]),
+        num_evaluations=int(measured["num_evaluations"]),
+        seconds=float(measured["seconds"]),
+        speedup=float(measured["speedup"]),
+        to_unshared=float(psnr["mean"]) if psnr else None,
+        to_reference=fmean(ends) if ends else None,
+    )
