@@ -148,30 +148,30 @@ def _run(
     check_backend(backend)
     for path in (place.schedule_path, place.costs_path, place.folder / "report.html"):
         check_writable(path)
-    network = load_network(place, said).to(device)
-    say("1/5  Calibrating: how does the encoder's state change along trajectories of the sampler as it is?")
-    calibration = calibrated(place, network, sampling, effort)
-    if calibration.spec.num_evaluations > 1:
-        alike = calibration.similarity.diagonal(1).mean()
-        say(f"From one step to the next its cosine similarity is {alike:.4f}.")
-    say("2/5  Backend: which runs the two networks fastest here, and what does each of them cost?")
-    if device == "cpu" and backend in ("auto", "onnx"):
-        exported(place, network, needed=backend == "onnx")
-    networks = open_networks(
-        place, backend, None, said, device, batch_size, compiling=effort.thorough or device != "cpu"
-    )  # fmt: skip
-    costs = timed(place, networks, calibration.spec, batch_size)
-    images = held_out(calibration, effort)
-    say("3/5  Searching: which steps, integrator and encoder runs end closest to the reference solution?")
-    with making(place.fit_path, say), keeping(lambda: kept(place)), stages() as on_stage:
-        choice = _choose(place, network, networks, calibration, costs, images, target, effort, on_stage, batch_size)
-        keep(place, choice.best.schedule)
-    say(_found(choice))
-    say("4/5  Measuring it beside what you would have done instead, on other images")
-    with making(place.folder / "report.html", say), keeping(lambda: kept(place)), stages() as on_stage:
-        study = _study(networks, calibration, choice, images["reporting"], target, effort, on_stage, batch_size)
-    say("5/5  Writing the report")
-    page, *_ = write_report(study, place.folder)
+    with keeping(lambda: kept(place)):
+        network = load_network(place, said).to(device)
+        say("1/5  Calibrating: how does the encoder's state change along trajectories of the sampler as it is?")
+        calibration = calibrated(place, network, sampling, effort)
+        if calibration.spec.num_evaluations > 1:
+            alike = calibration.similarity.diagonal(1).mean()
+            say(f"From one step to the next its cosine similarity is {alike:.4f}.")
+        say("2/5  Backend: which runs the two networks fastest here, and what does each of them cost?")
+        if device == "cpu" and backend in ("auto", "onnx"):
+            exported(place, network, needed=backend == "onnx")
+        compiling = effort.thorough or device != "cpu"
+        networks = open_networks(place, backend, None, said, device, batch_size, compiling=compiling)
+        costs = timed(place, networks, calibration.spec, batch_size)
+        images = held_out(calibration, effort)
+        say("3/5  Searching: which steps, integrator and encoder runs end closest to the reference solution?")
+        with making(place.fit_path, say), stages() as on_stage:
+            choice = _choose(place, network, networks, calibration, costs, images, target, effort, on_stage, batch_size)
+            keep(place, choice.best.schedule)
+        say(_found(choice))
+        say("4/5  Measuring it beside what you would have done instead, on other images")
+        with making(place.folder / "report.html", say), stages() as on_stage:
+            study = _study(networks, calibration, choice, images["reporting"], target, effort, on_stage, batch_size)
+        say("5/5  Writing the report")
+        page, *_ = write_report(study, place.folder)
     lines = expectations(study, choice, target, place, networks, device)
     emit(
         facts(study, choice, target) | {"schedule": str(place.schedule_path), "report": str(page), "expect": lines},
