@@ -48,6 +48,6 @@ class ParityError(DDTAccelError):
 
 
 def listed(names: Sequence[str], most: int = 4) -> str:
-    """Names for a message: a few of them, and how many more there are."""
-    shown = ", ".join(names[:most])
+    """Names for a message: a few of them, none longer than a line, and how many more there are."""
+    shown = ", ".join(name if len(name) <= 100 else f"{name[:60]}…{name[-39:]}" for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -72,6 +72,14 @@ def test_the_finished_model_of_a_training_run(cli, tmp_path: Path) -> None:
     assert load_model(tmp_path / "run").source.name == "state.safetensors"
 
 
+@pytest.mark.parametrize("name", ["x.ckpt", "x.CKPT", "x.PT", "x.pth", "x.pth.tar", "x.bin", "inside/x.SafeTensors"])
+def test_suffixes_of_checkpoints(model: Path, name: str) -> None:
+    (model.parent / name).parent.mkdir(exist_ok=True)
+    found = model.rename(model.parent / name)
+    (found.parent / "notes.txt").write_text("none")
+    assert locate(str(model.parent)).path == found
+
+
 def test_several_checkpoints_are_listed(model: Path) -> None:
     for name in "abcdef":
         shutil.copy(model, model.parent / f"{name}.safetensors")

@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 
 from ddt_accel import SamplingSpec, Schedule, draw_noise, export, load_model, open_backend, sample
 from ddt_accel.artifacts import read_arrays
-from ddt_accel.backends.manifest import REFERENCE_FORMAT, REFERENCE_NAME, REFERENCE_VERSION, Engine, Manifest
+from ddt_accel.backends.manifest import (
+    ENGINE_LIBRARIES,
+    REFERENCE_FORMAT,
+    REFERENCE_NAME,
+    REFERENCE_VERSION,
+    Engine,
+    Manifest,
+)
 from ddt_accel.backends.networks import DecoderNetwork, EncoderNetwork
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.backends.tensorrt import check_engine
@@ -125,6 +132,28 @@ def test_engines_of_another_version_or_gpu_are_refused() -> None:
         with pytest.raises(MismatchError):
             check_engine(portable, other, "sm_86")
     check_engine(dataclasses.replace(ENGINE, gpu=None), "10.9.0", "sm_120")
+
+
+def test_engines_for_rtx_cards_are_for_no_others() -> None:
+    rtx = dataclasses.replace(ENGINE, library="tensorrt-rtx", gpu=None)
+    for card in ("sm_86", "sm_89", "sm_120", "sm_121"):
+        check_engine(rtx, "10.9.0", card)
+    for card in ("sm_75", "sm_80", "sm_90", "sm_100"):
+        with pytest.raises(MismatchError, match=f"this GPU is {card}: it needs TensorRT"):
+            check_engine(rtx, "10.9.0", card)
+
+
+@builds
+def test_auto_goes_by_the_card(monkeypatch) -> None:
+    """With TensorRT for RTX alone: as without a GPU on an RTX card; on one of a data centre it says what is missing."""
+    monkeypatch.setitem(ENGINE_LIBRARIES, "tensorrt", "no_such_package")
+    for card in (None, "sm_89", "sm_120"):
+        monkeypatch.setattr("ddt_accel.exporting.engines.gpu", lambda card=card: card)
+        assert find_library("auto").name == "tensorrt-rtx"
+    monkeypatch.setattr("ddt_accel.exporting.engines.gpu", lambda: "sm_90")
+    with pytest.raises(DependencyError, match=r"not for this GPU, sm_90, which needs tensorrt: .*\[trt\]"):
+        find_library("auto")
+    assert find_library("tensorrt-rtx").name == "tensorrt-rtx"  # for another machine
 
 
 @pytest.mark.parametrize("cache", ["modulations", "state"])

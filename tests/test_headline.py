@@ -54,6 +54,12 @@ def test_the_headline_is_what_serves_the_target(target, expected) -> None:
     assert choose(ROWS, "unshared", "near", target, nearness(ROWS, LIMITS)) == expected
 
 
+def test_what_misses_a_time_by_a_little_is_what_was_meant_for_it() -> None:
+    rows, limits = [*ROWS, row("faster", 0.097)], {**LIMITS, "faster": [10.0, 12.0]}
+    assert choose(rows, "unshared", "near", Target(milliseconds=95), nearness(rows, limits)) == ("fast", False)
+    assert choose(rows, "unshared", "near", Target(milliseconds=60), nearness(rows, limits)) == ("faster", False)
+
+
 def test_without_a_reference_solution_the_headline_is_the_workspaces_schedule() -> None:
     assert choose(ROWS, "unshared", "fast", None, nearness(ROWS, {})) == ("fast", False)
     slow = {name: [10.0, 12.0] if name != "unshared" else values for name, values in LIMITS.items()}

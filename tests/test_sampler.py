@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -21,6 +23,7 @@ from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.errors import ConfigError, MismatchError, NumericsError
 
 SHAPE = (3, 8, 8)
+CUDA = SimpleNamespace(device=torch.device("cuda"))
 SCHEDULE = Schedule(
     spec=SamplingSpec(num_steps=6, guidance=1.5), refresh_steps=(0, 2, 4), forecasts={3: ((0, -0.5), (2, 1.5))},
     unconditional_steps=(1, 3), unconditional_forecasts={4: ((1, -1.0), (3, 2.0)), 5: ((1, 0.5), (3, 0.5))},
@@ -51,7 +54,7 @@ def test_an_image_depends_on_its_label_and_seed_alone(model, tmp_path) -> None:
         for _ in range(2):
             torch.testing.assert_close(sampler(labels, 7), whole, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(sampler(labels[1:3], seeds[1:3]), whole[1:3], atol=1e-4, rtol=1e-4)
-        assert set(sampler._trajectories) == {1, 2}
+        assert set(sampler._trajectories) == {2}  # the last image is drawn twice rather than by itself
 
 
 def test_buffers_are_made_once(model) -> None:
@@ -88,6 +91,27 @@ def test_a_stochastic_sampler_takes_all_its_noise_from_the_seeds(model) -> None:
         noise = draw_noise(SHAPE, seed=seed, indices=[0])
         alone = sample(model, sampler.schedule, noise, torch.tensor([k]), step_noise=step_noise)
         torch.testing.assert_close(drawn[k : k + 1], alone, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("device", "sizes"), [("cpu", {3, 2}), ("cuda", {3})])
+def test_a_last_batch_is_filled_up_where_another_size_costs_more(model, device: str, sizes: set[int]) -> None:
+    """On a GPU, of which this backend only says that it is one, there is one size; on a CPU no batch of one."""
+
+    class Placed(TorchBackend):
+        def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int):
+            seen.add(batch)
+            return super().open(batch, latent_shape, slots)
+
+    seen: set[int] = set()
+    sampler = Sampler(Placed(model), SCHEDULE, latent_shape=SHAPE, batch_size=3)
+    labels, seeds = [0, 3, 1, 1], [7, 8, 9, 10]
+    if device == "cuda":
+        sampler._filled = lambda count: Sampler._filled(SimpleNamespace(batch_size=3, backend=CUDA), count)
+    decoded = []
+    sampler.decode = lambda latents: decoded.append(len(latents)) or latents
+    torch.testing.assert_close(sampler(labels, seeds), expected(model, labels, seeds))
+    assert decoded == [3, 1]  # what fills up is not decoded
+    assert seen == sizes
 
 
 def test_images_are_decoded_and_steps_are_called_back(model) -> None:

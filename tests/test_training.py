@@ -161,7 +161,7 @@ def test_defaults_fit_the_length_of_the_run() -> None:
     lengths = [1, 10, 100, 1000, 10_000, 100_000, 10_000_000]
     fitted = [dataclasses.replace(SPEC, total_images=8 * steps, warmup_steps=None) for steps in lengths]
     assert [spec.decay for spec in fitted] == [0, 0, 0.84, 0.984, 0.9984, 0.9998, 0.9999]
-    assert [spec.warmup for spec in fitted] == [0, 1, 10, 100, 500, 500, 500]
+    assert [spec.warmup for spec in fitted] == [0, 2, 25, 250, 500, 500, 500]
     assert dataclasses.replace(SPEC, ema_decay=0.7).decay == 0.7
 
 

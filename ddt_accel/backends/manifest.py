@@ -30,7 +30,7 @@ _READY = ".export-ready"
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """What TensorRT engines depend on: the library that built them, and the GPU, None for all since Ampere.
+    """What TensorRT engines depend on: the library that built them, and the GPU, None for all RTX cards since Ampere.
 
     `batches` are their profiles in images; they run on later versions of the library, and on other GPUs since Ampere,
     where they are `version_compatible` and `hardware_compatible`. `products` tells how many matrix products of each

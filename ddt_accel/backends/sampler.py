@@ -30,7 +30,8 @@ class Sampler:
     """Draws images along a schedule: `Sampler(backend, schedule)(labels, seeds)`.
 
     What a batch needs, buffers and bindings, is made for the first one of its size and used again. More images than
-    `batch_size` go through in several batches. `decode` makes images [B, …] of latents [B, C, H, W]; without it latents
+    `batch_size` go through in several batches; the last is filled up where another size would cost more than that does.
+    `decode` makes images [B, …] of latents [B, C, H, W]; without it latents
     are returned, which for models in pixel space are the images, in [−1, 1].
     """
 
@@ -75,16 +76,25 @@ class Sampler:
             raise ConfigError(f"seeds are {seeds!r} for {len(given)} labels; give a whole number for each image.")
         parts = []
         for start in range(0, len(given), self.batch_size):
-            stop = start + self.batch_size
-            part = [int(seed) for seed in chosen[start:stop]]
+            count = min(self.batch_size, len(given) - start)
+            # Filled up with the last image once more.
+            drawn = [min(k, count - 1) + start for k in range(self._filled(count) if start else count)]
+            part = [int(chosen[k]) for k in drawn]
             latents = self.draw(
                 self._noise(part),
-                torch.tensor([int(label) for label in given[start:stop]]),
+                torch.tensor([int(given[k]) for k in drawn]),
                 step_noise=partial(self._step_noise, part),
                 callback=callback,
-            )
+            )[:count]
             parts.append(latents if self.decode is None else self.decode(latents))
         return torch.cat(parts)
+
+    def _filled(self, count: int) -> int:
+        """The size of a last batch of `count`, after others of `batch_size`.
+
+        On a GPU another size would be captured anew, with buffers of its own; a batch of one is compiled by itself.
+        """
+        return self.batch_size if self.backend.device.type == "cuda" else min(max(2, count), self.batch_size)
 
     def draw(
         self,

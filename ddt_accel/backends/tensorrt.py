@@ -32,6 +32,8 @@ from ddt_accel.backends.session import BoundSession
 from ddt_accel.errors import ArtifactError, ConfigError, DependencyError, MismatchError, ParityError
 
 ALIGNMENT = 256
+# What TensorRT for RTX builds for unless told otherwise: no card of a data centre (sm_80, sm_90, sm_100), no Turing.
+RTX_TARGETS = ("sm_86", "sm_89", "sm_120", "sm_121")
 
 
 def gpu() -> str | None:
@@ -52,6 +54,11 @@ def check_engine(engine: Engine, installed: str, architecture: str | None) -> No
         )
     if architecture is None:
         raise ConfigError("Engines run on an NVIDIA GPU, and there is none here; export to ONNX, or run with PyTorch.")
+    if engine.library == "tensorrt-rtx" and architecture not in RTX_TARGETS:
+        raise MismatchError(
+            f"The engines were built by TensorRT for RTX, which is for {', '.join(RTX_TARGETS)}, and this GPU is "
+            f"{architecture}: it needs TensorRT; `pip install 'ddt-accel[gpu,trt]'`, and export anew here."
+        )
     if engine.gpu not in (None, architecture) and not engine.hardware_compatible:
         raise MismatchError(
             f"The engines were built for {engine.gpu}, and this GPU is {architecture}; export anew here, or with "

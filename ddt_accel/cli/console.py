@@ -103,7 +103,7 @@ class _Lines:
         if last is None or now - last >= _LINE_EVERY:
             self._spoken = now
             left = (now - steps.started) / max(steps.done, 1) * (steps.total - steps.done)
-            told = f", about {_duration(left)} left" if steps.done < steps.total else ""
+            told = f", about {duration(left)} left" if steps.done < steps.total else ""
             err.print(f"{steps.label}: {steps.done}/{steps.total}{told}")
 
 
@@ -154,7 +154,7 @@ def stages() -> Iterator[OnStage]:
         yield on_stage
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A time that is left, as people say it."""
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from ddt_accel.cli.console import Steps, say, steps
+from ddt_accel.cli.console import Steps, duration, say, steps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +57,7 @@ class _Watch:
             return ""
         rate = (step - self._clock[0]) / (now - self._clock[1])  # of steps, since the line before
         left = (self._spec.num_steps - step) / rate
-        return f", {rate * self._spec.batch_size:.0f} images/s" + (f", about {_duration(left)} left" if left else "")
+        return f", {rate * self._spec.batch_size:.0f} images/s" + (f", about {duration(left)} left" if left else "")
 
 
 @contextmanager
@@ -79,9 +79,3 @@ def stoppable() -> Iterator[Callable[[], int | None]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

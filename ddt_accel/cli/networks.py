@@ -65,6 +65,14 @@ def load_network(place: Workspace, said: dict[str, Any]) -> DDT:
     return place.load_model(said)
 
 
+def check_backend(backend: str) -> None:
+    """Refuses what is no backend."""
+    from ddt_accel.errors import ConfigError
+
+    if backend not in ("auto", "compiled", "onnx", "torch", "trt"):
+        raise ConfigError(f"--backend is {backend!r}; choose auto, compiled, onnx, torch or trt.")
+
+
 def _open(place: Workspace, backend: str, folder: Path | None, said: dict[str, Any], device: str) -> Opened:
     from ddt_accel.backends.compiled import CompiledBackend
     from ddt_accel.backends.pytorch import TorchBackend
@@ -72,8 +80,7 @@ def _open(place: Workspace, backend: str, folder: Path | None, said: dict[str, A
 
     if backend in ("onnx", "trt"):
         return _open_export(place, backend, folder, said, device)
-    if backend not in ("torch", "compiled"):
-        raise ConfigError(f"--backend is {backend!r}; choose auto, compiled, onnx, torch or trt.")
+    check_backend(backend)
     network = load_network(place, said).to(device)
     source = network.source
     if source is None or source.latent_shape is None:

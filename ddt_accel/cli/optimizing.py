@@ -8,7 +8,7 @@ import typer
 
 from ddt_accel.cli.console import emit, keeping, say, say_threads, stages
 from ddt_accel.cli.fitting import wants_autocast
-from ddt_accel.cli.networks import BackendOption, Opened, load_network, open_networks
+from ddt_accel.cli.networks import BackendOption, Opened, check_backend, load_network, open_networks
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
     BatchOption,
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from ddt_accel.networks.ddt import DDT
     from ddt_accel.report.study import Study
     from ddt_accel.sampling.noise import ImageRange
-    from ddt_accel.schedule import Schedule
     from ddt_accel.stages import OnStage
     from ddt_accel.workspace import Workspace
 
@@ -128,6 +127,10 @@ def demo(
         )
     if find_spec("onnxruntime") is None:
         raise DependencyError("The demo runs the networks by ONNX Runtime; install ddt-accel[cpu].")
+    say(
+        f"This makes the embedded model {DEFAULT_MODEL} {DEFAULT_SPEEDUP:g} times as fast, as `ddt-accel optimize "
+        f"--speedup {DEFAULT_SPEEDUP:g} --quick` does with any model."
+    )
     say_threads(threads, "cpu")
     said = {"source": DEFAULT_MODEL}
     _run(place, Target(speedup=DEFAULT_SPEEDUP), QUICK, said, {}, "auto", "cpu", 16, as_json=json)
@@ -142,28 +145,33 @@ def _run(
     from ddt_accel.locks import making
     from ddt_accel.report.render import write_report
 
+    check_backend(backend)
     for path in (place.schedule_path, place.costs_path, place.folder / "report.html"):
         check_writable(path)
-    network = load_network(place, said).to(device)
-    say("1/5  Calibrating: how does the encoder's state change along trajectories of the sampler as it is?")
-    calibration = calibrated(place, network, sampling, effort)
-    say("2/5  Backend: which runs the two networks fastest here, and what does each of them cost?")
-    if device == "cpu" and backend in ("auto", "onnx"):
-        exported(place, network, needed=backend == "onnx")
-    networks = open_networks(
-        place, backend, None, said, device, batch_size, compiling=effort.thorough or device != "cpu"
-    )  # fmt: skip
-    costs = timed(place, networks, calibration.spec, batch_size)
-    images = held_out(calibration, effort)
-    say("3/5  Searching: which steps, integrator and encoder runs end closest to the reference solution?")
-    with making(place.fit_path, say), keeping(lambda: kept(place)), stages() as on_stage:
-        choice = _choose(place, network, networks, calibration, costs, images, target, effort, on_stage, batch_size)
-        keep(place, choice.best.schedule)
-    say(f"{_ruler(choice.best.schedule)}\n4/5  Measuring it beside what you would have done instead, on other images")
-    with making(place.folder / "report.html", say), keeping(lambda: kept(place)), stages() as on_stage:
-        study = _study(networks, calibration, choice, images["reporting"], target, effort, on_stage, batch_size)
-    say("5/5  Writing the report")
-    page, *_ = write_report(study, place.folder)
+    with keeping(lambda: kept(place)):
+        network = load_network(place, said).to(device)
+        say("1/5  Calibrating: how does the encoder's state change along trajectories of the sampler as it is?")
+        calibration = calibrated(place, network, sampling, effort)
+        if calibration.spec.num_evaluations > 1:
+            alike = calibration.similarity.diagonal(1).mean()
+            say(f"From one step to the next its cosine similarity is {alike:.4f}.")
+        say("2/5  Backend: which runs the two networks fastest here, and what does each of them cost?")
+        if device == "cpu" and backend in ("auto", "onnx"):
+            exported(place, network, needed=backend == "onnx")
+        compiling = effort.thorough or device != "cpu"
+        networks = open_networks(place, backend, None, said, device, batch_size, compiling=compiling)
+        costs = timed(place, networks, calibration.spec, batch_size)
+        images = held_out(calibration, effort)
+        say("3/5  Searching: which steps, integrator and encoder runs end closest to the reference solution?")
+        with making(place.fit_path, say), stages() as on_stage:
+            choice = _choose(place, network, networks, calibration, costs, images, target, effort, on_stage, batch_size)
+            keep(place, choice.best.schedule)
+        say(_found(choice))
+        say("4/5  Measuring it beside what you would have done instead, on other images")
+        with making(place.folder / "report.html", say), stages() as on_stage:
+            study = _study(networks, calibration, choice, images["reporting"], target, effort, on_stage, batch_size)
+        say("5/5  Writing the report")
+        page, *_ = write_report(study, place.folder)
     lines = expectations(study, choice, target, place, networks, device)
     emit(
         facts(study, choice, target) | {"schedule": str(place.schedule_path), "report": str(page), "expect": lines},
@@ -242,7 +250,10 @@ def _study(
     )
 
 
-def _ruler(schedule: Schedule) -> str:
-    """A character for every evaluation, ● where the encoder runs."""
+def _found(choice: Choice) -> str:
+    """What was chosen, in characters, ● where the encoder runs; by the images that it was chosen on."""
+    schedule, best = choice.best.schedule, choice.best
     refreshes = set(schedule.refresh_steps)
-    return "".join("●" if k in refreshes else "·" for k in range(schedule.spec.num_evaluations))
+    drawn = "".join("●" if k in refreshes else "·" for k in range(schedule.spec.num_evaluations))
+    others = "".join(f"; {name}, {plan.name}: {plan.mean:.1f} dB" for name, plan in choice.others.items())
+    return f"{drawn}  {best.name}: {best.mean:.1f} dB to the reference solution{others}."

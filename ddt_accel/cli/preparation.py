@@ -188,6 +188,6 @@ def keep(place: Workspace, schedule: Schedule) -> None:
 def kept(place: Workspace) -> str:
     """What an interrupted run leaves behind."""
     return (
-        f"The calibration, the export, the costs, reference solutions and all fits that were finished are kept in "
-        f"{place.folder}; the same command goes on from there."
+        f"What was finished of calibration, export, costs, reference solutions and fits is kept in {place.folder}; the "
+        "same command goes on from there."
     )

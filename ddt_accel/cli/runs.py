@@ -49,7 +49,8 @@ def export(
         int | None, typer.Option(help="Forecast inside the decoder, from 1 to 3 states; engines do, from 2.")
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="tensorrt, which needs the GPU; tensorrt-rtx, which builds without; or auto.")
+        str,
+        typer.Option(help="tensorrt, which needs the GPU; tensorrt-rtx, for RTX cards, which builds without; or auto."),
     ] = "auto",
     batch: Annotated[
         str, typer.Option(help="Images an engine is for, min:opt:max; several profiles by commas.")
@@ -105,7 +106,7 @@ def export(
         )
     made = f"Exported to {folder} in {manifest.precision}"
     if manifest.engine is not None:
-        where = manifest.engine.gpu or "all GPUs since Ampere"
+        where = manifest.engine.gpu or "all RTX cards since Ampere"
         made = f"Built engines in {folder} in {manifest.precision}, by {manifest.engine.library} "
         made += f"{manifest.engine.version} for {where}; not verified: they have not been run"
     run_by = (" --backend trt --device cuda" if as_engines else "") + given("--export", out)

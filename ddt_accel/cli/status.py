@@ -49,10 +49,12 @@ def next_commands(found: Holdings) -> tuple[str, ...]:
         return "ddt-accel optimize --speedup 5", *(
             ["ddt-accel solve --budget 10"] if found.has("calibration") else ["ddt-accel calibrate"]
         )
-    if not found.has("export") and not found.has("engines"):
-        return "ddt-accel export", "ddt-accel sample --backend torch"
-    by = "" if found.has("export") else " --backend trt --device cuda"
     measured = any(row.measured_ms is not None for row in found.schedules)
+    if not found.has("export") and not found.has("engines"):
+        return ("ddt-accel sample --backend auto",) if measured else (
+            "ddt-accel export", "ddt-accel sample --backend torch"
+        )  # fmt: skip
+    by = "" if found.has("export") else " --backend trt --device cuda"
     return (f"ddt-accel sample{by}",) if measured else (f"ddt-accel bench{by}", f"ddt-accel sample{by}")
 
 

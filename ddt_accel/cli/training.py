@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddt_accel.cli.console import emit, say, stages
+from ddt_accel.cli.console import emit, keeping, say, stages
 from ddt_accel.cli.learning import stoppable, watched
 from ddt_accel.cli.options import DeviceOption, JsonOption, ThreadsOption, check_device
 
@@ -35,7 +35,8 @@ def train(
     patch: Annotated[int, typer.Option(min=1, help="Side of a patch, which becomes one token, in pixels.")] = 4,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 128,
     learning_rate: Annotated[
-        float, typer.Option(help="AdamW's peak; a tenth of the steps, at most 500, warm it up, and a cosine ends at 0.")
+        float,
+        typer.Option(help="AdamW's peak; 500 steps of warm-up, at most a quarter of the run, then a cosine to 0."),
     ] = 1.5e-3,
     ema_decay: Annotated[
         float | None, typer.Option(help="Of the averaged weights, a step; by default fitted to the run: 1 - 16/steps.")
@@ -96,19 +97,16 @@ def train(
         trainer = Trainer(spec, dataset, out, target, compiled=compile)
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
         say(f"{parameters:,} parameters, {precision}{why}, {use_threads(threads, measure=target.type == 'cpu')}")
-        if trainer.step:
+        if trainer.finished:
+            say(f"Trained to its end already, which {state} holds; more --images extend it")
+        elif trainer.step:
             say(f"Going on at step {trainer.step:,} of {spec.num_steps:,}, which {state} holds")
-        with stoppable() as asked, watched(spec) as report:
-            trainer.run(save_every=save_every, report=report, stop=lambda: asked() is not None)
-        if (signal := asked()) is not None and not trainer.finished:
-            kept = (
-                f"{state} has it, and the same command goes on from there"
-                if trainer.step
-                else "nothing was trained yet"
-            )
-            say(f"Stopped at step {trainer.step:,} of {spec.num_steps:,}; {kept}.")
-            raise typer.Exit(128 + signal)
-
+        with keeping(lambda: f"The same command goes on from the last save in {state}."):
+            with stoppable() as asked, watched(spec) as report:
+                trainer.run(save_every=save_every, report=report, stop=lambda: asked() is not None)
+            if (number := asked()) is not None and not trainer.finished:
+                say(f"Step {trainer.step:,} of {spec.num_steps:,} is saved.")
+                raise KeyboardInterrupt(number)
         seen = [step * batch_size for step, _ in trainer.history]
         curve = loss_curve(seen, [loss for _, loss in trainer.history])
         write_atomic(out / "loss.svg", curve.encode())

@@ -86,11 +86,11 @@ class Measurement:
     encoder_seconds: float
     decoder_seconds: float
     forecast_seconds: float
-    speedup: float
-    ideal_speedup: float
-    psnr: Interval | None
-    relative_l2: Interval | None
-    psnr_values: list[float | None]
+    speedup: float = 1.0
+    ideal_speedup: float = 1.0
+    psnr: Interval | None = None
+    relative_l2: Interval | None = None
+    psnr_values: list[float | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +139,9 @@ def measure(
     runs = {name: _Run(schedule=s, program=compile_program(s)) for name, s in schedules.items()}
     first = next(iter(runs.values()))
     starts = list(range(0, num_images, batch_size))
-    _run_batch(backend, first, range(min(batch_size, num_images)), latent_shape, seed, keep=False)
+    if earlier is None:
+        shortest = min(runs.values(), key=lambda one: sum(network_rows(one.program)))
+        _run_batch(backend, shortest, range(min(batch_size, num_images)), latent_shape, seed, keep=False)
     # Each may be the first to need something compiled, and a batch of one is compiled by itself.
     for size in {min(2, batch_size, num_images - start) for start in starts}:
         for one in _of_every_kind(runs.values()):
@@ -159,8 +161,7 @@ def measure(
         expected, baseline, schedule = earlier.latents[:num_images], earlier.baseline, earlier.baseline_schedule
         speed = earlier.pacer.seconds / (first.seconds / num_images)
     measurements = [
-        _beside(_own(name, one, num_images, speed), one.program, baseline, compile_program(schedule))
-        for name, one in runs.items()
+        in_terms_of(baseline, schedule, _own(name, one, num_images, speed), one.schedule) for name, one in runs.items()
     ]
     return [against(m, latents[m.name], expected, pixels=pixels) for m in measurements], latents
 
@@ -221,18 +222,13 @@ def _own(name: str, one: _Run, num_images: int, speed: float) -> Measurement:
         encoder_seconds=one.clock.encoder_seconds / num_images * speed,
         decoder_seconds=one.clock.decoder_seconds / num_images * speed,
         forecast_seconds=one.clock.forecast_seconds / num_images * speed,
-        speedup=1.0,
-        ideal_speedup=1.0,
-        psnr=None,
-        relative_l2=None,
-        psnr_values=[],
     )
 
 
-def _beside(m: Measurement, program: Program, baseline: Measurement, unshared: Program) -> Measurement:
-    """With its speed-up over the baseline, and what that could be."""
-    encoded, decoded = network_rows(program)
-    all_encoded, all_decoded = network_rows(unshared)
+def in_terms_of(baseline: Measurement, unshared: Schedule, m: Measurement, schedule: Schedule) -> Measurement:
+    """With the speed-up over a baseline, and what it could be."""
+    encoded, decoded = network_rows(compile_program(schedule))
+    all_encoded, all_decoded = network_rows(compile_program(unshared))
     whole = baseline.encoder_seconds + baseline.decoder_seconds
     ideal = baseline.encoder_seconds * encoded / all_encoded + baseline.decoder_seconds * decoded / all_decoded
     return dataclasses.replace(m, speedup=baseline.seconds / m.seconds, ideal_speedup=whole / ideal)

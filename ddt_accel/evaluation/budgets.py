@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ConfigError
 from ddt_accel.evaluation.costs import SECONDS, Costs
 from ddt_accel.schedule import Schedule
 from ddt_accel.solver.solve import Certificate
+
+if TYPE_CHECKING:
+    from ddt_accel.calibration.statistics import Calibration
 
 
 @dataclass(frozen=True, kw_only=True)

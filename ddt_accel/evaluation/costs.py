@@ -115,6 +115,22 @@ def measured_costs(
     )
 
 
+def added_up(name: str, schedule: Schedule, costs: Costs) -> Measurement:
+    """What a schedule takes by the seconds of its parts, compared with nothing."""
+    program = compile_program(schedule)
+    encoded, decoded = network_rows(program)
+    return Measurement(
+        name=name,
+        refresh_steps=schedule.refresh_steps,
+        num_steps=schedule.spec.num_steps,
+        num_evaluations=schedule.spec.num_evaluations,
+        seconds=costs.of(schedule),
+        encoder_seconds=costs.encoder * encoded,
+        decoder_seconds=costs.decoder * decoded,
+        forecast_seconds=costs.forecast * forecast_reads(program),
+    )
+
+
 def counted_costs(config: DDTConfig, latent_shape: tuple[int, int, int]) -> Costs:
     """Multiply-adds of the matrix products, with cached modulations; a forecast reads M values per token and state.
 

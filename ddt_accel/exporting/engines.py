@@ -1,8 +1,8 @@
 """TensorRT engines from ONNX files, by `tensorrt` or by TensorRT for RTX, which have one interface.
 
-TensorRT times kernels on the GPU that an engine is for; TensorRT for RTX compiles for all GPUs since Ampere, on any
-machine, and picks kernels where the engine is first run. Networks are strongly typed: every layer computes in the type
-that the ONNX file says.
+TensorRT times kernels on the GPU that an engine is for; TensorRT for RTX compiles for all RTX cards since Ampere, on
+any machine, and picks kernels where the engine is first run. For the cards of data centres there is only the former.
+Networks are strongly typed: every layer computes in the type that the ONNX file says.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from ddt_accel.artifacts import write_atomic
 from ddt_accel.backends.manifest import ENGINE_LIBRARIES
-from ddt_accel.backends.tensorrt import gpu
+from ddt_accel.backends.tensorrt import RTX_TARGETS, gpu
 from ddt_accel.backends.tensors import TensorSpec
 from ddt_accel.errors import ArtifactError, ConfigError, DependencyError
 from ddt_accel.stages import OnStage
@@ -95,22 +95,26 @@ class Library:
 
 
 def find_library(engine: str) -> Library:
-    """The library that is asked for; for "auto" the first that is installed, TensorRT only where it finds a GPU."""
+    """The library that is asked for; for "auto" the first that is installed and builds for the GPU at hand, or, without
+    one, TensorRT for RTX."""
     wanted = list(ENGINE_LIBRARIES) if engine == "auto" else [engine]
-    without_gpu = ""
+    unfit, architecture = "", gpu()
     for name in wanted:
         try:
             module = importlib.import_module(ENGINE_LIBRARIES[name])
         except ImportError:
             continue
         library = Library(name=name, version=str(module.__version__), module=module)
-        if library.for_any_gpu or gpu() is not None:
+        if not library.for_any_gpu and architecture is None:
+            unfit = "tensorrt is installed, but builds engines on the GPU that they are for, and there is none here: "
+        elif library.for_any_gpu and engine == "auto" and architecture not in (None, *RTX_TARGETS):
+            unfit = f"TensorRT for RTX is installed, but not for this GPU, {architecture}, which needs tensorrt: "
+        else:
             return library
-        without_gpu = "tensorrt is installed, but builds engines on the GPU that they are for, and there is none here: "
     raise DependencyError(
-        (without_gpu or f"No TensorRT is installed for --engine {engine}: ")
+        (unfit or f"No TensorRT is installed for --engine {engine}: ")
         + "`pip install 'ddt-accel[trt]'` brings tensorrt, 'ddt-accel[trt-rtx]' TensorRT for RTX, which builds engines "
-        "without a GPU."
+        f"for {', '.join(RTX_TARGETS)}, without a GPU."
     )
 
 

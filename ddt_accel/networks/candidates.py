@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from ddt_accel.errors import CheckpointError, listed
-from ddt_accel.networks.contents import artefact_of, header_of
+from ddt_accel.networks.headers import artefact_of, header_of
 from ddt_accel.networks.shards import INDEX_SUFFIX, first_of
 
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".pth.tar")

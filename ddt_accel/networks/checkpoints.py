@@ -58,9 +58,8 @@ def load_model(
     latent_shape = latent_shape or given.latent_shape or found.latent_shape
     if latent_shape is not None:
         network_config.num_tokens(latent_shape)
-    model = DDT(network_config)
     _check_sum(contents, path)
-    _assign(model, chosen, path)
+    model = _filled(network_config, chosen, path)
     if left_out := layout.left_out(chosen):
         _log.warning("Left out of %s, as they are none of the network's: %s.", path, listed(left_out))
     model.source = Source(
@@ -100,9 +99,10 @@ def _check_sum(contents: Contents, path: Path) -> None:
         raise CheckpointError(f"{path} is damaged: its tensors fail their checksum; download or copy it anew.")
 
 
-def _assign(model: DDT, chosen: WeightSet, path: Path) -> None:
-    """Loads strictly, in float32; says which tensors are missing, extra or misshapen."""
-    expected, stored = model.state_dict(), chosen.tensors
+def _filled(config: DDTConfig, chosen: WeightSet, path: Path) -> DDT:
+    """The network with its weights in float32; says which tensors are missing, extra or misshapen."""
+    with torch.device("meta"):  # so that a size that is wrong by orders of magnitude takes no memory
+        expected, stored = DDT(config).state_dict(), chosen.tensors
     missing = [name for name in expected if name not in stored]
     extra = [name for name in stored if name not in expected]
     wrong = [reason for name in expected if name in stored and (reason := _differs(name, expected[name], stored[name]))]
@@ -110,9 +110,8 @@ def _assign(model: DDT, chosen: WeightSet, path: Path) -> None:
     problems += [f"extra {listed(extra)}"] if extra else []
     problems += [listed(wrong)] if wrong else []
     if problems:
-        settings = ", ".join(f"{name} {value}" for name, value in asdict(model.config).items())
         raise CheckpointError(
-            f"{path} does not fit the configuration ({settings}). Of its weights {chosen.name} "
+            f"{path} does not fit the configuration ({_shown(config)}). Of its weights {chosen.name} "
             f"{len(missing) + len(extra) + len(wrong)} differ: {'; '.join(problems)}."
         )
     wide = {name: stored[name].read().float() for name in expected}
@@ -121,7 +120,13 @@ def _assign(model: DDT, chosen: WeightSet, path: Path) -> None:
         raise CheckpointError(
             f"{path} holds NaN, infinity or numbers beyond float32 in {listed(broken)}; it cannot be used."
         )
+    model = DDT(config)
     model.load_state_dict(wide, strict=True)
+    return model
+
+
+def _shown(config: DDTConfig) -> str:
+    return ", ".join(f"{name} {value}" for name, value in asdict(config).items())
 
 
 def _differs(name: str, expected: Tensor, stored: Entry) -> str | None:
@@ -152,7 +157,7 @@ def describe(path: Path) -> dict[str, Any]:
         "parameters": sum(math.prod(entry.shape) for entry in entries.values()),
         "dtypes": sorted({str(entry.dtype).removeprefix("torch.") for entry in entries.values()}),
         "left out": _passed_over(layout, sets),
-        "configuration": str(settings.config) if settings.config else "unknown; give --config FILE.yaml",
+        "configuration": f"DDT: {_shown(settings.config)}" if settings.config else "unknown; give --config FILE.yaml",
         "latent shape": str(settings.latent_shape) if settings.latent_shape else "unknown",
         "classes": list(settings.class_names) if settings.class_names else "unnamed",
     }

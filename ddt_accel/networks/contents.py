@@ -5,8 +5,6 @@ The content of a file says what it is, not its name. Nothing is read but names a
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from ddt_accel.errors import CheckpointError
 from ddt_accel.networks.archives import PickledCheckpoint
+from ddt_accel.networks.headers import artefact_of
 from ddt_accel.networks.shards import shards_of
 from ddt_accel.networks.unpickle import Inert, NumpyArray, StoredTensor
 
@@ -148,26 +147,6 @@ def _open_safetensors(path: Path) -> Contents:
     if (artefact := artefact_of(metadata)) is not None:
         raise CheckpointError(f"{path} is a {artefact[:80]}, not a checkpoint; give the model itself.")
     return Contents(kind="safetensors", tensors=tensors, vacant={}, metadata=metadata)
-
-
-def artefact_of(metadata: dict[str, str]) -> str | None:
-    """The format of a safetensors file of ours that is no checkpoint, such as a calibration."""
-    try:
-        told = json.loads(metadata["document"])["format"]
-    except (KeyError, TypeError, ValueError, RecursionError):
-        return None
-    return told if isinstance(told, str) and told.startswith("ddt-accel ") else None
-
-
-def header_of(path: Path) -> dict[str, str]:
-    """What a safetensors file says of itself, read from its first bytes; {} for any other or a damaged one."""
-    try:
-        with path.open("rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            told = json.loads(file.read(min(size, 1 << 26)))["__metadata__"]
-        return {str(key): str(value) for key, value in told.items()}
-    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {}
 
 
 def _open_pickled(path: Path) -> Contents:

@@ -45,6 +45,10 @@ _OPTIMISER = {"optimizer", "optimizers", "optim", "opt"}
 _MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"}
 
 
+# Tensors by the parts of their names, with the keys of the dicts around them.
+Strays = dict[Keys, tuple[Keys, Entry]]
+
+
 class Kind(Enum):
     """What a set of weights is."""
 
@@ -108,7 +112,7 @@ class Layout:
     """
 
     sets: tuple[WeightSet, ...]
-    strays: dict[Keys, tuple[Keys, Entry]]
+    strays: Strays
     signs: tuple[str, ...]
 
     def left_out(self, chosen: WeightSet) -> list[str]:
@@ -122,7 +126,7 @@ def layout_of(contents: Contents, beside: Sequence[str] = ()) -> Layout:
     """Tells apart what a checkpoint holds; `beside` names files of a training that lie in the same folder."""
     entries = [(_parts(keys), keys, entry) for keys, entry in contents.tensors if "".join(keys)]
     sets = _sets(entries)
-    strays: dict[Keys, tuple[Keys, Entry]] = {}
+    strays: Strays = {}
     for parts, keys, entry in entries:
         home = _home(parts, keys, sets)
         if home is None:
@@ -184,14 +188,14 @@ def _home(parts: Keys, keys: Keys, sets: list[WeightSet]) -> WeightSet | None:
     return max(homes, key=lambda found: len(found.prefix), default=None)
 
 
-def _nameless(strays: dict[Keys, tuple[Keys, Entry]], sets: list[WeightSet]) -> list[WeightSet]:
+def _nameless(strays: Strays, sets: list[WeightSet]) -> list[WeightSet]:
     """Lists of tensors, and dicts without dotted names, by the names of a set that they are a copy of."""
     groups: dict[Keys, dict[str, Entry]] = {}
     for parts, (_, entry) in strays.items():
         groups.setdefault(parts[:-1], {})[parts[-1]] = entry
     found = []
     for group, stored in groups.items():
-        for model in sets:
+        for model in (model for model in sets if len(model.tensors) <= len(stored)):
             named = _in_order(stored, model) or _without_dots(stored, model)
             if named and all(named[name].shape == model.members[name].shape for name in named):
                 own = {name: entry for name, entry in named.items() if name in model.tensors}
@@ -241,9 +245,7 @@ def _tell(sets: list[WeightSet], nameless: list[WeightSet], counted: list[Keys])
             found.kind = Kind.RAW
 
 
-def _signs(
-    contents: Contents, sets: list[WeightSet], strays: dict[Keys, tuple[Keys, Entry]], beside: Sequence[str]
-) -> list[str]:
+def _signs(contents: Contents, sets: list[WeightSet], strays: Strays, beside: Sequence[str]) -> list[str]:
     signs = []
     optimisers = [key for key, filled in contents.vacant.items() if filled and _said(key) is Kind.OPTIMISER]
     inside = [parts for found in sets for name in found.members if (parts := (*found.prefix, *name.split(".")))]

@@ -133,8 +133,8 @@ def _latent_shape(document: Document) -> tuple[int, int, int] | None:
 
 
 def _shape(value: Any) -> tuple[int, int, int]:
-    channels, height, width = value
-    return int(channels), int(height), int(width)
+    channels, height, width = (int(str(part)) for part in value)
+    return channels, height, width
 
 
 def _shown(place: tuple[str, ...]) -> str:

@@ -257,7 +257,13 @@ def _put(target: Any, items: list[Any]) -> None:
     left out; no state_dict has any."""
     if isinstance(target, dict):
         pairs = zip(items[::2], items[1::2], strict=True)
-        target.update((key, value) for key, value in pairs if isinstance(key, str | int | float | bytes | None))
+        target.update((key, value) for key, value in pairs if _is_plain(key))
+
+
+def _is_plain(key: Any) -> bool:
+    if isinstance(key, int):
+        return abs(key) < 2**63
+    return isinstance(key, str | float | bytes | None)
 
 
 def _made(called: Any, arguments: Any) -> Any:

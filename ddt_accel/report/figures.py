@@ -73,7 +73,7 @@ def speed_nearness(curves: Sequence[Curve], nearness: str, *, front: bool) -> st
         axes.plot(
             *best.T, color=ORANGE, alpha=0.22, linewidth=9, solid_capstyle="round", zorder=1, label="Pareto front"
         )
-    axes.set_xlabel("measured speed-up over the unshared baseline", fontsize=SIZE)
+    axes.set_xlabel("speed-up over the unshared baseline", fontsize=SIZE)
     axes.set_ylabel(nearness, fontsize=SIZE)
     axes.tick_params(labelsize=SIZE)
     low, high = axes.get_xlim()

@@ -28,7 +28,7 @@ from ddt_accel.report.gallery import gallery
 from ddt_accel.report.headline import Values, shares
 from ddt_accel.report.numbers import FILE_NAME, FORMAT, VERSION
 from ddt_accel.report.study import UNSHARED, Study, reference_steps
-from ddt_accel.report.ways import BEST_FEWER, FEWER, PUBLISHED, SOLVED, UNIFORM
+from ddt_accel.report.ways import BEST_FEWER, FEWER, OTHERS, PUBLISHED, SOLVED, UNIFORM
 
 TEMPLATES = Path(__file__).parent
 
@@ -70,6 +70,7 @@ def as_json(study: Study) -> dict[str, Any]:
         "limits_db": study.limits,
         "curves": {way: [asdict(m) for m in points] for way, points in study.curves.items()},
         "curve_limits_db": study.curve_limits,
+        "disturbance": study.disturbance,
     }
 
 
@@ -91,6 +92,7 @@ def _context(study: Study) -> dict[str, Any]:
         "decibels": words.decibels,
         "headline": headline,
         "aim": words.aim(study),
+        "busy": words.busy(study),
         "pays": words.pays(study),
         "pairs": [(pace, other, study.near.gain(pace, other)) for pace, other in study.fewer.items()],
         "to_reference": study.near.to_reference,
@@ -99,7 +101,7 @@ def _context(study: Study) -> dict[str, Any]:
         "limit_images": len(study.limits.get(UNSHARED, ())),
         "shares": shares,
         "origin": words.origin(study.schedule),
-        "is_fitted": study.schedule.is_fitted,
+        "on_its_grid": study.schedule.spec == study.calibrated and not study.schedule.is_fitted,
         "pixels": pixels,
         "ways": ways,
         "reference": reference,
@@ -120,28 +122,27 @@ _STYLES = {
     SOLVED: (BLUE, "o", "solved, by encoder runs"),
     BEST_FEWER: (BLACK, "v", "fewer steps, best integrator"),
     FEWER: (GREY, "^", "fewer steps, as calibrated"),
-    PUBLISHED: (GREEN, "D", "published sharing"),
-    UNIFORM: (PURPLE, "s", "evenly spread, held"),
+    PUBLISHED: (GREEN, "D", "published method"),
+    UNIFORM: (PURPLE, "s", "evenly spread"),
 }
 
 
 def _near_curves(study: Study, labels: dict[str, str]) -> list[Curve]:
     """All that was measured, by how near it ends to the reference solution, on the images that all were drawn for."""
     near = {name: _mean(values) for name, values in study.curve_limits.items()}
-    rows = {m.name: m for m in study.measurements}
-    drawn = {m.name for points in study.curves.values() for m in points}
-    named = dict.fromkeys([study.headline, *(name for name in rows if name not in drawn)])
+    points = {m.name: m for found in study.curves.values() for m in found}
+    single = dict.fromkeys([study.headline, *(m.name for m in study.curves[OTHERS] if m.name != UNSHARED)])
     curves = [
         Curve(
             name="the headline" if name == study.headline else labels[name],
             color=ORANGE,
             marker="*" if name == study.headline else "P",
-            speedups=[rows[name].speedup],
+            speedups=[points[name].speedup],
             decibels=[near[name]],
             labels=[labels[name]],
             important=name == study.headline,
         )
-        for name in named
+        for name in single
         if math.isfinite(near[name])
     ]
     return curves + _curves(study, near, (SOLVED, BEST_FEWER, FEWER, PUBLISHED))

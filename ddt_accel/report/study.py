@@ -58,8 +58,9 @@ class Study:
     latents: dict[str, Tensor]  # the first of them, a few images each
     ends: Tensor | None  # of the reference solutions of the first images
     limits: dict[str, Values]  # dB to the reference solution, of the first images, as many as it was measured for
-    curves: dict[str, list[Measurement]]  # by way of being faster
+    curves: dict[str, list[Measurement]]  # by way of being faster, their times added up from those of the parts
     curve_limits: dict[str, Values]  # dB to the reference solution of the first `curve_images`, by name
+    disturbance: float  # the largest share by which a measured time differs from that of its parts
     num_images: int
     curve_images: int
     seed: int
@@ -149,7 +150,8 @@ def conduct(
 
     ways = curves(statistics, schedule, [table.schedules[name].spec for name in fewer.values()], table.schedules)
     asked = {name: one for way in ways.values() for name, one in way.items()}
-    points, curve_limits = table.curve(bench, chosen, asked, curve_images)
+    costs = table.costs(bench, chosen)
+    points, curve_limits = table.curve(bench, costs, asked, curve_images)
     return Study(
         statistics=statistics,
         schedule=schedule,
@@ -165,6 +167,7 @@ def conduct(
         limits=table.limits,
         curves={way: [points[name] for name in (UNSHARED, *found)] for way, found in ways.items()},
         curve_limits=curve_limits,
+        disturbance=table.disturbance(costs),
         num_images=num_images,
         curve_images=curve_images,
         seed=seed,

@@ -12,9 +12,9 @@ import numpy as np
 from torch import Tensor
 
 from ddt_accel.backends.sample import sample_images
-from ddt_accel.evaluation.benchmark import Earlier, Measurement, against
+from ddt_accel.evaluation.benchmark import Earlier, Measurement, against, in_terms_of
 from ddt_accel.evaluation.candidates import INTEGRATORS, SHIFTS, closest, coarsest
-from ddt_accel.evaluation.costs import counted_costs, measured_costs
+from ddt_accel.evaluation.costs import Costs, added_up, counted_costs, measured_costs
 from ddt_accel.evaluation.fidelity import latent_decibels
 from ddt_accel.report.bench import Bench
 from ddt_accel.report.headline import Nearness, Values, nearness
@@ -69,15 +69,10 @@ class Table:
     ) -> dict[str, str]:
         """Measures what a user would do instead of the rows `paces`: take as many steps without sharing as take as
         long, with the integrator that is best on the images `choosing`. Returns the new rows' names by pace."""
-        baseline, first = next(iter(self.measurements)), paces[0]
-        spec = self.schedules[baseline].spec
-        counted = counted_costs(bench.backend.config, bench.latent_shape)
-        costs = measured_costs(
-            self.measurements[baseline], spec, self.measurements[first], self.schedules[first], "", counted
-        )
-        seconds = {first: self.measurements[first].seconds}
+        spec, costs = next(iter(self.schedules.values())).spec, self.costs(bench, paces[0])
+        seconds = {paces[0]: self.measurements[paces[0]].seconds}
         for name in paces[1:]:
-            if name != baseline and abs(self.measurements[name].seconds / seconds[first] - 1) > SAME_TIME:
+            if name != self.rows[0].name and abs(self.measurements[name].seconds / seconds[paces[0]] - 1) > SAME_TIME:
                 seconds[name] = self.measurements[name].seconds
 
         def price(grid: SamplingSpec) -> float:
@@ -126,34 +121,62 @@ class Table:
 
     def earlier(self, pacer: str) -> Earlier:
         """This run, for another one that measures the pacer, too."""
-        baseline = next(iter(self.measurements))
+        baseline, *_ = self.rows
         return Earlier(
             pacer=self.measurements[pacer],
-            baseline=self.measurements[baseline],
-            baseline_schedule=self.schedules[baseline],
-            latents=self.latents[baseline],
+            baseline=baseline,
+            baseline_schedule=self.schedules[baseline.name],
+            latents=self.latents[baseline.name],
+        )
+
+    def costs(self, bench: Bench, forecasting: str) -> Costs:
+        """What the parts of a trajectory took: the networks in the baseline, forecasts in the row that is named."""
+        baseline, *_ = self.rows
+        return measured_costs(
+            baseline,
+            self.schedules[baseline.name].spec,
+            self.measurements[forecasting],
+            self.schedules[forecasting],
+            "",
+            counted_costs(bench.backend.config, bench.latent_shape),
         )
 
     def curve(
-        self, bench: Bench, pacer: str, schedules: Mapping[str, Schedule], images: int
+        self, bench: Bench, costs: Costs, schedules: Mapping[str, Schedule], images: int
     ) -> tuple[dict[str, Measurement], dict[str, Values]]:
-        """The rows and other schedules on the first images: measurements, and dB to the reference solution."""
-        asked = {name: schedule for name, schedule in schedules.items() if name not in self.measurements}
-        points, drawn = bench.run(
-            "measuring other budgets",
-            {pacer: self.schedules[pacer], **asked},
-            images,
-            batch=-(-images // 2),  # twice, so that every point is an average over moments of the machine
-            earlier=self.earlier(pacer),
-        )
-        drawn |= {name: latents[:images] for name, latents in self.latents.items()}
-        expected = next(iter(self.latents.values()))[:images]
-        found = {point.name: point for point in points} | {
-            row.name: against(row, drawn[row.name], expected, pixels=bench.pixels) for row in self.rows
+        """The rows and other schedules on the first images: measurements, and dB to the reference solution.
+
+        Their times are added up from those of their parts, so that what happens on the machine meanwhile bends no
+        curve.
+        """
+        first = ImageRange(seed=bench.seed, first=0, stop=images)
+        drawn = {name: latents[:images] for name, latents in self.latents.items()}
+        asked = {name: schedule for name, schedule in schedules.items() if name not in drawn}
+        advance = bench.on_stage("running other budgets", len(asked))
+        for name, schedule in asked.items():
+            drawn[name] = sample_images(bench.backend, schedule, first, bench.latent_shape, bench.batch_size)
+            advance()
+        expected = next(iter(drawn.values()))
+        programs = {**asked, **self.schedules}
+        baseline = added_up(self.rows[0].name, self.schedules[self.rows[0].name], costs)
+        found = {
+            name: against(
+                in_terms_of(
+                    baseline, self.schedules[baseline.name], added_up(name, programs[name], costs), programs[name]
+                ),
+                latents,
+                expected,
+                pixels=bench.pixels,
+            )
+            for name, latents in drawn.items()
         }
         if self.ends is None:
             return found, {}
         return found, {name: bench.decibels(latents, self.ends[:images]) for name, latents in drawn.items()}
+
+    def disturbance(self, costs: Costs) -> float:
+        """The largest share by which a measured time differs from that of its parts: how busy the machine was."""
+        return max(abs(row.seconds / costs.of(self.schedules[row.name]) - 1) for row in self.rows)
 
 
 def _closest(

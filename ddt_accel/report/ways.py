@@ -12,7 +12,7 @@ from ddt_accel.solver.solve import PUBLISHED as PUBLISHED_METHOD
 from ddt_accel.spec import SamplingSpec
 
 UNIFORM, PUBLISHED, SOLVED = "uniform", "published", "solved"
-FEWER, BEST_FEWER = "fewer steps", "fewer steps, best integrator"
+FEWER, BEST_FEWER, OTHERS = "fewer steps", "fewer steps, best integrator", "others"
 # How many evaluations fewer steps have, in terms of the unshared sampler's.
 SHARES = (0.1, 0.16, 0.24, 0.36, 0.5, 0.7)
 
@@ -29,7 +29,7 @@ def curves(
     """Schedules of many budgets, solved as `schedule` was, and of some as published and evenly spread; fewer steps of
     the calibrated sampler, and of the `grids` that were found to be best.
 
-    What has been `measured` comes again under its own name.
+    What has been `measured` comes again under its own name, and what of it is on no curve as `OTHERS`.
     """
     spec = statistics.spec
     *budgets, _ = curve_budgets(spec.num_evaluations)
@@ -50,6 +50,8 @@ def curves(
             way = FEWER if (grid.solver, grid.timeshift) == (spec.solver, spec.timeshift) else BEST_FEWER
             if grid.num_evaluations < spec.num_evaluations:
                 found[way][steps_name(grid)] = Schedule.full(grid)
+    _, *rows = measured
+    found[OTHERS] = {name: measured[name] for name in rows if not any(name in way for way in found.values())}
     return found
 
 

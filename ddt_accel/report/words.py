@@ -12,14 +12,17 @@ from ddt_accel.report.ways import PUBLISHED, SOLVED, UNIFORM
 from ddt_accel.schedule import FITTED, Schedule
 from ddt_accel.solver.solve import GAMMA
 
+# Times that differ more than this from the sum of their parts were disturbed.
+BUSY = 0.1
+
 
 def label(name: str, schedule: Schedule) -> str:
     """What a row is called on the page."""
     known = {
         UNSHARED: "unshared baseline",
-        UNIFORM: "evenly spread, held",
-        PUBLISHED: "published method, held",
-        SOLVED: "solved, held" if schedule.forecast == "hold" else "solved, forecast",
+        UNIFORM: "evenly spread",
+        PUBLISHED: "published method",
+        SOLVED: f"solved, {schedule.spec.num_steps} steps",
         FITTED: f"fitted, {schedule.spec.num_steps} steps",
         GIVEN: "schedule as given",
     }
@@ -103,6 +106,16 @@ def figures(study: Study, name: str) -> str:
 def decibels(study: Study, name: str) -> str:
     mean = study.near.mean(name)
     return "identical" if mean == math.inf else f"{mean:.1f} dB"
+
+
+def busy(study: Study) -> str:
+    """A warning where the machine did not keep its speed."""
+    if study.disturbance < BUSY:
+        return ""
+    return (
+        f"The machine was busy: times differ by up to {study.disturbance:.0%} from those of their parts. Measure again "
+        "on a quiet one before you rely on speed-ups."
+    )
 
 
 def origin(schedule: Schedule) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError, NumericsError
 from ddt_accel.sampling.backend import Backend
+from ddt_accel.sampling.capture import capture, cause_of
 from ddt_accel.sampling.integrators import Update
 from ddt_accel.sampling.program import Branch, Evaluation, Program
 
@@ -85,18 +86,12 @@ class Trajectory:
 
     def _captured(self) -> torch.cuda.CUDAGraph | None:
         """None where it cannot be captured: what has run call by call still does."""
-        device, graph = self._backend.device, torch.cuda.CUDAGraph()
-        with torch.cuda.device(device):
-            stream = torch.cuda.current_stream()
-            try:
-                with torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
-                    self._steps()
-            except (RuntimeError, ArtifactError) as error:  # running out of memory is one of the former
-                torch.cuda.set_stream(stream)
-                warnings.warn(f"{self._backend.name} runs without a CUDA graph: {error}", stacklevel=3)
-                self._capturable = False
-                return None
-        return graph
+        try:
+            return capture(self._steps, self._backend.device)
+        except (RuntimeError, ArtifactError) as error:  # running out of memory is one of the former
+            warnings.warn(f"{self._backend.name} runs without a CUDA graph: {cause_of(error)}", stacklevel=3)
+            self._capturable = False
+            return None
 
     def _steps(self) -> None:
         for k in range(len(self.program.evaluations)):

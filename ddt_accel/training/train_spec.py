@@ -18,7 +18,7 @@ MAX_EMA_DECAY = 0.9999
 class TrainSpec:
     """What determines a training run, beside its images.
 
-    None for `warmup_steps` and `ema_decay` fits them to the length of the run: a tenth of its steps, at most 500, and
+    None for `warmup_steps` and `ema_decay` fits them to the length of the run: a quarter of its steps, at most 500, and
     an average that remembers about its last sixteenth, `1 − 16 / steps` rounded to four digits, at most 0.9999.
     """
 
@@ -55,7 +55,7 @@ class TrainSpec:
     @property
     def warmup(self) -> int:
         """Steps of warm-up."""
-        return min(MAX_WARMUP_STEPS, self.num_steps // 10) if self.warmup_steps is None else self.warmup_steps
+        return min(MAX_WARMUP_STEPS, self.num_steps // 4) if self.warmup_steps is None else self.warmup_steps
 
     @property
     def decay(self) -> float:

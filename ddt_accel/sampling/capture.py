@@ -1,0 +1,75 @@
+"""A CUDA graph of what a function queues on the current stream; one that fails leaves nothing behind.
+
+All graphs of a device are captured on one side stream, because cuBLAS keeps a workspace of 32 MiB for each, and share
+one pool of memory, because they run one after the other and keep nothing in it between two runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import threading
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def capture(work: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph:
+    """The graph of `work`, which has run before, so that it prepares nothing any more; it is queued, not run.
+
+    Other threads may allocate meanwhile. Raises what kept it from being captured (`cause_of`); PyTorch's allocator then
+    works as before.
+    """
+    with _ONE_AT_A_TIME, torch.cuda.device(device):
+        stream, pool = _place(torch.cuda.current_device())
+        collecting = gc.isenabled()
+        gc.collect()  # what nobody holds any more would be freed during the capture, which that forbids
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        gc.disable()
+        try:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.stream(stream):
+                graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+                try:
+                    try:
+                        work()
+                    finally:
+                        graph.capture_end()
+                except BaseException:
+                    _abandon(torch.cuda.current_device(), pool)
+                    raise
+        finally:
+            if collecting:
+                gc.enable()
+    return graph
+
+
+def cause_of(error: BaseException) -> str:
+    """The first thing that went wrong: a capture that failed for a reason fails once more when it is ended."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+@cache
+def _place(device: int) -> tuple[torch.cuda.Stream, Any]:
+    """Stream and pool of a device."""
+    return torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+
+
+def _abandon(device: int, pool: Any) -> None:
+    """Ends what PyTorch up to 2.11 leaves open after a failed capture (pytorch #180395, #190348).
+
+    Its allocator would go on as if captured: with no second try where memory is short, and all that is cached kept.
+    """
+    with contextlib.suppress(RuntimeError):  # later versions have ended it
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
+    with contextlib.suppress(RuntimeError):
+        generator = torch.cuda.default_generators[device]
+        generator.graphsafe_set_state(generator.clone_state())  # one that is not being captured

@@ -1,0 +1,137 @@
+"""`optimize` as it is typed: from pictures of one's own to a schedule, a report and five lines."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddt_accel import Calibration, Schedule
+from ddt_accel.evaluation.costs import Costs
+
+NETWORK = ["--size", 16, "--hidden-size", 32, "--heads", 2, "--encoder-blocks", 1, "--decoder-blocks", 1, "--patch", 4,
+           "--batch-size", 16, "--images", 320]  # fmt: skip
+# Few steps, so that nothing takes long.
+QUICKLY = ["--quick", "--steps", 24, "--batch-size", 8]
+
+
+def pictures(folder: Path) -> Path:
+    """Grey ones of 28 × 28 in two classes: bars that lie and bars that stand."""
+    generator = np.random.default_rng(0)
+    for index in range(24):
+        canvas = np.zeros((28, 28), dtype=np.uint8)
+        first = int(generator.integers(2, 20))
+        canvas[first : first + 5] = generator.integers(100, 255)
+        upright = index % 2 == 1
+        place = folder / ("standing" if upright else "lying") / f"{index}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(canvas.T if upright else canvas).save(place)
+    return folder
+
+
+@pytest.mark.slow
+def test_on_a_network_trained_on_own_pictures(cli, tmp_path) -> None:
+    ran = cli("train", "--data", pictures(tmp_path / "pictures"), "--out", tmp_path / "trained", *NETWORK)
+    assert ran.code == 0, ran.err
+    place = tmp_path / "run"
+    ran = cli("optimize", "--speedup", 5, *QUICKLY, "--model", tmp_path / "trained/model.safetensors", "-w", place)
+    assert ran.code == 0, ran.err
+    speed, fidelity, fewer, sharing, made = ran.out.splitlines()
+    schedule, costs = Schedule.load(place / "schedule.json"), Costs.load(place / "costs.json")
+    calibration = Calibration.load(place / "calibration.safetensors")
+    assert costs.of(schedule) <= costs.of(Schedule.full(calibration.spec)) / 5 * (1 + 1e-6)
+    assert re.match(r"5 times was asked for, and .* ms an image instead of .* times as fast as the sampler", speed)
+    assert re.match(r"It ends at .* dB \(.*\) to the reference solution, on 12 images", fidelity)
+    assert re.match(r"Fewer steps in the same time, \d+ .* end at .* dB", fewer)
+    assert f"the encoder runs at {schedule.budget} of {schedule.spec.num_evaluations} evaluations" in sharing
+    assert (place / "report.html").exists()
+    assert str(place / "report.html") in made
+    backend = re.search(r"Next: ddt-accel sample --backend (onnx|torch) -w ", made)[1]
+    assert cli("sample", "--backend", backend, "-w", place, "-n", 2).code == 0
+
+    # Again, for a program: what lies there is used, and what is reported is of images that nothing has seen.
+    before = (place / "calibration.safetensors").stat().st_mtime_ns
+    ran = cli("optimize", "--speedup", 5, *QUICKLY, "-w", place, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.err.count("Kept: ") == 2
+    assert "searching" not in ran.err
+    assert (place / "calibration.safetensors").stat().st_mtime_ns == before
+    told = json.loads(ran.out)
+    assert Schedule.load(told["schedule"]) == Schedule.load(place / "schedule.json")
+    assert len(told["expect"]) == 5
+    seed = json.loads((place / "report.json").read_text())["seed"]
+    seen = {one[0] for one in schedule.fitted_on} | {images.seed for images in calibration.ranges}
+    assert seen
+    assert seed not in seen
+
+
+@pytest.mark.slow
+def test_what_was_stopped_goes_on(cli, tiny_model_path, tmp_path) -> None:
+    line = ["optimize", *QUICKLY, "--backend", "torch", "--model", tiny_model_path, "-w", tmp_path, "--min-psnr"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "ddt_accel", *map(str, line), "12"], stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        for told in process.stderr:
+            if told.startswith("3/5"):
+                process.terminate()  # as Ctrl-C, but that background jobs ignore
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 143, rest
+    assert "the same command goes on from there" in rest
+    before = (tmp_path / "calibration.safetensors").read_bytes()
+    ran = cli(*line, 12, "--json")
+    assert ran.code == 0, ran.err
+    assert f"Kept: 12 trajectories of 24 steps in {tmp_path / 'calibration.safetensors'}" in ran.err
+    assert (tmp_path / "calibration.safetensors").read_bytes() == before
+    told = json.loads(ran.out)
+    assert told["target"] == {"psnr": 12.0}
+    assert told["met"]
+    chosen = json.loads((tmp_path / "report.json").read_text())["limits_db"]["fitted"]
+    assert np.mean(chosen) == pytest.approx(told["reference_db"]["fitted"]["mean"])
+    # What cannot be had is said, and the nearest is taken.
+    ran = cli(*line, 150)
+    assert ran.code == 0, ran.err
+    assert ran.out.startswith("150 dB cannot be reached here; the nearest that can: ")
+    assert len(ran.out.splitlines()) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--speedup", 2, "--budget-ms", 5], "--budget-ms and --speedup are two targets; give one"),
+        (["--speedup", 0], "above 0"),
+        (["--min-psnr", "nan"], "above 0"),
+        (["--solver", "sde"], "stochastic"),
+        (["--backend", "tpu"], "auto, compiled, onnx, torch or trt"),
+        (["--model", "none.ckpt"], "none.ckpt"),
+    ],
+)
+def test_a_mistake_is_a_sentence(cli, workspace, arguments: list[object], said: str) -> None:
+    before = {path: path.read_bytes() for path in workspace.rglob("*") if path.is_file()}
+    ran = cli("optimize", "--quick", *arguments, "-w", workspace)
+    assert ran.code == 2, ran.err
+    assert said in " ".join(ran.err.split())
+    assert "Traceback" not in ran.err
+    for path, content in before.items():
+        assert path.read_bytes() == content
+
+
+def test_a_fit_that_is_replaced_stays_among_the_plans(workspace) -> None:
+    from ddt_accel.cli.preparation import keep
+    from ddt_accel.workspace import Workspace
+
+    place = Workspace(workspace)
+    solved = Schedule.load(place.schedule_path)
+    mine = Schedule(spec=solved.spec, refresh_steps=(0, 3), times=(0.0, 0.1, 0.2, 0.4, 0.6, 0.8), objective="fitted")
+    mine.save(place.schedule_path)
+    keep(place, solved)
+    assert Schedule.load(place.schedule_path) == solved
+    assert [Schedule.load(path) for path in place.plans_path.glob("*.json")] == [mine]
+    keep(place, solved)  # nothing that would be lost
+    assert len(list(place.plans_path.glob("*.json"))) == 1
