@@ -6,6 +6,10 @@ import io
 import json
 import resource
 import shutil
+import signal
+import subprocess
+import sys
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -249,6 +253,21 @@ def test_the_command_draws_what_the_function_draws(cli, workspace, tiny_model_pa
         )  # fmt: skip
         for index, image in zip(indices, to_uint8(drawn), strict=True):
             assert (np.asarray(Image.open(tmp_path / "s" / f"{index:06d}.png")) == image).all()
+
+
+def test_ctrl_c_keeps_the_pictures_and_says_so(workspace, tmp_path) -> None:
+    line = [sys.executable, "-m", "ddt_accel", "sample", "-n", "100000", "--backend", "torch", "--batch-size", "2",
+            "-w", str(workspace), "--npz", str(tmp_path / "x.npz")]  # fmt: skip
+    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not (workspace / "samples" / "000003.png").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    kept = len(list((workspace / "samples").iterdir()))
+    assert process.returncode == 130
+    assert f"{kept} of 100000 pictures are in {workspace / 'samples'}" in " ".join(told.split())
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".") or path.suffix == ".npz"]
 
 
 def test_a_folder_of_the_users(cli, workspace, tmp_path, monkeypatch) -> None:

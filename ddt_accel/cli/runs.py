@@ -199,7 +199,7 @@ def sample(
         writer = SampleWriter(
             folder, npz, count=images, pixels=pixels or decode is not None, ours=out is None and alone
         )
-        with writer, steps("sampling", images) as bar:
+        with keeping(writer.kept), writer, steps("sampling", images) as bar:
             for start in range(0, images, batch_size):
                 indices = range(start, min(images, start + batch_size))
                 chosen = torch.tensor([classes[index % len(classes)] for index in indices])
