@@ -128,7 +128,7 @@ MISTAKES = {
     "unknown model": (["calibrate", "--model", "cifar99"], "cifar10"),
     "missing checkpoint": (["calibrate", "--model", "./none.ckpt"], "none.ckpt"),
     "missing configuration": (["calibrate", "--config", "none.yaml"], "none.yaml"),
-    "unknown weights": (["calibrate", "--weights", "best"], "choose ema or raw"),
+    "unknown weights": (["calibrate", "--weights", "best"], "choose 'ema', 'raw' or the name of a set"),
     "latent shape": (["calibrate", "--latent-shape", "4x32"], "channels,height,width"),
     "latent shape of nothing": (["calibrate", "--latent-shape", "3,0,8"], "channels,height,width"),
     "sampling for other steps": (["sample", "--steps", 50], "steps: 6, not 50"),

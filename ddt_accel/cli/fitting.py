@@ -60,7 +60,7 @@ def fit(
     micro_batch: Annotated[int, typer.Option(min=1, help="Of them, how many at a time.")] = 12,
     learning_rate: Annotated[float, typer.Option(help="Of Adam; it decays to 0.")] = 5e-2,
     reference_steps: Annotated[
-        int | None, typer.Option(help="Of the converged trajectories that are fitted to; at least 120 by default.")
+        int | None, typer.Option(help="Of the reference solution that is fitted to; at least 120 by default.")
     ] = None,
     precision: Annotated[
         str | None, typer.Option(help="bf16 or fp32; by default bf16 on a GPU that has it, fp32 on a CPU.")
@@ -77,7 +77,7 @@ def fit(
     out: Annotated[Path | None, typer.Option(help="Where to write; over the workspace's schedule by default.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Fit a schedule's own numbers, its times and weights, to where the converged trajectory ends."""
+    """Fit a schedule's own numbers, its times and weights, to where the reference solution ends."""
     import dataclasses
 
     import torch

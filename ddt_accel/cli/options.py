@@ -15,7 +15,10 @@ ModelOption = Annotated[
 ]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="Published YAML with the network's configuration.")]
 WeightsOption = Annotated[
-    str | None, typer.Option("--weights", help="Which weights of a checkpoint: ema (the default) or raw.")
+    str | None,
+    typer.Option(
+        "--weights", help="Which weights of a checkpoint: ema (the default), raw, or a set by its name in the file."
+    ),
 ]
 LatentOption = Annotated[
     str | None, typer.Option("--latent-shape", help="C,H,W of the latents, where nothing else says: 4,32,32.")
@@ -46,10 +49,6 @@ def model_options(
     model: str | None, config: Path | None, weights: str | None, latent_shape: str | None
 ) -> dict[str, Any]:
     """What was said about the model, as `Workspace.load_model` takes it; checked before anything is read."""
-    from ddt_accel.errors import ConfigError
-
-    if weights not in (None, "ema", "raw"):
-        raise ConfigError(f"--weights is {weights!r}; choose ema or raw.")
     said = {
         "source": model,
         "config": config and str(config),

@@ -120,7 +120,7 @@ def timed(place: Workspace, networks: Opened, spec: SamplingSpec, batch_size: in
 
     backend = networks.backend
     conditions = (
-        f"{backend.name}, {device_name(backend.device)}, {torch.get_num_threads()} threads, batches of {batch_size}"
+        f"{backend.name}, {device_name(backend.device)}, threads: {torch.get_num_threads()}, batches of {batch_size}"
     )
     try:
         costs = Costs.load(place.costs_path)

@@ -222,6 +222,7 @@ def sample(
         )
     compiling = getattr(networks, "compile_seconds", 0.0) - compiling_before
     seconds -= compiling / images
+    then = "ddt-accel status" if (place.folder / "report.json").exists() else f"ddt-accel bench --backend {backend}"
     emit(
         {
             "folder": str(folder),
@@ -235,7 +236,8 @@ def sample(
         text=f"{images} images, {seconds:.3f} s each, {plan.budget} encoder runs of {plan.spec.num_evaluations}"
         + (f", compiled in {compiling:.0f} s before" if compiling else "")
         + f" → {folder}"
-        + (f"\nAt a glance: {sheet}" if sheet else ""),
+        + (f"\nAt a glance: {sheet}" if sheet else "")
+        + f"\n{following(then, workspace=workspace)}",
     )
 
 

@@ -115,7 +115,7 @@ def train(
         {"model": str(path), "images": spec.num_steps * batch_size, "loss": trainer.history[-1][1]},
         as_json=json,
         text=f"Trained on {spec.num_steps * batch_size:,} images, loss {trainer.history[-1][1]:.4f} → {path}\n"
-        f"Next: ddt-accel calibrate --model {shlex.quote(str(path))}",
+        f"Next: ddt-accel optimize --quick --model {shlex.quote(str(path))}",
     )
 
 

@@ -71,7 +71,20 @@ def aim(study: Study) -> str:
         f"an error of at most {target.error:g}" if target.error is not None else "",
     ]
     said = f"Target: {' and '.join(filter(None, asked))}."
-    return f"{said} Met." if study.met else f"{said} Not met: this is the nearest to it of all that was measured."
+    if study.met:
+        return f"{said} Met."
+    return f"{said} Not met{_short(study, target)}: this is the nearest to it of all that was measured."
+
+
+def _short(study: Study, target: Target) -> str:
+    """By how much the headline is slower than the target."""
+    row = next(row for row in study.measurements if row.name == study.headline)
+    shares_missed = [
+        1 - row.speedup / target.speedup if target.speedup is not None else 0.0,
+        row.seconds * 1000 / target.milliseconds - 1 if target.milliseconds is not None else 0.0,
+    ]
+    missed = max(shares_missed)
+    return f", by {100 * missed:.2g} %" if missed > 0 else ""
 
 
 def pays(study: Study) -> tuple[str, str]:
