@@ -69,7 +69,6 @@ CHECKED_FIRST = {
     "device of sample": (["sample", "--backend", "torch", "--device", "mps"], "not supported"),
     "device of fit": (["fit", "--device", "cuda:99"], "cuda:99"),
     "latents": (["export", "--latent-shape", "3"], "--latent-shape"),
-    "weights": (["fit", "--weights", "best"], "--weights"),
     "precision": (["export", "--precision", "int4"], "fp16"),
     "precision of a fit": (["fit", "--precision", "int4"], "bf16 or fp32"),
     "sources": (["export", "--sources", "7"], "0 to 3"),
