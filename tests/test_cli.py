@@ -131,7 +131,7 @@ MISTAKES = {
     "unknown weights": (["calibrate", "--weights", "best"], "choose 'ema', 'raw' or the name of a set"),
     "latent shape": (["calibrate", "--latent-shape", "4x32"], "channels,height,width"),
     "latent shape of nothing": (["calibrate", "--latent-shape", "3,0,8"], "channels,height,width"),
-    "sampling for other steps": (["sample", "--steps", 50], "steps: 6, not 50"),
+    "sampling for other steps": (["sample", "--steps", 50], "is a schedule for 6 steps"),
     "sampling for other guidance": (["sample", "--guidance", "4"], "guidance"),
     "label out of range": (["sample", "--labels", "4"], "0 to 3"),
     "negative label": (["sample", "--labels=-1"], "0 to 3"),

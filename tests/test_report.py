@@ -16,14 +16,13 @@ from scipy import stats
 
 from ddt_accel import SamplingSpec, Schedule, calibrate, load_model, sample, solve
 from ddt_accel.backends.pytorch import TorchBackend
-from ddt_accel.errors import ConfigError, MismatchError
+from ddt_accel.errors import MismatchError
 from ddt_accel.evaluation.benchmark import Earlier, measure, network_rows
 from ddt_accel.evaluation.budgets import Target
-from ddt_accel.evaluation.fidelity import interval, psnr, relative_l2, to_images, to_uint8
+from ddt_accel.evaluation.fidelity import interval, psnr, relative_l2, to_images
 from ddt_accel.networks.config import DDTConfig
 from ddt_accel.networks.ddt import DDT
 from ddt_accel.report.gallery import gallery
-from ddt_accel.report.pictures import SampleWriter
 from ddt_accel.report.render import write_report
 from ddt_accel.report.study import Study, conduct
 from ddt_accel.report.ways import curve_budgets
@@ -253,26 +252,3 @@ def test_curves_cover_all_budgets(n: int) -> None:
     budgets = curve_budgets(n)
     assert budgets == sorted(set(budgets))
     assert (budgets[0], budgets[-1]) == (1, n)
-
-
-def test_samples_are_written_as_adm_reads_them(tmp_path) -> None:
-    latents = torch.linspace(-1.2, 1.2, 5 * 3 * 8 * 8).reshape(5, 3, 8, 8)
-    writer = SampleWriter(tmp_path, tmp_path / "samples.npz", pixels=True)
-    writer.add(latents[:2])
-    writer.add(latents[2:])
-    sheet, *pictures, npz = writer.finish()
-    with np.load(npz) as archive:
-        array = archive["arr_0"]
-    assert (array.dtype, array.shape) == (np.uint8, (5, 8, 8, 3))
-    assert np.array_equal(array, to_uint8(latents))
-    assert np.array_equal(array[0, 0, 0], [0, *array[0, 0, 0, 1:]])
-    assert len(pictures) == 5
-    assert np.array_equal(np.asarray(Image.open(pictures[3])), array[3])
-    assert sheet.exists()
-    with pytest.raises(ConfigError, match="--vae"):
-        SampleWriter(tmp_path, tmp_path / "x.npz", pixels=False)
-    latent = SampleWriter(tmp_path, None, pixels=False)
-    latent.add(torch.ones(2, 4, 8, 8))
-    (path,) = latent.finish()
-    with np.load(path) as archive:
-        assert archive["arr_0"].shape == (2, 4, 8, 8)

@@ -136,7 +136,7 @@ def test_it_learns(data: ImageSet, tmp_path: Path) -> None:
     spec = TrainSpec(network=NETWORK, total_images=120 * 16, batch_size=16, warmup_steps=8, learning_rate=3e-3,
                      precision="fp32")  # fmt: skip
     trainer(data, tmp_path, spec).run(save_every=120, report=lambda step, loss: losses.append(loss.item()))
-    assert np.mean(losses[-20:]) < 0.6 * np.mean(losses[:4])
+    assert np.mean(losses[-20:]) < 0.75 * np.mean(losses[:4])
 
 
 def test_every_image_is_seen_once_an_epoch(data: ImageSet, tmp_path: Path) -> None:

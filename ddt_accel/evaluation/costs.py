@@ -117,6 +117,8 @@ def measured_costs(
 
 def added_up(name: str, schedule: Schedule, costs: Costs) -> Measurement:
     """What a schedule takes by the seconds of its parts, compared with nothing."""
+    from ddt_accel.evaluation.benchmark import Measurement  # which needs PyTorch; costs are looked at without
+
     program = compile_program(schedule)
     encoded, decoded = network_rows(program)
     return Measurement(
