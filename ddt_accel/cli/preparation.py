@@ -55,7 +55,7 @@ def calibrated(place: Workspace, network: DDT, sampling: dict[str, Any], effort:
     from ddt_accel.networks.ddt import latent_shape_of
     from ddt_accel.spec import SamplingSpec
 
-    kept, spec = None, SamplingSpec()
+    found, kept, spec = None, None, SamplingSpec()
     source, shape = network.source, latent_shape_of(network)
     if place.calibration_path.exists():
         found = place.calibration()
@@ -65,8 +65,13 @@ def calibrated(place: Workspace, network: DDT, sampling: dict[str, Any], effort:
     if spec.solver == "sde":
         raise ConfigError("A stochastic sampler has no reference solution to come close to; give another --solver.")
     if kept is not None and kept.spec == spec and kept.sensitivity is not None:
-        say(f"Kept: {kept.num_samples} trajectories of {spec.num_steps} steps in {place.calibration_path}.")
+        less = "" if kept.num_samples >= effort.samples else f"; `ddt-accel calibrate` makes one of {effort.samples}"
+        say(f"Kept: {kept.num_samples} trajectories of {spec.num_steps} steps in {place.calibration_path}{less}.")
         return kept
+    if found is not None:
+        path = place.folder / f"calibration-{found.sha256[:8]}.safetensors"
+        found.save(path)
+        say(f"The calibration that was there is of another model or sampling; it is kept: {path}")
     return run_calibration(
         place,
         network,
@@ -183,6 +188,17 @@ def keep(place: Workspace, schedule: Schedule) -> None:
         last.save(path)
         say(f"The schedule that was the workspace's is kept: {path}")
     schedule.save(place.schedule_path)
+
+
+def beside(place: Workspace, schedule: Schedule) -> Path:
+    """Saves a schedule that misses its target: among the plans, where the workspace has one, which stays; returns where
+    it is."""
+    if not place.schedule_path.exists():
+        schedule.save(place.schedule_path)
+        return place.schedule_path
+    path = place.plans_path / "nearest-to-target.json"
+    schedule.save(path)
+    return path
 
 
 def kept(place: Workspace) -> str:
