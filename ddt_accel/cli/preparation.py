@@ -173,21 +173,29 @@ def known(place: Workspace, calibration: Calibration, seeds: list[int]) -> list[
     return known
 
 
-def keep(place: Workspace, schedule: Schedule) -> None:
-    """Makes a schedule the workspace's; the last one stays among the plans, for it may have taken long."""
+def keep(place: Workspace, schedule: Schedule, path: Path | None = None) -> None:
+    """Makes a schedule the workspace's; a fitted one that was stays among the plans, for it may have taken long.
+    Another `path` is written to as it is."""
     from ddt_accel.artifacts import checksum
     from ddt_accel.errors import ArtifactError
     from ddt_accel.schedule import Schedule
 
-    try:
-        last = Schedule.load(place.schedule_path) if place.schedule_path.exists() else schedule
-    except ArtifactError:
-        last = schedule  # of a damaged one there is nothing to keep
-    if last.is_fitted and last.document() != schedule.document():
-        path = place.plans_path / f"replaced-{checksum(last.document())[:16]}.json"
-        last.save(path)
-        say(f"The schedule that was the workspace's is kept: {path}")
-    schedule.save(place.schedule_path)
+    def identity(file: Path) -> str | None:
+        try:
+            return checksum(Schedule.load(file).document())
+        except ArtifactError:
+            return None  # of a damaged one there is nothing to keep
+
+    own = place.schedule_path
+    replaced = identity(own) if own.exists() and (path is None or path.resolve() == own.resolve()) else None
+    if replaced and replaced != checksum(schedule.document()) and (last := Schedule.load(own)).is_fitted:
+        plans = sorted(place.plans_path.glob("*.json"))
+        kept = next((plan for plan in plans if identity(plan) == replaced), None)
+        if kept is None:
+            kept = place.plans_path / f"replaced-{replaced[:16]}.json"
+            last.save(kept)
+        say(f"The fitted schedule that was the workspace's is kept: {kept}")
+    schedule.save(path or own)
 
 
 def beside(place: Workspace, schedule: Schedule) -> Path:
