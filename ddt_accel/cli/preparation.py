@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Effort:
     """How much is measured: samples to calibrate on, of them those whose errors are followed and from how many steps;
-    the reference solution's steps in terms of the calibrated ones, no fewer than a report's; images to choose on, to fit on, to report on, of
-    them those beside the reference solution, and those on the curve over budgets."""
+    the reference solution's steps in terms of the calibrated ones, if no fewer than a report's; images to choose on, to
+    fit on, to report on, of them those beside the reference solution, and those on the curve over budgets."""
 
     thorough: bool
     samples: int
@@ -44,7 +44,7 @@ THOROUGH = Effort(
     fitting=64, reporting=64, beside_reference=16, curve=16,
 )  # fmt: skip
 QUICK = Effort(
-    thorough=False, samples=12, sensitivity_samples=2, sensitivity_steps=8, reference=0.0, choosing=8, fitting=10,
+    thorough=False, samples=12, sensitivity_samples=2, sensitivity_steps=8, reference=2.0, choosing=8, fitting=10,
     reporting=16, beside_reference=12, curve=4,
 )  # fmt: skip
 
