@@ -12,8 +12,10 @@ import pytest
 
 from ddt_accel import Calibration, SamplingSpec, Schedule, calibrate, load_model
 from ddt_accel.calibration.resample import resample
+from ddt_accel.cli.comparison import verdict
+from ddt_accel.cli.solving import _number
 from ddt_accel.errors import ConfigError
-from ddt_accel.evaluation.budgets import Target, beside, choose, predicted_psnr
+from ddt_accel.evaluation.budgets import Beside, Target, beside, choose, predicted_psnr
 from ddt_accel.evaluation.costs import Costs, counted_costs
 from ddt_accel.solver.solve import PUBLISHED, solve_curve
 
@@ -85,9 +87,12 @@ def test_fewer_steps_stand_beside_a_schedule(curve, calibration) -> None:
         own = calibration.coarser_error(12)[1]
         assert found.unshared == pytest.approx(20 * math.log10(2 / own))
         assert found.expected == pytest.approx(-10 * math.log10((own**2 + schedule.predicted_error**2) / 4))
-        assert found.gain == pytest.approx(found.expected - found.reference)
+        assert found.reference_gain == pytest.approx(found.expected - found.reference)
+        if found.copying is not None:
+            assert found.copying_gain == pytest.approx(predicted_psnr(schedule) - found.copying)
     published = solve_curve(calibration, 4, PUBLISHED)[-1][0]
-    assert beside(calibration, published, SECONDS).gain is None
+    assert beside(calibration, published, SECONDS).reference_gain is None
+    assert beside(calibration, published, SECONDS).copying_gain is None
     coarser, _ = solve_curve(resample(calibration, dataclasses.replace(SPEC, num_steps=8)), 3)[-1]
     found = beside(calibration, coarser, SECONDS)
     assert found.copying is None  # no trajectory of eight steps was measured to copy
@@ -110,14 +115,66 @@ def test_solve_says_when_fewer_steps_are_better(cli, workspace, scale: float, sa
     (steps,) = re.findall(r"Fewer steps at this cost: (\d),", ran.out)
     told = json.loads(cli("solve", "-w", workspace, "-k", 2, "--json").out)
     assert told["fewer_steps"]["steps"] == int(steps)
-    assert (told["fewer_steps"]["gain"] < 0) == said.startswith("Sharing loses")
+    for gain in ("copying_gain", "reference_gain"):
+        assert (told["fewer_steps"][gain] < 0) == said.startswith("Sharing loses")
     assert told["predicted_psnr"] == pytest.approx(predicted)
     table = cli("solve", "-w", workspace, "--pareto")
     assert "fewer steps" in table.out
-    assert "sharing gains, dB" in table.out
+    assert "sharing gains, dB to the unshared" in table.out
+    assert "sharing gains, dB to the reference" in table.out
+    assert not re.search(r"[-+]0\.0\b", table.out)
+    assert [_number(gain, "+.1f") for gain in (-0.04, 0.04, -0.06)] == ["0.0", "0.0", "-0.1"]
     (row,) = [row for row in json.loads(cli("solve", "-w", workspace, "--pareto", "--json").out)["curve"]
               if len(row["refresh_steps"]) == 2]  # fmt: skip
     assert row["fewer_steps"] == pytest.approx(told["fewer_steps"])
+
+
+def test_the_measure_of_the_target_decides() -> None:
+    """Three runs end closer to the reference solution, twelve steps closer to the unshared pictures."""
+    schedule = Schedule(spec=dataclasses.replace(SPEC, num_steps=50), refresh_steps=(0, 10, 30))
+    found = Beside(steps=12, speedup=2.0, copying=45.9, reference=30.0, predicted=40.2, expected=30.2, unshared=31.0)
+    for tolerance in (Target(psnr=40), Target(error=0.02)):
+        said = verdict(schedule, found, tolerance)
+        assert said.startswith("Sharing loses here: 12 steps end 5.7 dB closer to the unshared pictures.")
+        assert "reference" not in said
+    for other in (Target(), Target(speedup=2)):
+        said = verdict(schedule, found, other)
+        assert "further from the unshared pictures by 5.7 dB, nearer to the reference solution by 0.2 dB" in said
+    unmeasured = dataclasses.replace(found, copying=None)
+    assert "gain 0.2 dB to the reference solution" in verdict(schedule, unmeasured, Target(psnr=40))
+    every = dataclasses.replace(found, steps=50, copying=None)
+    assert verdict(schedule, every, Target()).startswith("Sharing gains nothing here: all 50 steps")
+
+
+def test_solve_says_where_no_sharing_reaches_a_target(cli, workspace) -> None:
+    ran = cli("solve", "-w", workspace, "--min-psnr", 200)
+    assert ran.code == 0, ran.err
+    assert Schedule.load(workspace / "schedule.json").budget == 6
+    assert "No schedule that shares is predicted to reach that; the best of them comes to " in ran.err
+    assert "No schedule" not in cli("solve", "-w", workspace, "--max-error", 1e9).err
+
+
+@pytest.mark.parametrize("command", [["solve", "-k", 2], ["plan", "-n", 2, "--cost", 0.6]])
+def test_what_replaces_a_fit_keeps_it_once(cli, workspace, command: list[object]) -> None:
+    path, plans = workspace / "schedule.json", workspace / "plans"
+    fitted = dataclasses.replace(Schedule.load(path), times=(0.0, 0.1, 0.2, 0.4, 0.6, 0.8), objective="fitted")
+    fitted.save(plans / "0.6-shared.json")  # as `plan --fit` leaves it
+    fitted.save(path)
+    ran = cli(*command, "-w", workspace)
+    assert ran.code == 0, ran.err
+    assert f"is kept: {plans / '0.6-shared.json'}" in ran.err
+    assert [one.name for one in plans.glob("*.json")] == ["0.6-shared.json"]
+    other = dataclasses.replace(fitted, times=(0.0, 0.1, 0.2, 0.4, 0.6, 0.9))
+    for _ in range(2 if command[0] == "solve" else 1):
+        other.save(path)
+        ran = cli(*command, "-w", workspace)
+        (kept,) = plans.glob("replaced-*.json")
+        assert f"is kept: {kept}" in ran.err
+        assert Schedule.load(kept) == other
+    if command[0] == "solve":  # what is written elsewhere replaces nothing
+        other.save(path)
+        assert "is kept" not in cli(*command, "-w", workspace, "--out", workspace / "s.json").err
+        assert Schedule.load(path) == other
 
 
 def test_solve_without_costs_or_with_an_old_calibration_says_so(cli, workspace, tmp_path) -> None:
@@ -128,7 +185,12 @@ def test_solve_without_costs_or_with_an_old_calibration_says_so(cli, workspace, 
     for place in (elsewhere, ["-w", workspace]):
         ran = cli("solve", "-k", 2, *place)
         assert ran.code == 0, ran.err
-        assert "`ddt-accel plan` measures it" in ran.out
+        assert "`ddt-accel calibrate` anew measures it, or `ddt-accel plan`." in ran.out
+    table = cli("solve", "-w", workspace, "--pareto")
+    assert table.code == 0, table.err
+    assert table.out.count("–") == 1  # all runs make no error
+    assert "sharing gains, dB" not in table.out
+    assert "has not measured what they do; `ddt-accel calibrate` anew measures it." in table.out
     ran = cli("solve", "-k", 2, *elsewhere)
     hint = f"Next: ddt-accel export -w {tmp_path / 'empty'}, or ddt-accel sample --backend torch --schedule "
     assert hint in ran.out

@@ -128,6 +128,8 @@ def test_tensors_of_every_layout_are_read_as_pytorch_reads_them(tmp_path: Path, 
         "whole": base, "view": base[1:3, ::2], "transposed": base.t(), "scalar": torch.tensor(3, dtype=torch.int64),
         "empty": torch.zeros(0, 3), "half": base.half(), "brain": base.bfloat16(), "flags": base > 3,
         "bytes": torch.arange(3, dtype=torch.uint8), "parameter": torch.nn.Parameter(base[0]),
+        "negated": torch._neg_view(base), "conjugated": torch.complex(base, base).conj(),
+        "imaginary": torch.complex(base, base).conj().imag,
         "expanded": base[:1].expand(5, 6), "eighth": base.to(torch.float8_e4m3fn) if zipped else base,
     }  # fmt: skip
     torch.save(content, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
@@ -141,8 +143,15 @@ def test_tensors_of_every_layout_are_read_as_pytorch_reads_them(tmp_path: Path, 
             found.contiguous()
             .flatten()
             .view(torch.uint8)
-            .equal(tensor.detach().contiguous().flatten().view(torch.uint8))
+            .equal(tensor.detach().resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8))
         ), name
+
+
+def test_pickled_weights_that_are_called_safetensors(reference, tmp_path: Path) -> None:
+    """The content says what a file is."""
+    for zipped in (True, False):
+        torch.save(ema(reference), tmp_path / "x.safetensors", _use_new_zipfile_serialization=zipped)
+        assert same(load_model(tmp_path / "x.safetensors", config=reference.config), ema(reference))
 
 
 def test_legacy_pickles_without_a_zip(reference, tmp_path: Path) -> None:

@@ -86,6 +86,8 @@ KINDS: dict[str, tuple[Callable[[Path], Path], str, dict[str, object]]] = {
     "npz of samples": (lambda p: npz(p / "x.npz", arr_0=uint8), "5 pictures of 8 × 6", {"arr_0": "uint8 [5, 8, 6, 3]"}),
     "npz, upper case": (lambda p: npz(p / "x.NPZ.npz", arr_0=uint8).rename(p / "X.NPZ"), "5 pictures of 8 × 6", {}),
     "npz of latents": (lambda p: npz(p / "x.npz", arr_0=np.zeros((2, 4, 8, 8))), "2 latents of 4 × 8 × 8", {}),
+    "samples as latents": (lambda p: npz(p / "latents.npz", arr_0=np.zeros((2, 4, 8, 8))).parent,
+                           "2 latents of 4 × 8 × 8", {}),
     "npz to train on": (lambda p: npz(p / "x.npz", images=uint8, labels=np.zeros(5)), "5 pictures with labels", {}),
     "npz of others": (lambda p: npz(p / "x.npz", a=np.zeros(3)), "arrays of NumPy", {"a": "float64 [3]"}),
     "curve": (lambda p: curve(p / "curve"), "folder of schedules", {"schedules": 2}),

@@ -223,6 +223,9 @@ def test_the_networks_names_are_those_of_the_network() -> None:
     assert {name for name, _ in DDT(CONFIG).named_children()} == NETWORK
 
 
+MOMENTS = ["grad_avg", "avg_grads", "averageGradient", "ema_momentum", "avg_sq", "ema_var", "exp_avg_slow"]
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -234,6 +237,8 @@ def test_the_networks_names_are_those_of_the_network() -> None:
         {"model": RAW, "ema": {"shadow_params": list(AVERAGE.values())[1:]}},
         {"model": RAW, "ema": dict(list(AVERAGE.items())[-3:])},
         {"model": RAW, "no_ema": AVERAGE},
+        *({"model": RAW, name: AVERAGE} for name in MOMENTS),
+        {"model": RAW, "ema": {"grad": AVERAGE}},
     ],
 )
 def test_raw_weights_are_not_taken_for_an_average(tmp_path: Path, content: dict[str, Any]) -> None:
@@ -252,6 +257,11 @@ def test_optimiser_states_beside_the_file_tell_of_a_training(tmp_path: Path) -> 
     torch.save({}, tmp_path / "scheduler.bin")
     assert "optimizer.bin" in refused(tmp_path)
     assert same(tmp_path, RAW, "raw")
+
+
+def test_integers_beside_a_plain_state_dict_are_no_sign_of_a_training(tmp_path: Path) -> None:
+    torch.save({**AVERAGE, "rng_state": torch.zeros(16, dtype=torch.uint8), "ids": torch.arange(4)}, tmp_path / "x.pt")
+    assert same(tmp_path / "x.pt", AVERAGE)
 
 
 def test_several_averages_are_named_or_equal(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_what_was_stopped_goes_on(cli, tiny_model_path, tmp_path) -> None:
     ("arguments", "said"),
     [
         (["--speedup", 2, "--budget-ms", 5], "--budget-ms and --speedup are two targets; give one"),
-        (["--speedup", 0], "above 0"),
+        (["--speedup", 0], "more than 1"),
         (["--min-psnr", "nan"], "above 0"),
         (["--solver", "sde"], "stochastic"),
         (["--backend", "tpu"], "auto, compiled, onnx, torch or trt"),

@@ -101,6 +101,62 @@ def test_other_splits(tmp_path: Path) -> None:
         load_images(plant(tmp_path / "some", "train/cat/a.png", "val/cat/a.png"), size=4, split="test")
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["train/cat/0.png", "cat/0.png", "dog/0.png"], "beside it pictures in cat, dog;"),
+        (["cat/0.png", "bus/0.png", "train/a/0.png"], "beside it pictures in bus, cat;"),
+        (["train/cat/0.png", "misc/0.png", "test/0.png"], "beside it pictures in misc;"),
+    ],
+)
+def test_pictures_beside_a_split_are_not_passed_over(tmp_path: Path, names: list[str], said: str) -> None:
+    path = plant(tmp_path / "set", *names)
+    for each in (path, zipped(path)):
+        with pytest.raises(ConfigError, match=f"has the split train.*{said}.*only splits"):
+            load_images(each, size=4)
+
+
+def test_folders_of_pictures_beside_a_split_are_counted(tmp_path: Path) -> None:
+    names = [
+        "train/cat/a.png",
+        "extra/cat/a.png",
+        "extra/dog/b.png",
+        "training/cat/c.png",
+        "val/cat/d.png",
+        "docs/x.txt",
+    ]
+    path = plant(tmp_path / "set", *names)
+    data = load_images(path, size=4)
+    assert read(data) == [("cat", 0)]
+    assert data.account.left_out_text == "3 in folders beside those of the split (extra, training)"
+
+
+@pytest.mark.parametrize(("train", "test"), [("training_set", "test_set"), ("train-set", "Test-Set")])
+def test_sets_are_splits(tmp_path: Path, train: str, test: str) -> None:
+    path = plant(tmp_path / "set", f"{train}/cat/a.png", f"{test}/cat/b.png")
+    assert read(load_images(path, size=4)) == [("cat", 0)]
+    assert read(load_images(path, size=4, split="test")) == [("cat", 1)]
+    assert read(load_images(path, size=4, split=test)) == [("cat", 1)]
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_names_of_members_of_a_zip(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        names = ["../../cat/a.png", "/cat/b.png", "C:\\dog\\c.png", "./dog/../dog/d.png", "cat/a.png", "dog/d.png"]
+        for index, name in enumerate(names):
+            archive.writestr(zipfile.ZipInfo(name), png(index))
+    data = load_images(tmp_path / "x.zip", size=4)
+    assert read(data) == [("cat", 4), ("cat", 1), ("dog", 2), ("dog", 5)]
+    assert data.account.left_out_text == "2 of a name that another has"
+
+
+def test_a_damaged_picture_is_told_with_its_folder(tmp_path: Path) -> None:
+    path = plant(tmp_path / "set", "cat/a.png")
+    (path / "cat/a.png").write_bytes(b"no picture")
+    with pytest.raises(ConfigError, match=rf"^cat/a\.png in {re.escape(str(path))} cannot be read as an image"):
+        load_images(path, size=4)
+
+
 def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
     path = plant(tmp_path / "vehicles", "car/a.png", "plane/a.png", "train/a.png")
     assert read(load_images(path, size=4)) == [("car", 0), ("plane", 1), ("train", 2)]

@@ -84,8 +84,13 @@ def test_sixteen_bits_are_scaled_by_their_range() -> None:
     assert np.array_equal(pixels(twelve_bits(twelve)), expected)
 
 
-@pytest.mark.parametrize("values", [np.int32([[70000, 0]]), np.int32([[-1, 0]]), np.float32([[0, 200]]),
-                                    np.float32([[np.nan, 0]])])  # fmt: skip
+def test_what_is_no_picture_is_said_in_words() -> None:
+    with pytest.raises(ConfigError, match=r"^a picture cannot be read as an image \(it begins as no image does\); "):
+        pixels(b"no picture")
+
+
+@pytest.mark.parametrize("values", [np.int32([[70000, 0]]), np.int32([[255, 0]]), np.int32([[-1, 0]]),
+                                    np.float32([[0, 200]]), np.float32([[np.nan, 0]])])  # fmt: skip
 def test_wide_values_of_unknown_range_are_a_sentence(values: NDArray[Any]) -> None:
     with pytest.raises(ConfigError, match=r"a picture .* expected 0 to .* in 8 bits"):
         pixels(written(Image.fromarray(values), "TIFF"), 1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,9 @@ import pytest
 from conftest import TINY
 
 from ddt_accel import Calibration, SamplingSpec, Schedule
+from ddt_accel.artifacts import checksum, write_json
 from ddt_accel.evaluation.costs import SECONDS, Costs, counted_costs
+from ddt_accel.report.numbers import FORMAT, VERSION
 from ddt_accel.solver.solve import solve_curve
 
 
@@ -92,10 +96,49 @@ def test_what_was_measured_and_what_comes_next(cli, workspace) -> None:
     assert row["measured_db"] == pytest.approx(solved["psnr"]["mean"])
     assert row["measured_ms"] == pytest.approx(1000 * solved["seconds"])
     assert (found["next"], found["samples"]["pictures"]) == (["ddt-accel sample"], 3)
+
+    schedule = Schedule.load(workspace / "schedule.json")
+    spec = schedule.spec
+    others = {
+        "again": schedule,
+        "fit": dataclasses.replace(schedule, times=tuple(0.9 * t for t in spec.times[: spec.num_evaluations])),
+        "forecast": dataclasses.replace(schedule, forecasts={}, forecast="hold"),
+        "shift": dataclasses.replace(schedule, spec=dataclasses.replace(spec, timeshift=2.0)),
+        "network": dataclasses.replace(schedule, checkpoint_sha256="0" * 64),
+    }
+    for name, other in others.items():
+        other.save(workspace / f"{name}.json")
+        os.utime(workspace / f"{name}.json", (0, 0))  # earlier than the report, as copies may be
+    rows = told(cli, workspace)["schedules"]
+    assert {r["name"] for r in rows if r["measured_ms"] is not None} == {"schedule.json", "again.json"}
+    for name in others:
+        (workspace / f"{name}.json").unlink()
+
     assert cli("solve", "--budget", 3, "-w", workspace).code == 0
     assert told(cli, workspace)["schedules"][0]["measured_db"] is None
     assert following() == ["ddt-accel bench", "ddt-accel sample"]
     assert f"Next: ddt-accel bench -w {workspace}" in cli("status", "-w", workspace).out
+
+
+def test_a_report_of_another_network_or_version_measures_nothing(cli, workspace) -> None:
+    """A schedule by hand names no checkpoint: it goes by the calibration beside it."""
+    by_hand = dataclasses.replace(Schedule.load(workspace / "schedule.json"), checkpoint_sha256=None)
+    by_hand.save(workspace / "schedule.json")
+    network = Calibration.load(workspace / "calibration.safetensors").checkpoint_sha256
+    row = {"name": "given", "refresh_steps": by_hand.refresh_steps, "num_steps": 6, "num_evaluations": 6,
+           "seconds": 0.5, "speedup": 2.0, "schedule_sha256": checksum(by_hand.document())}  # fmt: skip
+    report = {"num_images": 2, "conditions": {}, "checkpoint_sha256": network, "measurements": [row]}
+
+    def measured(content: dict) -> float | None:
+        write_json(workspace / "report.json", FORMAT, VERSION, content)
+        found = told(cli, workspace)
+        assert found["report"]["images"] == 2
+        return found["schedules"][0]["measured_ms"]
+
+    assert measured(report) == 500
+    assert measured({**report, "checkpoint_sha256": "0" * 64}) is None
+    earlier = {key: value for key, value in row.items() if key != "schedule_sha256"}
+    assert measured({"num_images": 2, "conditions": {}, "measurements": [earlier]}) is None
 
 
 def test_interrupted_work(cli, solved) -> None:

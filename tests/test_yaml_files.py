@@ -39,6 +39,20 @@ def test_settings_in_any_place(tmp_path: Path, content: dict[str, Any]) -> None:
     assert read_yaml(written(tmp_path / "x.yaml", content)).config == TINY
 
 
+@pytest.mark.parametrize("other", ["${env:X}", "???", "${nowhere}", "ten"])
+def test_what_is_published_is_taken_whatever_else_there_is(tmp_path: Path, other: str) -> None:
+    content = {
+        "old": {**SETTINGS, "num_classes": other, "latent_shape": other},
+        "model": {"denoiser": {"init_args": SETTINGS}},
+        "data": {"latent_shape": [3, 8, 8]},
+    }
+    told = read_yaml(written(tmp_path / "x.yaml", content))
+    assert (told.config, told.latent_shape) == (TINY, (3, 8, 8))
+    content["data"] = {"latent_shape": "bad"}
+    with pytest.raises(ConfigError, match="latent_shape is 'bad'"):
+        read_yaml(written(tmp_path / "x.yaml", content))
+
+
 @pytest.mark.parametrize(
     ("classes", "latent_shape"),
     [

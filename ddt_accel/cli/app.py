@@ -129,6 +129,9 @@ def _run() -> None:
         app()
     except Interrupted as stop:
         err.print(Text.assemble((f"{stop.name}. ", "bold"), str(stop)))
+        # Python ends itself by SIGINT, whatever the exit code, where an interrupt went through an exec of text, as
+        # dataclasses and PyTorch have them; the next exec forgets it.
+        exec("")
         sys.exit(128 + stop.signum)
     except DDTAccelError as error:
         _fail(str(error))

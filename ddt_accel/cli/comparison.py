@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ddt_accel.calibration.statistics import Calibration
-    from ddt_accel.evaluation.budgets import Beside
+    from ddt_accel.evaluation.budgets import Beside, Target
     from ddt_accel.evaluation.costs import Costs
     from ddt_accel.schedule import Schedule
+    from ddt_accel.solver.solve import Certificate
     from ddt_accel.workspace import Workspace
 
 # How many dB predictions were too optimistic at most, on the networks that they were compared on.
@@ -54,14 +55,14 @@ def predicted_told(schedule: Schedule, found: Beside | None) -> str:
     return f"{said}. `ddt-accel bench` measures."
 
 
-def fewer_told(schedule: Schedule, found: Beside | None, calibration: Calibration) -> str:
+def fewer_told(schedule: Schedule, found: Beside | None, calibration: Calibration, target: Target) -> str:
     """Fewer steps beside a schedule, and which of the two should end closer."""
     if schedule.budget == schedule.spec.num_evaluations:
         return ""
     if found is None:
         return (
             "What fewer steps do at this cost is not known here: the calibration has not measured it, or is of another "
-            "model. `ddt-accel plan` measures it."
+            "model. `ddt-accel calibrate` anew measures it, or `ddt-accel plan`."
         )
     copying = f"{found.copying:.1f} dB to the unshared trajectory and " if found.copying is not None else ""
     images = calibration.coarser_sum[:, 0].max()
@@ -69,24 +70,70 @@ def fewer_told(schedule: Schedule, found: Beside | None, calibration: Calibratio
         f"Fewer steps at this cost: {found.steps}, {found.speedup:.2f} times as fast, with {copying}"
         f"{found.reference:.1f} dB to the reference solution, measured on {images:.0f} calibrated images."
     )
-    return f"{said}\n{verdict(found)}"
+    return f"{said}\n{verdict(schedule, found, target)}"
 
 
-def verdict(found: Beside) -> str:
-    """Whether sharing pays at a cost, as far as predictions go."""
-    gain = found.gain
-    if gain is None:
+def verdict(schedule: Schedule, found: Beside, target: Target) -> str:
+    """Whether sharing pays at a cost, as far as predictions go: by what the target limits, else by both measures."""
+    if found.steps == schedule.spec.num_steps:
+        return f"Sharing gains nothing here: all {found.steps} steps without it cost about as much."
+    gains = {"unshared pictures": found.copying_gain, "reference solution": found.reference_gain}
+    if target.limits_error and found.copying_gain is not None:
+        del gains["reference solution"]
+    known = {name: gain for name, gain in gains.items() if gain is not None}
+    if not known:
         return "This objective predicts no error; `ddt-accel bench` tells which of them ends closer."
-    if gain < 0:
+    worst, best = min(known.values()), max(known.values())
+    if best < 0:
+        lost = " and ".join(f"{-gain:.1f} dB closer to the {name}" for name, gain in known.items())
+        hint = f" `ddt-accel optimize --speedup {found.speedup:.3g}` looks for what is best at this speed."
+        return f"Sharing loses here: {found.steps} steps end {lost}.{hint if 'reference solution' in known else ''}"
+    if worst < 0:
+        parts = [
+            f"{'nearer to' if gain >= 0 else 'further from'} the {name} by {abs(gain):.1f} dB"
+            for name, gain in known.items()
+        ]
+        said = f"Sharing should end {', '.join(parts)}"
+    else:
+        said = f"Sharing should gain {' and '.join(f'{gain:.1f} dB to the {name}' for name, gain in known.items())}"
+    if min(map(abs, known.values())) < MISSED:
+        return f"{said}; predictions missed by up to {MISSED:.0f} dB elsewhere."
+    return f"{said}."
+
+
+def unreached_told(curve: list[tuple[Schedule, Certificate]], chosen: Schedule, target: Target) -> str:
+    """Where only all encoder runs reach a tolerance, that sharing does not, and how far it should come."""
+    from ddt_accel.evaluation.budgets import predicted_psnr
+
+    shared = [psnr for schedule, _ in curve[:-1] if (psnr := predicted_psnr(schedule)) is not None]
+    if not target.limits_error or chosen.budget < chosen.spec.num_evaluations or not shared:
+        return ""
+    return f"No schedule that shares is predicted to reach that; the best of them comes to {max(shared):.1f} dB."
+
+
+def left_out_told(curve: list[tuple[Schedule, Certificate]], found: list[Beside | None]) -> str:
+    """Why a table over all budgets has fewer columns than others."""
+    schedule = curve[0][0]
+    beside = [one for one in found if one is not None]
+    if len(curve) == 1:
+        return ""
+    if not beside:
         return (
-            f"Sharing loses here: {found.steps} steps end {-gain:.1f} dB closer. `ddt-accel optimize --speedup "
-            f"{found.speedup:.3g}` looks for what is best at this speed."
+            "Without columns for fewer steps: the calibration has not measured what they do; `ddt-accel calibrate` "
+            "anew measures it."
         )
-    if gain < MISSED:
-        return f"Sharing should gain {gain:.1f} dB, which is no more than predictions missed elsewhere."
-    return f"Sharing should gain {gain:.1f} dB."
+    if all(one.predicted is None for one in beside):
+        return f"Without columns for what sharing gains: the objective {schedule.objective!r} predicts no error."
+    if all(one.copying is None for one in beside) and any(one.steps < schedule.spec.num_steps for one in beside):
+        return (
+            f"Without columns for fewer steps beside the unshared pictures: the calibration is not of "
+            f"{schedule.spec.num_steps} steps; `ddt-accel calibrate --steps {schedule.spec.num_steps}` measures it."
+        )
+    return ""
 
 
 def fewer_facts(found: Beside | None) -> dict[str, Any] | None:
     """For `--json`."""
-    return asdict(found) | {"gain": found.gain} if found is not None else None
+    if found is None:
+        return None
+    return asdict(found) | {"copying_gain": found.copying_gain, "reference_gain": found.reference_gain}

@@ -5,9 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ddt_accel.cli.console import following
+from ddt_accel.cli.console import following, given
+from ddt_accel.fitting.search import STEPS
+from ddt_accel.report.headline import rival, shares
+from ddt_accel.report.words import BUSY, figures
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ddt_accel.cli.networks import Opened
     from ddt_accel.evaluation.budgets import Target
     from ddt_accel.evaluation.fidelity import Interval
@@ -17,16 +22,17 @@ if TYPE_CHECKING:
 
 
 def expectations(
-    study: Study, choice: Choice, target: Target, place: Workspace, networks: Opened, device: str
+    study: Study, choice: Choice, target: Target, place: Workspace, networks: Opened, device: str, path: Path
 ) -> list[str]:
-    """Speed, fidelity, fewer steps beside it, whether sharing pays, and what comes next."""
-    sampling = f"ddt-accel sample --backend {networks.option}{'' if device == 'cpu' else f' --device {device}'}"
+    """Speed, fidelity, fewer steps beside it, whether sharing pays, and what comes next; `path` has the schedule."""
+    own = "" if path == place.schedule_path else given("--schedule", path)
+    sampling = f"ddt-accel sample --backend {networks.option}{'' if device == 'cpu' else f' --device {device}'}{own}"
     return [
         _speed(study, choice, target),
         _fidelity(study),
         _fewer_steps(study),
-        _sharing(study, choice),
-        f"Made: {place.schedule_path}, {place.folder / 'report.html'}. {following(sampling, workspace=place.folder)}",
+        _sharing(study),
+        f"Made: {path}, {place.folder / 'report.html'}. {following(sampling, workspace=place.folder)}",
     ]
 
 
@@ -34,7 +40,7 @@ def facts(study: Study, choice: Choice, target: Target) -> dict[str, Any]:
     """The same for programs."""
     rows = {row.name: row for row in study.measurements}
     mine, unshared, fewer = rows[study.chosen], study.measurements[0], study.fewer.get(study.chosen)
-    (rival, _), *_ = [*choice.others.items(), (None, None)]
+    other = rival(study.chosen, study.measurements, study.schedules, study.near)
     schedule = study.schedule
     return {
         "target": {name: value for name, value in asdict(target).items() if value is not None},
@@ -54,11 +60,12 @@ def facts(study: Study, choice: Choice, target: Target) -> dict[str, Any]:
             "reference_db": _as_dict(study.limit[fewer]),
             "gain_db": _as_dict(study.near.gain(study.chosen, fewer)),
         },
-        "sharing": rival
+        "sharing": other
         and {
-            "shares": rival == "best without sharing",
-            "other": choice.others[rival].name,
-            "gain_db": _as_dict(study.near.gain(study.chosen, rival)),
+            "shares": shares(schedule),
+            "other": other,
+            "other_shares": shares(study.schedules[other]),
+            "gain_db": _as_dict(study.near.gain(study.chosen, other)),
         },
         "conditions": study.conditions,
     }
@@ -78,8 +85,13 @@ def _speed(study: Study, choice: Choice, target: Target) -> str:
         f"{mine.seconds * 1000:.1f} ms an image instead of {unshared.seconds * 1000:.1f}, {mine.speedup:.2f} times as "
         f"fast as the sampler without sharing ({study.conditions['backend']}, {study.conditions['batch']} at a time)"
     )
+    if study.disturbance > BUSY:
+        told += f"; the machine was busy, and times differ by up to {study.disturbance:.0%} from those of their parts"
     if not choice.met:
-        return f"{asked} cannot be reached here; the nearest that can: {told}."
+        steps = "" if target.psnr is not None else f" by {min(STEPS[0], study.calibrated.num_steps)} steps or more"
+        return f"{asked} cannot be reached here{steps}; the nearest that can: {told}."
+    if not reached and target.psnr is not None:
+        return f"{asked} was reached on the images that it was chosen on, and is missed on these: {told}."
     if not reached:
         return (
             f"{asked} was asked for, and missed by this measurement, though not by what the parts had cost before: "
@@ -101,24 +113,30 @@ def _fewer_steps(study: Study) -> str:
     name = study.fewer.get(study.chosen)
     if name is None:
         return "Fewer steps in the same time: there are none to compare with."
-    row = next(row for row in study.measurements if row.name == name)
-    said = f"Fewer steps in the same time, {name} without sharing ({row.seconds * 1000:.1f} ms), end at "
+    rows = {row.name: row for row in study.measurements}
+    row, mine = rows[name], rows[study.chosen]
+    times = row.seconds / mine.seconds
+    # One step more than the schedule's time affords is what stands beside it.
+    same = times <= 1 + 1.5 / row.num_steps
+    long = "in the same time" if same else f"here in {times:.1f} times the time, since it was not steady"
+    said = f"Fewer steps {long}, {name} without sharing ({row.seconds * 1000:.1f} ms), end at "
     return f"{said}{_told(study.limit[name])}; this schedule {_gained(study.near.gain(study.chosen, name))}."
 
 
-def _sharing(study: Study, choice: Choice) -> str:
+def _sharing(study: Study) -> str:
     schedule = study.schedule
     runs = f"the encoder runs at {schedule.budget} of {schedule.spec.num_evaluations} evaluations"
-    if not choice.others:
-        return f"Sharing: {runs}; there is nothing of the other kind at this cost to compare it with."
-    ((name, plan),) = choice.others.items()
+    name = rival(study.chosen, study.measurements, study.schedules, study.near)
+    if name is None:
+        return f"Sharing: {runs}; nothing of the other kind was measured that takes no longer."
     gain = study.near.gain(study.chosen, name)
-    shares = name == "best without sharing"
+    mine, other = shares(study.schedules[study.chosen]), shares(study.schedules[name])
     if gain is None or gain.low <= 0 <= gain.high:
         verdict = "makes no clear difference here"
     else:
-        verdict = f"{'pays' if shares == (gain.low > 0) else 'does not pay'} here"
-    return f"Sharing {verdict}: {runs}, and beside the {name}, {plan.name}, it {_gained(gain)}."
+        verdict = f"{'pays' if mine == (gain.low > 0) else 'does not pay'} here"
+    kind = "with" if other else "without"
+    return f"Sharing {verdict}: {runs}, and beside the nearest {kind} it, {figures(study, name)}, it {_gained(gain)}."
 
 
 def _gained(gain: Interval | None) -> str:

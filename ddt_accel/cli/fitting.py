@@ -22,6 +22,7 @@ from ddt_accel.cli.options import (
     check_device,
     model_options,
 )
+from ddt_accel.cli.preparation import keep
 
 if TYPE_CHECKING:
     import torch
@@ -140,7 +141,7 @@ def fit(
             )
             fitter.state_path.unlink()
         fitted = fitter.run()
-        fitted.schedule.save(path)
+        keep(place, fitted.schedule, path)
         if fitter.state_path is not None:
             fitter.state_path.unlink(missing_ok=True)
     made = fitted.schedule

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ddt_accel.artifacts import format_of, read_json
+from ddt_accel.artifacts import checksum, format_of, read_json
 from ddt_accel.backends import manifest
 from ddt_accel.cli.costing import measured_costs_of
 from ddt_accel.cli.headers import document
@@ -15,7 +15,7 @@ from ddt_accel.errors import ArtifactError, DDTAccelError
 from ddt_accel.evaluation.budgets import predicted_psnr
 from ddt_accel.evaluation.costs import Costs
 from ddt_accel.networks.locate import embedded_models
-from ddt_accel.report.numbers import FILE_NAME, Report, read_report
+from ddt_accel.report.numbers import FILE_NAME, Report, Row, read_report
 from ddt_accel.schedule import FORMAT as SCHEDULE_FORMAT
 from ddt_accel.schedule import Schedule
 from ddt_accel.spec import SamplingSpec
@@ -23,8 +23,6 @@ from ddt_accel.workspace import ModelChoice, Workspace, read_speeds
 
 # What a file can do to whoever believes it.
 DAMAGE = (DDTAccelError, OSError, LookupError, TypeError, ValueError, AttributeError)
-# Rows of a report that are there to compare with.
-BASELINES = ("unshared", "uniform", "published")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,16 +242,7 @@ def _row(place: Workspace, path: Path, report: Report | None) -> ScheduleRow:
         predicted = None if costs is None else 1000 * costs.of(schedule)
     except DAMAGE as error:
         return ScheduleRow(name=name, damage=str(error))
-    identity = (schedule.refresh_steps, schedule.spec.num_steps)
-    rows = [
-        row
-        for row in (report.rows if report is not None else ())
-        if (row.refresh_steps, row.num_steps) == identity and row.name not in BASELINES
-    ]
-    # A schedule that was written after the report is not the one that was measured.
-    if rows and path.stat().st_mtime > (place.folder / FILE_NAME).stat().st_mtime:
-        rows = []
-    measured = rows[0] if rows else None
+    measured = _measured(place, schedule, report)
     fitted = schedule.is_fitted
     return ScheduleRow(
         name=name,
@@ -266,3 +255,21 @@ def _row(place: Workspace, path: Path, report: Report | None) -> ScheduleRow:
         predicted_ms=predicted,
         measured_ms=1000 * measured.seconds if measured else None,
     )
+
+
+def _measured(place: Workspace, schedule: Schedule, report: Report | None) -> Row | None:
+    """What the report says of this very schedule on this very network."""
+    checkpoint = schedule.checkpoint_sha256 or _calibrated_checkpoint(place)
+    if report is None or checkpoint is None or report.checkpoint_sha256 != checkpoint:
+        return None
+    identity = checksum(schedule.document())
+    return next((row for row in report.rows if row.schedule_sha256 == identity), None)
+
+
+def _calibrated_checkpoint(place: Workspace) -> str | None:
+    """The network of the workspace, which a schedule written by hand is for."""
+    try:
+        content = document(place.calibration_path)
+        return None if content is None else str(content["checkpoint_sha256"])
+    except DAMAGE:
+        return None

@@ -23,7 +23,19 @@ from ddt_accel.cli.options import (
     check_device,
     model_options,
 )
-from ddt_accel.cli.preparation import QUICK, THOROUGH, Effort, calibrated, exported, held_out, keep, kept, known, timed
+from ddt_accel.cli.preparation import (
+    QUICK,
+    THOROUGH,
+    Effort,
+    beside,
+    calibrated,
+    exported,
+    held_out,
+    keep,
+    kept,
+    known,
+    timed,
+)
 
 if TYPE_CHECKING:
     from ddt_accel.calibration.statistics import Calibration
@@ -89,6 +101,8 @@ def optimize(
         raise ConfigError(f"{' and '.join(said)} are two targets; give one.")
     if not said:
         speedup = DEFAULT_SPEEDUP
+    if speedup is not None and speedup <= 1:
+        raise ConfigError(f"--speedup is {speedup:g}; give more than 1, which is the sampler as it is.")
     sampling = {
         "num_steps": steps, "solver": solver, "guidance": guidance, "guidance_interval": guidance_interval,
         "timeshift": timeshift, "last_step": last_step,
@@ -165,16 +179,20 @@ def _run(
         say("3/5  Searching: which steps, integrator and encoder runs end closest to the reference solution?")
         with making(place.fit_path, say), stages() as on_stage:
             choice = _choose(place, network, networks, calibration, costs, images, target, effort, on_stage, batch_size)
-            keep(place, choice.best.schedule)
+            path = place.schedule_path
+            if choice.met:
+                keep(place, choice.best.schedule)
+            else:
+                path = beside(place, choice.best.schedule)
         say(_found(choice))
         say("4/5  Measuring it beside what you would have done instead, on other images")
         with making(place.folder / "report.html", say), stages() as on_stage:
             study = _study(networks, calibration, choice, images["reporting"], target, effort, on_stage, batch_size)
         say("5/5  Writing the report")
         page, *_ = write_report(study, place.folder)
-    lines = expectations(study, choice, target, place, networks, device)
+    lines = expectations(study, choice, target, place, networks, device, path)
     emit(
-        facts(study, choice, target) | {"schedule": str(place.schedule_path), "report": str(page), "expect": lines},
+        facts(study, choice, target) | {"schedule": str(path), "report": str(page), "expect": lines},
         as_json=as_json,
         text="\n".join(lines),
     )
@@ -189,8 +207,10 @@ def _choose(
     from ddt_accel.fitting.fit_spec import LEAST_HELD_OUT, LEAST_REFERENCE_STEPS, FitSpec
     from ddt_accel.fitting.joint import JointFit
     from ddt_accel.fitting.optimize import Optimizer
+    from ddt_accel.report.study import reference_steps
 
-    steps = max(LEAST_REFERENCE_STEPS, round(effort.reference * calibration.spec.num_steps))
+    own = calibration.spec.num_steps  # and no fewer than the report will have, so that both speak of one solution
+    steps = max(LEAST_REFERENCE_STEPS, reference_steps(own), round(effort.reference * own))
     done = on_stage("the reference solution to choose by", 1)
     judge = Judge(
         networks.backend,
@@ -246,6 +266,7 @@ def _study(
         on_stage=on_stage,
         others={name: plan.schedule for name, plan in choice.others.items()},
         target=target,
+        settled=True,
         reference_images=effort.beside_reference,
     )
 

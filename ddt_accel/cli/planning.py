@@ -24,6 +24,7 @@ from ddt_accel.cli.options import (
     check_device,
     model_options,
 )
+from ddt_accel.cli.preparation import keep
 
 if TYPE_CHECKING:
     from ddt_accel.evaluation.fidelity import Interval
@@ -133,7 +134,7 @@ def plan(
         )
     best = rows[-1].best
     if best is not None:
-        best.schedule.save(path)
+        keep(place, best.schedule, path)
     if not json:
         _print(rows)
     emit(

@@ -55,7 +55,7 @@ def calibrated(place: Workspace, network: DDT, sampling: dict[str, Any], effort:
     from ddt_accel.networks.ddt import latent_shape_of
     from ddt_accel.spec import SamplingSpec
 
-    kept, spec = None, SamplingSpec()
+    found, kept, spec = None, None, SamplingSpec()
     source, shape = network.source, latent_shape_of(network)
     if place.calibration_path.exists():
         found = place.calibration()
@@ -65,8 +65,13 @@ def calibrated(place: Workspace, network: DDT, sampling: dict[str, Any], effort:
     if spec.solver == "sde":
         raise ConfigError("A stochastic sampler has no reference solution to come close to; give another --solver.")
     if kept is not None and kept.spec == spec and kept.sensitivity is not None:
-        say(f"Kept: {kept.num_samples} trajectories of {spec.num_steps} steps in {place.calibration_path}.")
+        less = "" if kept.num_samples >= effort.samples else f"; `ddt-accel calibrate` makes one of {effort.samples}"
+        say(f"Kept: {kept.num_samples} trajectories of {spec.num_steps} steps in {place.calibration_path}{less}.")
         return kept
+    if found is not None:
+        path = place.folder / f"calibration-{found.sha256[:8]}.safetensors"
+        found.save(path)
+        say(f"The calibration that was there is of another model or sampling; it is kept: {path}")
     return run_calibration(
         place,
         network,
@@ -168,21 +173,40 @@ def known(place: Workspace, calibration: Calibration, seeds: list[int]) -> list[
     return known
 
 
-def keep(place: Workspace, schedule: Schedule) -> None:
-    """Makes a schedule the workspace's; the last one stays among the plans, for it may have taken long."""
+def keep(place: Workspace, schedule: Schedule, path: Path | None = None) -> None:
+    """Makes a schedule the workspace's; a fitted one that was stays among the plans, for it may have taken long.
+    Another `path` is written to as it is."""
     from ddt_accel.artifacts import checksum
     from ddt_accel.errors import ArtifactError
     from ddt_accel.schedule import Schedule
 
-    try:
-        last = Schedule.load(place.schedule_path) if place.schedule_path.exists() else schedule
-    except ArtifactError:
-        last = schedule  # of a damaged one there is nothing to keep
-    if last.is_fitted and last.document() != schedule.document():
-        path = place.plans_path / f"replaced-{checksum(last.document())[:16]}.json"
-        last.save(path)
-        say(f"The schedule that was the workspace's is kept: {path}")
-    schedule.save(place.schedule_path)
+    def identity(file: Path) -> str | None:
+        try:
+            return checksum(Schedule.load(file).document())
+        except ArtifactError:
+            return None  # of a damaged one there is nothing to keep
+
+    own = place.schedule_path
+    replaced = identity(own) if own.exists() and (path is None or path.resolve() == own.resolve()) else None
+    if replaced and replaced != checksum(schedule.document()) and (last := Schedule.load(own)).is_fitted:
+        plans = sorted(place.plans_path.glob("*.json"))
+        kept = next((plan for plan in plans if identity(plan) == replaced), None)
+        if kept is None:
+            kept = place.plans_path / f"replaced-{replaced[:16]}.json"
+            last.save(kept)
+        say(f"The fitted schedule that was the workspace's is kept: {kept}")
+    schedule.save(path or own)
+
+
+def beside(place: Workspace, schedule: Schedule) -> Path:
+    """Saves a schedule that misses its target: among the plans, where the workspace has one, which stays; returns where
+    it is."""
+    if not place.schedule_path.exists():
+        schedule.save(place.schedule_path)
+        return place.schedule_path
+    path = place.plans_path / "nearest-to-target.json"
+    schedule.save(path)
+    return path
 
 
 def kept(place: Workspace) -> str:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddt_accel.cli.comparison import costs_of, fewer_facts, fewer_told, predicted_told
+from ddt_accel.cli.comparison import costs_of, fewer_facts, fewer_told, left_out_told, predicted_told, unreached_told
 from ddt_accel.cli.console import emit, following, given, say, show
 from ddt_accel.cli.console import steps as steps_bar
 from ddt_accel.cli.options import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption
+from ddt_accel.cli.preparation import keep
 
 if TYPE_CHECKING:
     from ddt_accel.calibration.statistics import Calibration
@@ -107,8 +108,11 @@ def solve(
         if budget is not None:
             raise ConfigError("Give --budget or a target, not both.")
         costs = costs_of(place, calibrated)
-        chosen = choose(solve_curve(statistics, evaluations, method), target, costs)
+        curve = solve_curve(statistics, evaluations, method)
+        chosen = choose(curve, target, costs)
         say(f"By {costs.unit} ({costs.conditions}): {len(chosen[0].refresh_steps)} encoder runs.")
+        if unreached := unreached_told(curve, chosen[0], target):
+            say(unreached)
     schedule, certificate = chosen
     path = out or place.schedule_path
     said, result = describe(schedule, certificate), facts(schedule, certificate)
@@ -126,13 +130,13 @@ def solve(
             "held_out_gain_db": refined.held_out_gain and dataclasses.asdict(refined.held_out_gain),
         }
         schedule = refined.schedule
-    schedule.save(path)
+    keep(place, schedule, path)
     fewer = beside(calibrated, schedule, costs) if costs is not None else None
     result |= {"predicted_psnr": predicted_psnr(schedule), "fewer_steps": fewer_facts(fewer), "schedule": str(path)}
     used = given("--schedule", out)
     measuring = f"ddt-accel bench{used}{given('--calibration', calibration)}"
     hints = measuring if place.export_path.exists() else "ddt-accel export", f"ddt-accel sample --backend torch{used}"
-    lines = [said, predicted_told(schedule, fewer), fewer_told(schedule, fewer, calibrated), f"→ {path}"]
+    lines = [said, predicted_told(schedule, fewer), fewer_told(schedule, fewer, calibrated, target), f"→ {path}"]
     emit(result, as_json=json, text="\n".join([*filter(None, lines), following(*hints, workspace=workspace)]))
 
 
@@ -227,45 +231,61 @@ def _write_curve(
     from ddt_accel.schedule import Schedule
 
     unit, timed = costs.of(Schedule.full(curve[0][0].spec)), costs.unit == SECONDS
-    table = Table(
-        "encoder runs", "speed-up", *(["ms"] if timed else []), "predicted error", "predicted dB to the unshared",
-        "to the reference", "fewer steps", "their dB to the unshared", "to the reference", "sharing gains, dB",
-    )  # fmt: skip
-    rows = []
-    for schedule, certificate in curve:
+    rows, lines = [], []
+    found = [
+        beside(calibration, schedule, costs) if schedule.budget < schedule.spec.num_evaluations else None
+        for schedule, _ in curve
+    ]
+    for (schedule, certificate), fewer in zip(curve, found, strict=True):
         schedule.save(folder / f"{schedule.budget}.json")
         cost, psnr = costs.of(schedule), predicted_psnr(schedule)
-        full = schedule.budget == schedule.spec.num_evaluations
-        fewer = None if full else beside(calibration, schedule, costs)
+        known = fewer_facts(fewer) or {}
         rows.append(
             facts(schedule, certificate)
-            | {"speedup": unit / cost, "cost": cost, "predicted_psnr": psnr, "fewer_steps": fewer_facts(fewer)}
+            | {"speedup": unit / cost, "cost": cost, "predicted_psnr": psnr, "fewer_steps": known or None}
         )
-        beside_it = (fewer.copying, fewer.reference, fewer.gain) if fewer else (None, None, None)
-        table.add_row(
-            str(schedule.budget),
-            f"{unit / cost:.2f}×",
-            *([f"{cost * 1000:.1f}"] if timed else []),
-            f"{schedule.predicted_error or schedule.predicted_cost:.4g}",
-            _number(psnr),
-            _number(fewer.expected if fewer else None),
-            str(fewer.steps) if fewer else "–",
-            *map(_number, beside_it[:2]),
-            _number(beside_it[2], "+.1f"),
+        lines.append(
+            {
+                "encoder runs": str(schedule.budget),
+                "speed-up": f"{unit / cost:.2f}×",
+                "ms": f"{cost * 1000:.1f}" if timed else _UNKNOWN,
+                "predicted error": f"{schedule.predicted_error or schedule.predicted_cost:.4g}",
+                "predicted dB to the unshared": _number(psnr),
+                "predicted dB to the reference": _number(known.get("expected")),
+                "fewer steps": str(fewer.steps) if fewer else _UNKNOWN,
+                "their dB to the unshared": _number(known.get("copying")),
+                "their dB to the reference": _number(known.get("reference")),
+                "sharing gains, dB to the unshared": _number(known.get("copying_gain"), "+.1f"),
+                "sharing gains, dB to the reference": _number(known.get("reference_gain"), "+.1f"),
+            }
         )
     if not as_json:
+        columns = [name for name in lines[0] if any(line[name] != _UNKNOWN for line in lines)]
+        table = Table(*columns)
+        for line in lines:
+            table.add_row(*(line[name] for name in columns))
         show(table)
+    told = [
+        f"Speed by {costs.unit} ({costs.conditions}).",
+        "Fewer steps cost no less than the row's schedule." if any(found) else "",
+        left_out_told(curve, found),
+        "What is predicted, `ddt-accel bench` measures.",
+    ]
     emit(
         {"folder": str(folder), "unit": costs.unit, "conditions": costs.conditions, "curve": rows},
         as_json=as_json,
-        text=f"Speed by {costs.unit} ({costs.conditions}). Fewer steps cost no less than the row's schedule. What is "
-        f"predicted, `ddt-accel bench` measures.\n{len(rows)} schedules → {folder}\n"
+        text=f"{' '.join(filter(None, told))}\n{len(rows)} schedules → {folder}\n"
         + following(f"ddt-accel bench --schedule {shlex.quote(str(folder))}/N.json", workspace=workspace),
     )
 
 
+_UNKNOWN = "–"
+
+
 def _number(value: float | None, form: str = ".1f") -> str:
-    return "–" if value is None else f"{value:{form}}"
+    if value is None:
+        return _UNKNOWN
+    return f"{value:{form}}" if round(value, 1) else "0.0"
 
 
 def facts(schedule: Schedule, certificate: Certificate) -> dict[str, Any]:

@@ -34,6 +34,10 @@ class Target:
     def limits_time(self) -> bool:
         return self.milliseconds is not None or self.speedup is not None
 
+    @property
+    def limits_error(self) -> bool:
+        return self.error is not None or self.psnr is not None
+
 
 def predicted_psnr(schedule: Schedule) -> float | None:
     """PSNR in dB that a schedule's predicted error means for pixels in [−1, 1]; None where nothing predicts it."""
@@ -45,20 +49,27 @@ class Beside:
     """What the calibrated sampler does without sharing in `steps` steps, the fewest that cost no less than a schedule.
 
     `speedup` is over all steps of the schedule's grid; dB as `predicted_psnr` has them: to the end of all steps, known
-    for the calibrated number of them, and to the reference solution, where the schedule should end at `expected`, if
-    its error and that of its grid are independent, and all steps without sharing do at `unshared`.
+    for the calibrated number of them, where the schedule should end at `predicted`; and to the reference solution,
+    where it should end at `expected`, if its error and that of its grid are independent, and all steps without sharing
+    do at `unshared`.
     """
 
     steps: int
     speedup: float
     copying: float | None
     reference: float
+    predicted: float | None
     expected: float | None
     unshared: float
 
     @property
-    def gain(self) -> float | None:
-        """By how many dB the schedule should end closer to the reference solution; below 0 sharing loses."""
+    def copying_gain(self) -> float | None:
+        """By how many dB the schedule should end closer to the unshared trajectory; below 0 sharing loses."""
+        return None if self.predicted is None or self.copying is None else self.predicted - self.copying
+
+    @property
+    def reference_gain(self) -> float | None:
+        """The same of the reference solution."""
         return None if self.expected is None else self.expected - self.reference
 
 
@@ -83,6 +94,7 @@ def beside(calibration: Calibration, schedule: Schedule, costs: Costs) -> Beside
         speedup=price(spec.num_steps) / price(steps),
         copying=_decibels(errors[0]) if spec == calibration.spec and steps < spec.num_steps else None,
         reference=_decibels(errors[1]),
+        predicted=predicted_psnr(schedule),
         expected=expected,
         unshared=_decibels(own[1]),
     )
@@ -115,7 +127,7 @@ def choose(curve: list[tuple[Schedule, Certificate]], target: Target, costs: Cos
                 f"No schedule is that fast: one encoder run in {curve[0][0].spec.num_evaluations} steps makes it "
                 f"{unit / best:.2f} times as fast{shown}. Take fewer steps."
             )
-    if target.error is not None or target.psnr is not None:
+    if target.limits_error:
         errors = [schedule.predicted_error for schedule, _ in kept if schedule.predicted_error is not None]
         if len(errors) < len(kept):
             raise ConfigError("The objective 'similarity' does not predict the error of the latents; take another.")

@@ -23,6 +23,8 @@ from ddt_accel.fitting.search import STEPS
 from ddt_accel.schedule import Schedule
 from ddt_accel.stages import OnStage
 
+# What parts of a trajectory take is measured before, and differs by some percent from one time to the next.
+SPARE = 0.97
 # Costs along the ladder grow by this factor.
 RUNG = 1.25
 
@@ -82,7 +84,7 @@ class Optimizer:
         else:
             raise ConfigError("There is nothing to choose for; give a time, a speed-up or a fidelity.")
         # A little more, so that what costs just that is not lost to rounding.
-        cost = min(1.0, max(limit, self.least)) * (1 + 1e-9)
+        cost = min(1.0, max(SPARE * limit, self.least)) * (1 + 1e-9)
         plans = self._plans(cost, thorough=self.thorough)
         best = closest(plans)
         if best is None:
@@ -139,10 +141,12 @@ class Optimizer:
     def _found(self, cost: float, *, shared: bool, gradients: bool) -> Schedule | None:
         """The best fit of at most that cost, as it was kept or found now."""
         joint = self.joint
+        costs = self.judge.costs
         content = {
             "calibration": self.judge.calibration.sha256,
-            "costs": asdict(self.judge.costs),
-            "cost": cost,
+            # No more digits than costs keep when they are measured again; what is found so is held against the limit.
+            "costs": [costs.unit, f"{costs.decoder / costs.encoder:.1g}", f"{costs.evaluation / costs.encoder:.1g}"],
+            "cost": f"{cost:.2g}",
             "shared": shared,
             "gradients": gradients,
             "fit": asdict(joint.spec),
@@ -151,7 +155,9 @@ class Optimizer:
         path = self.folder / f"optimized-{checksum(content)[:16]}.json"
         if path.exists():
             try:
-                return Schedule.load(path)
+                kept = Schedule.load(path)
+                if self.judge.cost(kept) <= cost:
+                    return kept
             except ArtifactError:
                 pass  # damaged: it is made anew below
         way = joint.fitted if gradients else joint.closed

@@ -67,7 +67,10 @@ class PickledCheckpoint:
         if data.storage_offset() % stored.dtype.itemsize or len(data) % stored.dtype.itemsize:
             data = data[: len(data) // stored.dtype.itemsize * stored.dtype.itemsize].clone()
         typed = data.view(stored.dtype)
-        return typed.as_strided(stored.shape, stored.stride, typed.storage_offset() + stored.offset)
+        tensor = typed.as_strided(stored.shape, stored.stride, typed.storage_offset() + stored.offset)
+        if stored.conjugated:
+            tensor = tensor.conj().resolve_conj()
+        return -tensor if stored.negated and tensor.dtype != torch.bool else tensor
 
     def _verify(self, key: str, record: _Record) -> None:
         if record.crc is None or key in self._verified:

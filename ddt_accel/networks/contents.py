@@ -107,10 +107,10 @@ def _open(path: Path) -> Contents:
             raise CheckpointError(f"{path} {reason}.")
     if head[257:262] == b"ustar":
         raise CheckpointError(f"{path} is a tar archive; unpack it, and give the checkpoint that it holds.")
-    if path.suffix.lower() == ".safetensors":
-        return _open_safetensors(path)
     if head.startswith((b"PK", b"\x80")):
         return _open_pickled(path)
+    if path.suffix.lower() == ".safetensors":
+        return _open_safetensors(path)
     raise CheckpointError(
         f"{path} is no checkpoint or is damaged: it holds neither safetensors nor what torch.save writes, whatever its "
         "name."

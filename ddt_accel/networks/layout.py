@@ -42,7 +42,8 @@ _AVERAGE = {"ema", "emas", "swa", "shadow", "average", "averaged", "averages", "
 _NOT = {"no", "non", "not", "without"}
 _RAW = {"online", "raw", "current", "collected", "backup"}
 _OPTIMISER = {"optimizer", "optimizers", "optim", "opt"}
-_MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"}
+# Averages of gradients, which have the network's names and shapes and are none of its weights.
+_MOMENTS = {"grad", "grads", "gradient", "gradients", "momentum", "momenta", "sq", "var", "variance"}
 
 
 # Tensors by the parts of their names, with the keys of the dicts around them.
@@ -61,7 +62,8 @@ class Kind(Enum):
 def _said(part: str) -> Kind | None:
     """What one part of a prefix says."""
     words = {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", part)}
-    if part in _MOMENTS or words & _OPTIMISER:
+    moments = words & _MOMENTS and (words <= _MOMENTS or words & _AVERAGE)
+    if moments or words & _OPTIMISER or "exp_avg" in part.lower() or part == "momentum_buffer":
         return Kind.OPTIMISER
     if words & _AVERAGE:
         return Kind.RAW if words & _NOT else Kind.AVERAGE
@@ -258,7 +260,9 @@ def _signs(contents: Contents, sets: list[WeightSet], strays: Strays, beside: Se
     others = [
         ".".join(parts)
         for parts, (_, entry) in strays.items()
-        if math.prod(entry.shape) > 1 and _kind(parts) is not Kind.OPTIMISER
+        if math.prod(entry.shape) > 1
+        and (entry.dtype is None or entry.dtype.is_floating_point)  # no states of random generators, no indices
+        and _kind(parts) is not Kind.OPTIMISER
     ]
     if others:
         signs.append(f"tensors that are not the network's ({listed(others)})")

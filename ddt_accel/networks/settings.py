@@ -102,10 +102,10 @@ def read_yaml(path: Path) -> Settings:
 
 def _config(document: Document, names: list[str]) -> DDTConfig:
     places = [place for place, values in document.mappings() if all(name in values for name in names)]
-    configs = {place: DDTConfig.from_mapping(document.values(place, names)) for place in places}
     published = ("model", "denoiser", "init_args")
-    if published in configs:
-        return configs[published]
+    if published in places:  # what else there is may have to be filled in by other programs
+        return DDTConfig.from_mapping(document.values(published, names))
+    configs = {place: DDTConfig.from_mapping(document.values(place, names)) for place in places}
     if len(set(configs.values())) > 1:
         raise ConfigError(
             f"It has different settings in {listed([_shown(place) for place in configs])}; leave those of the network "
@@ -124,12 +124,18 @@ def _config(document: Document, names: list[str]) -> DDTConfig:
 
 def _latent_shape(document: Document) -> tuple[int, int, int] | None:
     places = [place for place, values in document.mappings() if values.get("latent_shape") is not None]
-    shapes = {place: document.values(place, ["latent_shape"])["latent_shape"] for place in places}
+    if ("data",) in places and (published := _shape_at(document, ("data",))):
+        return published
+    told = {shape for place in places if (shape := _shape_at(document, place))}
+    return told.pop() if len(told) == 1 else None
+
+
+def _shape_at(document: Document, place: tuple[str, ...]) -> tuple[int, int, int] | None:
+    shape = document.values(place, ["latent_shape"])["latent_shape"]
     try:
-        told = {place: _shape(shape) for place, shape in shapes.items() if shape is not None}
+        return None if shape is None else _shape(shape)
     except (ValueError, TypeError, LookupError):
-        raise ConfigError(f"Its latent_shape is {next(iter(shapes.values()))!r}; three numbers are expected.") from None
-    return told.get(("data",)) or (next(iter(told.values())) if len(set(told.values())) == 1 else None)
+        raise ConfigError(f"Its latent_shape is {shape!r}; three numbers are expected.") from None
 
 
 def _shape(value: Any) -> tuple[int, int, int]:

@@ -54,13 +54,18 @@ class Storage:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies in its file: elements `offset + Σ index·stride` of a storage."""
+    """Where a tensor lies in its file: elements `offset + Σ index·stride` of a storage.
+
+    They are the tensor's own, or what it is the negative or the conjugate of.
+    """
 
     storage: Storage
     dtype: torch.dtype
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
+    negated: bool = False
+    conjugated: bool = False
 
 
 class Inert(dict[Any, Any]):
@@ -283,13 +288,13 @@ def _made(called: Any, arguments: Any) -> Any:
             offset,
             shape,
             stride,
-            *_,
+            *more,
         ):
-            return _stored(storage, storage.dtype, offset, shape, stride)
-        case ("torch._utils", "_rebuild_tensor_v3"), (Storage() as storage, offset, shape, step, _, _, dtype, *_):
+            return _stored(storage, storage.dtype, offset, shape, stride, more[2:])
+        case ("torch._utils", "_rebuild_tensor_v3"), (Storage() as storage, offset, shape, step, _, _, dtype, *more):
             known = getattr(torch, dtype.name, None) if isinstance(dtype, _Name) and dtype.module == "torch" else None
             if known in _READABLE:
-                return _stored(storage, known, offset, shape, step)
+                return _stored(storage, known, offset, shape, step, more)
         case ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state"), (data, *_):
             return data
         case ("torch._tensor", "_rebuild_from_type_v2"), (function, _, inner, _):
@@ -309,9 +314,14 @@ def _made(called: Any, arguments: Any) -> Any:
     return inert
 
 
-def _stored(storage: Storage, dtype: torch.dtype, offset: Any, shape: Any, stride: Any) -> StoredTensor:
+def _stored(
+    storage: Storage, dtype: torch.dtype, offset: Any, shape: Any, stride: Any, more: list[Any]
+) -> StoredTensor:
+    """`more` may begin with a dict that says of what lies there whether it is negated or conjugated."""
     shape, stride = tuple(map(_whole, shape)), tuple(map(_whole, stride))
-    tensor = StoredTensor(storage, dtype, _whole(offset) if math.prod(shape) else 0, shape, stride)
+    bits = more[0] if more and isinstance(more[0], dict) else {}
+    negated, conjugated = bits.get("neg") is True, bits.get("conj") is True
+    tensor = StoredTensor(storage, dtype, _whole(offset) if math.prod(shape) else 0, shape, stride, negated, conjugated)
     last = tensor.offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
     if math.prod(shape) and (last + 1) * dtype.itemsize > storage.numel * storage.dtype.itemsize:
         raise CheckpointError(f"It has a tensor of {list(shape)} that reaches beyond its storage.")

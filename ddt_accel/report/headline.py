@@ -54,11 +54,11 @@ def nearness(rows: Sequence[Measurement], limits: Mapping[str, Values]) -> Nearn
     return Nearness(values=latents, to_reference=False)
 
 
-def meets(row: Measurement, target: Target, near: Nearness) -> bool:
+def meets(row: Measurement, target: Target, near: Nearness, *, copying: bool = True) -> bool:
     """Whether a row was measured to reach a target.
 
-    A PSNR is reached by the pictures, compared with the unshared ones, or by their distance to the reference solution:
-    who ends nearer to that than the unshared sampler does cannot be near to both.
+    A PSNR is reached by the distance to the reference solution, and with `copying` by the pictures, compared with the
+    unshared ones, too: who ends nearer to the former than the unshared sampler does cannot be near to both.
     """
     in_time = (target.milliseconds is None or row.seconds * 1000 <= target.milliseconds) and (
         target.speedup is None or row.speedup >= target.speedup
@@ -66,20 +66,26 @@ def meets(row: Measurement, target: Target, near: Nearness) -> bool:
     bound = _decibels(target)
     if bound is None:
         return in_time
-    copied = float(np.mean([math.inf if value is None else value for value in row.psnr_values or [-math.inf]]))
+    pictures = row.psnr_values if copying and row.psnr_values else [-math.inf]
+    copied = float(np.mean([math.inf if value is None else value for value in pictures]))
     return in_time and max(copied, near.mean(row.name)) >= bound
 
 
 def choose(
-    rows: Sequence[Measurement], baseline: str, chosen: str, target: Target | None, near: Nearness
-) -> tuple[str, bool]:
+    rows: Sequence[Measurement], baseline: str, chosen: str, target: Target | None, near: Nearness, *,
+    settled: bool = False,
+) -> tuple[str, bool]:  # fmt: skip
     """The name of the row to begin with, and whether it meets what was asked for.
 
     With a target in time alone the nearest that meets it, with one in dB the fastest; where none does, the one that
     misses it least, or of those that miss a time by no more than times scatter the nearest. Without a target the
     fastest that ends at least as near to the reference solution as the baseline does, within that one's interval; where
-    none does or there is no reference solution, the `chosen` one.
+    none does or there is no reference solution, the `chosen` one. Where that was chosen for the target, and so is
+    `settled`, it stays whatever else was measured, and a target in dB is its distance to the reference solution.
     """
+    if settled and target is not None and target != Target():
+        mine = next(row for row in rows if row.name == chosen)
+        return chosen, meets(mine, target, near, copying=not near.to_reference)
     if target is None or target == Target():
         if not near.to_reference:
             return chosen, False

@@ -20,6 +20,7 @@ class Row:
     """One schedule as it was measured; `seconds` are per image, the dB means over images.
 
     `to_unshared` is None where every image is identical, or in latent space; `to_reference` where it was not measured.
+    `schedule_sha256` is the checksum of what the schedule's file says, None in reports of earlier versions.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Row:
     speedup: float
     to_unshared: float | None
     to_reference: float | None
+    schedule_sha256: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,7 @@ class Report:
     """The numbers of a report that people look for."""
 
     num_images: int
+    checkpoint_sha256: str | None  # None in reports of earlier versions
     rows: tuple[Row, ...]
     conditions: Mapping[str, str]
 
@@ -47,6 +50,7 @@ def read_report(path: Path) -> Report:
     try:
         return Report(
             num_images=int(content["num_images"]),
+            checkpoint_sha256=content.get("checkpoint_sha256"),
             rows=tuple(_row(m, content.get("limits_db", {})) for m in content["measurements"]),
             conditions={str(key): str(value) for key, value in content["conditions"].items()},
         )
@@ -66,4 +70,5 @@ def _row(measured: Mapping[str, Any], limits: Mapping[str, list[float | None]]) 
         speedup=float(measured["speedup"]),
         to_unshared=float(psnr["mean"]) if psnr else None,
         to_reference=fmean(ends) if ends else None,
+        schedule_sha256=measured.get("schedule_sha256"),
     )

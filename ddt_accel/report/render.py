@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from ddt_accel.artifacts import write_atomic, write_json
+from ddt_accel.artifacts import checksum, write_atomic, write_json
 from ddt_accel.report import words
 from ddt_accel.report.figures import (
     BLACK,
@@ -57,6 +57,7 @@ def as_json(study: Study) -> dict[str, Any]:
     """All numbers of the report."""
     return {
         "conditions": study.conditions,
+        "checkpoint_sha256": study.statistics.checkpoint_sha256,
         "num_images": study.num_images,
         "curve_images": study.curve_images,
         "seed": study.seed,
@@ -66,7 +67,9 @@ def as_json(study: Study) -> dict[str, Any]:
         "sharing_pays": dict(zip(("verdict", "why"), words.pays(study), strict=True)),
         "fewer_steps": study.fewer,
         "refresh_steps": list(study.schedule.refresh_steps),
-        "measurements": [asdict(m) for m in study.measurements],
+        "measurements": [
+            {**asdict(m), "schedule_sha256": checksum(study.schedules[m.name].document())} for m in study.measurements
+        ],
         "limits_db": study.limits,
         "curves": {way: [asdict(m) for m in points] for way, points in study.curves.items()},
         "curve_limits_db": study.curve_limits,

@@ -107,12 +107,14 @@ def conduct(
     others: Mapping[str, Schedule] | None = None,
     target: Target | None = None,
     reference_images: int = 16,
+    settled: bool = False,
 ) -> Study:
     """Measures the schedule and others beside unshared, uniform and published ones, then as many steps without sharing
     as take as long, then other budgets on the first `curve_images`.
 
     The reference solution is computed for the first `reference_images`. `on_stage` is called with what comes next and
-    how many steps it takes. Raises MismatchError where images were calibrated or fitted on.
+    how many steps it takes. With `settled` the schedule was chosen for the target, and the report is about it. Raises
+    MismatchError where images were calibrated or fitted on.
     """
     if min(num_images, curve_images, reference_images) < 2 or batch_size < 1:
         raise ConfigError(
@@ -144,9 +146,9 @@ def conduct(
     if steps is not None:
         table.add_reference(bench, spec, steps, min(num_images, max(reference_images, curve_images)))
 
-    leading, _ = choose(table.rows, UNSHARED, chosen, target, table.near)
+    leading, _ = choose(table.rows, UNSHARED, chosen, target, table.near, settled=settled)
     fewer = table.add_fewer(bench, [chosen, leading], choosing, steps)
-    headline, met = choose(table.rows, UNSHARED, chosen, target, table.near)
+    headline, met = choose(table.rows, UNSHARED, chosen, target, table.near, settled=settled)
 
     ways = curves(statistics, schedule, [table.schedules[name].spec for name in fewer.values()], table.schedules)
     asked = {name: one for way in ways.values() for name, one in way.items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import stat
 import zipfile
 from collections.abc import Callable, Hashable, Mapping
@@ -30,6 +31,7 @@ _UNREADABLE = {
 
 HIDDEN, OUTSIDE = "hidden", "outside the class folders"
 FORMAT, OTHER = "in a format that cannot be read", "not pictures"
+BESIDE, TWICE = "in folders beside those of the split", "of a name that another has"
 BROKEN, AGAIN = "behind broken links", "behind links to folders already read"
 
 Read = Callable[[], bytes]
@@ -86,6 +88,7 @@ class ZipFolder:
 
     folders: dict[str, ZipFolder] = field(default_factory=dict)
     files: dict[str, Read] = field(default_factory=dict)
+    doubled: list[str] = field(default_factory=list)
     linked: bool = False
 
     @property
@@ -99,6 +102,8 @@ class ZipFolder:
         files = {name: read for name, read in sorted(self.files.items()) if not _hidden(name)}
         for _ in range(len(self.folders) + len(self.files) - len(folders) - len(files)):
             account.leave_out(HIDDEN)
+        for name in self.doubled:
+            account.leave_out(HIDDEN if _hidden(name) else TWICE)
         return folders, {name: read for name, read in files.items() if _readable(name, account)}
 
     def descend(self, parts: tuple[str, ...]) -> ZipFolder:
@@ -109,18 +114,35 @@ class ZipFolder:
 
 
 def zip_folder(archive: zipfile.ZipFile) -> ZipFolder:
-    """The root of a zip; backslashes, which some programs write, part names like slashes."""
+    """The root of a zip; backslashes, which some programs write, part names like slashes.
+
+    Every member lies below the root, whatever its name: no drive, no leading slash, nothing above. Of several members
+    of one name the last counts, as where they are unpacked.
+    """
     root = ZipFolder()
     for info in archive.infolist():
         name = info.filename.replace("\\", "/")
-        parts = tuple(part for part in PurePosixPath(name).parts if part not in ("/", "//"))
+        parts = _below(name)
         if stat.S_ISLNK(info.external_attr >> 16) and not any(map(_hidden, parts)):
             raise ConfigError(f"{archive.filename} holds a link, {name}; zip what it leads to (without -y).")
         if name.endswith("/"):
             root.descend(parts)
         elif parts:
-            root.descend(parts[:-1]).files[parts[-1]] = functools.partial(archive.read, info)
+            folder = root.descend(parts[:-1])
+            if parts[-1] in folder.files:
+                folder.doubled.append(parts[-1])
+            folder.files[parts[-1]] = functools.partial(archive.read, info)
     return root
+
+
+def _below(name: str) -> tuple[str, ...]:
+    parts: list[str] = []
+    for part in re.sub(r"^[A-Za-z]:/", "", name).split("/"):
+        if part == "..":
+            del parts[-1:]
+        elif part not in ("", "."):
+            parts.append(part)
+    return tuple(parts)
 
 
 def find_pictures(root: Folder, where: Path, split: str, account: Account) -> list[Found]:
@@ -144,6 +166,7 @@ def find_pictures(root: Folder, where: Path, split: str, account: Account) -> li
     if chosen := _chosen(folders, split, where):
         account.split = chosen
         seen.add(folders[chosen].identity)
+        _leave_beside(folders, chosen, where, set(seen), account)
         folders, pictures = folders[chosen].listing(account)
     for _ in pictures:
         account.leave_out(OUTSIDE)
@@ -161,8 +184,11 @@ def find_pictures(root: Folder, where: Path, split: str, account: Account) -> li
 
 def _chosen(folders: Mapping[str, Folder], split: str, where: Path) -> str | None:
     """The folder of `split` where the folders are splits; a class may be called like one."""
-    aliases = {split.lower(), *(_split_of(split) or ())}
-    matching = sorted((name for name in folders if name.lower() in aliases), key=lambda name: (name != split, name))
+    meant = _split_of(split) or (split.lower(),)
+    matching = sorted(
+        (name for name in folders if name.lower() == split.lower() or _split_of(name) == meant),
+        key=lambda name: (name != split, name),
+    )
     all_splits = bool(folders) and all(_split_of(name) for name in folders)
     if not matching:
         if all_splits:
@@ -177,6 +203,26 @@ def _chosen(folders: Mapping[str, Folder], split: str, where: Path) -> str | Non
             "all will do."
         )
     return None
+
+
+def _leave_beside(
+    folders: Mapping[str, Folder], chosen: str, where: Path, seen: set[Hashable], account: Account
+) -> None:
+    """Counts what lies beside the splits. Raises ConfigError where that could be classes: pictures lie right there."""
+    beside = {
+        name: folder
+        for name, folder in folders.items()
+        if name != chosen and _split_of(name) in (None, _split_of(chosen))
+    }
+    unclear = [name for name, folder in beside.items() if _split_of(name) is None and folder.listing(Account())[1]]
+    if unclear:
+        raise ConfigError(
+            f"{where} has the split {chosen} with folders in it, and beside it pictures in {folded(unclear)}; are "
+            "these classes? Leave only splits in it (split/class/picture.png) or only classes (class/picture.png)."
+        )
+    for name, folder in beside.items():
+        for _ in _walk({name: folder}, seen, Account()):
+            account.leave_out(BESIDE, name)
 
 
 def _walk(classes: Mapping[str, Folder], seen: set[Hashable], account: Account) -> list[Found]:
@@ -200,7 +246,8 @@ def _walk(classes: Mapping[str, Folder], seen: set[Hashable], account: Account) 
 
 
 def _split_of(name: str) -> tuple[str, ...] | None:
-    return next((names for names in SPLITS if name.lower() in names), None)
+    plain = re.sub("[-_ ]set$", "", name.lower())
+    return next((names for names in SPLITS if plain in names), None)
 
 
 def _hidden(name: str) -> bool:

@@ -86,7 +86,7 @@ def _from_folder(root: Folder, path: Path, size: int, split: str, on_stage: OnSt
             name = "/".join((picture.class_name, *picture.parts))
             with _damage_told(path, "zip" if path.is_file() else "folder"):
                 data = picture.read()
-            yield decode(name, data, size)
+            yield decode(f"{name} in {path}", data, size)
 
     return ImageSet(
         images=_stacked(decoded(), len(found), size, account, on_stage),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ddt_accel.errors import ConfigError
 
@@ -47,8 +47,8 @@ def decode(name: str, data: bytes, size: int) -> Picture:
     """The first frame of the file `data`, turned as its EXIF says, laid on white, as RGB.
 
     Cut to the square in its middle and resized to `size`. 16 bits a pixel are scaled by their range (65535; 4095 in a
-    TIFF of 12 bits), 32-bit integers too, floats from 0 to 1. Raises ConfigError, with `name`, for what cannot be read
-    and for 32-bit values beyond these ranges, of which nothing says what white is.
+    TIFF of 12 bits), 32-bit integers too, floats from 0 to 1. Raises ConfigError, with `name`, for what cannot be read,
+    and for 32-bit values beyond these ranges or integers up to 255, of which nothing says what white is.
     """
     try:
         with warnings.catch_warnings():
@@ -56,9 +56,12 @@ def decode(name: str, data: bytes, size: int) -> Picture:
             with Image.open(io.BytesIO(data), formats=_formats()) as image:
                 image.load()
                 bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))
+                if image.mode == "I" and bits == (32,):
+                    _refuse_bytes(image)
                 return fitted(_upright(image), size, white=4095 if bits == (12,) else 65535)
     except Exception as error:  # whatever Pillow's plugins stumble over in a damaged file
-        reason = str(error) or type(error).__name__
+        unknown = isinstance(error, UnidentifiedImageError)  # which says only where its bytes were in memory
+        reason = "it begins as no image does" if unknown else str(error) or type(error).__name__
         raise ConfigError(f"{name} cannot be read as an image ({reason}); remove or replace it.") from None
 
 
@@ -91,6 +94,16 @@ def _opaque(image: Image.Image, white: int) -> tuple[Image.Image, bool]:
         lowest = int(np.asarray(layered.getchannel("A")).min())
         return Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), layered).convert("RGB"), lowest < 255
     return image.convert("RGB"), False
+
+
+def _refuse_bytes(image: Image.Image) -> None:
+    """Values of a byte in 32 bits would be all but black by their range."""
+    values = np.asarray(image)
+    if 0 < values.max() <= 255:
+        raise ValueError(
+            f"32-bit integers from {values.min()} to {values.max()}, expected 0 to 65535, and these may be of 8 bits; "
+            "save it in 8 bits"
+        )
 
 
 def _narrowed(image: Image.Image, white: int) -> tuple[Image.Image, bool]:

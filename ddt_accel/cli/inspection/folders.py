@@ -15,6 +15,7 @@ from ddt_accel.backends.manifest import FILE_NAME as MANIFEST
 from ddt_accel.cli.headers import document, metadata
 from ddt_accel.cli.holdings import holdings, model_of, sizes
 from ddt_accel.cli.inspection.exports import export
+from ddt_accel.cli.inspection.foreign import foreign
 from ddt_accel.cli.inspection.told import Told
 from ddt_accel.cli.status import as_facts
 from ddt_accel.errors import ArtifactError
@@ -23,6 +24,8 @@ from ddt_accel.networks.candidates import SUFFIXES
 from ddt_accel.schedule import FORMAT as SCHEDULE_FORMAT
 from ddt_accel.schedule import Schedule
 from ddt_accel.workspace import SETTINGS_NAME, ModelChoice, Workspace
+
+LATENTS = "latents.npz"  # as the writer of samples calls them, which needs PyTorch
 
 
 def folder(path: Path) -> Told | None:
@@ -33,7 +36,7 @@ def folder(path: Path) -> Told | None:
     if not any(
         file.name.lower().endswith(SUFFIXES) for file in path.iterdir()
     ):  # beside weights, pictures are but their sample
-        kinds += [_pictures, _classes]
+        kinds += [_pictures, _latents, _classes]
     for kind in kinds:
         if (told := kind(path)) is not None:
             return told
@@ -112,7 +115,7 @@ def _fits(path: Path) -> Told | None:
 
 
 def _pictures(path: Path) -> Told | None:
-    """Pictures side by side, as `sample` draws them, or latents."""
+    """Pictures side by side, as `sample` draws them."""
     files = _picture_files(path)
     if not files:
         return None
@@ -129,6 +132,12 @@ def _pictures(path: Path) -> Told | None:
             "names": first if len(files) == 1 else f"{first} … {last}",
         }
     )
+
+
+def _latents(path: Path) -> Told | None:
+    """What `sample` writes without an autoencoder."""
+    latents = path / LATENTS
+    return foreign(latents) if latents.is_file() else None
 
 
 def _classes(path: Path) -> Told | None:
