@@ -90,7 +90,7 @@ def test_what_was_stopped_goes_on(cli, tiny_model_path, tmp_path) -> None:
     assert ran.code == 0, ran.err
     assert f"Kept: 12 trajectories of 24 steps in {tmp_path / 'calibration.safetensors'}" in ran.err
     assert (tmp_path / "calibration.safetensors").read_bytes() == before
-    assert ran.out.startswith("500 times cannot be reached here; the nearest that can: ")
+    assert ran.out.startswith("500 times cannot be reached here by 4 steps or more; the nearest that can: ")
     assert len(ran.out.splitlines()) == 5
     assert Schedule.load(tmp_path / "schedule.json").spec.num_steps <= 5
 
