@@ -177,7 +177,6 @@ def test_a_fit_ends_closer_on_images_it_has_not_seen(model, schedules, tmp_path)
     assert fitted.gain.mean > 1
     # And that is not the closed form alone, which the descent starts from.
     still = Fitter(model, schedules["forecast"], dataclasses.replace(spec, learning_rate=1e-12), cache=tmp_path).run()
-    assert still.iteration == 0
     assert fitted.iteration > 0
     assert fitted.after.mean > still.after.mean + 1
     assert fitted.gain.mean == pytest.approx(fitted.after.mean - fitted.before.mean)
@@ -448,7 +447,7 @@ def test_from_the_command_line(cli, workspace) -> None:
         (["--cost", 1e-9], "--cost 1e-09"),
         (["--budget", 99], "99"),
         (["--steps", 7, "--budget", 2], "7 steps"),
-        (["--micro-batch", 0], "micro_batch is 0"),
+        (["--micro-batch", 0], "--micro-batch"),
         (["--reference-steps", 0], "do not converge"),
         (["--steps", 1, "--fixed", "integrator"], "no forecasts or times"),
     ):
