@@ -50,7 +50,7 @@ def test_it_says_what_it_does(cli, data: Path, tmp_path: Path) -> None:
     parameters = sum(parameter.numel() for parameter in load_model(out / "model.safetensors").parameters())
     assert f"{parameters:,} parameters, fp32, 1 thread" in lines
     assert re.fullmatch(r"step 10 of 10, loss \d\.\d{4}, \d+ images/s", lines[-1])
-    assert ran.out.splitlines()[1] == f"Next: ddt-accel calibrate --model '{out}/model.safetensors'"
+    assert ran.out.splitlines()[1] == f"Next: ddt-accel optimize --quick --model '{out}/model.safetensors'"
     assert load_model(out / "model.safetensors").source.class_names == ("ant", "bee")
 
     longer = cli("train", "--data", data, "--out", out, *TINY, "--images", 80, "--json")
