@@ -25,6 +25,21 @@ TINY = DDTConfig(
     in_channels=3, patch_size=2, num_groups=2, hidden_size=16, num_blocks=3, num_encoder_blocks=2, num_classes=4
 )
 
+# Modules that export, compile, fit, build engines or start many processes; `make test-quick` leaves them out, and what
+# needs the workspace that is made with an export.
+SLOW = {
+    "test_backends", "test_budgets", "test_capture", "test_cli", "test_compiled", "test_concurrency",
+    "test_distribution", "test_docs", "test_engines", "test_file_systems", "test_fitting", "test_forecast",
+    "test_inspect", "test_optimize", "test_optimizing", "test_plan", "test_report", "test_sampler", "test_samples",
+    "test_sampling", "test_search", "test_shipped", "test_train_command",
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items) -> None:
+    for item in items:
+        if item.path.stem in SLOW or "made" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
+
 
 @dataclass(frozen=True)
 class Reference:
