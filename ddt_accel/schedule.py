@@ -123,6 +123,11 @@ class Schedule:
         )
 
     @property
+    def shares(self) -> bool:
+        """Whether any evaluation does without a run of the encoder, in one branch at least."""
+        return self.budget < self.spec.num_evaluations or self.unconditional_steps is not None
+
+    @property
     def budget(self) -> int:
         """How often the encoder runs."""
         return len(self.refresh_steps)

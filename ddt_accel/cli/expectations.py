@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddt_accel.cli.console import following, given
 from ddt_accel.fitting.search import STEPS
-from ddt_accel.report.headline import rival, shares
+from ddt_accel.report.headline import rival
 from ddt_accel.report.words import BUSY, figures
 
 if TYPE_CHECKING:
@@ -62,9 +62,9 @@ def facts(study: Study, choice: Choice, target: Target) -> dict[str, Any]:
         },
         "sharing": other
         and {
-            "shares": shares(schedule),
+            "shares": schedule.shares,
             "other": other,
-            "other_shares": shares(study.schedules[other]),
+            "other_shares": study.schedules[other].shares,
             "gain_db": _as_dict(study.near.gain(study.chosen, other)),
         },
         "conditions": study.conditions,
@@ -103,8 +103,8 @@ def _speed(study: Study, choice: Choice, target: Target) -> str:
 def _fidelity(study: Study) -> str:
     spec, images = study.calibrated, len(study.limits[study.chosen])
     return (
-        f"It ends at {_told(study.limit[study.chosen])} to the reference solution, on {images} images that nothing was "
-        f"chosen or fitted on; the sampler without sharing, {spec.num_steps} steps of {spec.solver}, at "
+        f"It ends at {_told(study.limit[study.chosen])} to the reference solution, on {images} images that it was "
+        f"neither chosen nor fitted on; the sampler without sharing, {spec.num_steps} steps of {spec.solver}, at "
         f"{_told(study.limit[study.measurements[0].name])}."
     )
 
@@ -118,7 +118,7 @@ def _fewer_steps(study: Study) -> str:
     times = row.seconds / mine.seconds
     # One step more than the schedule's time affords is what stands beside it.
     same = times <= 1 + 1.5 / row.num_steps
-    long = "in the same time" if same else f"here in {times:.1f} times the time, since it was not steady"
+    long = "in the same time" if same else f"in {times:.1f} times the time here"
     said = f"Fewer steps {long}, {name} without sharing ({row.seconds * 1000:.1f} ms), end at "
     return f"{said}{_told(study.limit[name])}; this schedule {_gained(study.near.gain(study.chosen, name))}."
 
@@ -130,7 +130,7 @@ def _sharing(study: Study) -> str:
     if name is None:
         return f"Sharing: {runs}; nothing of the other kind was measured that takes no longer."
     gain = study.near.gain(study.chosen, name)
-    mine, other = shares(study.schedules[study.chosen]), shares(study.schedules[name])
+    mine, other = study.schedules[study.chosen].shares, study.schedules[name].shares
     if gain is None or gain.low <= 0 <= gain.high:
         verdict = "makes no clear difference here"
     else:

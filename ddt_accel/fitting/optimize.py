@@ -46,13 +46,11 @@ class Choice:
     def others(self) -> dict[str, Plan]:
         """The best of the other kind, by what it is called beside the one that was chosen."""
         kinds = {"best with sharing": self.shared, "best without sharing": self.unshared}
-        return {name: plan for name, plan in kinds.items() if plan is not None and shares(plan) != shares(self.best)}
-
-
-def shares(plan: Plan) -> bool:
-    """Whether any evaluation does without a run of the encoder, in one branch at least."""
-    schedule = plan.schedule
-    return schedule.budget < schedule.spec.num_evaluations or schedule.unconditional_steps is not None
+        return {
+            name: plan
+            for name, plan in kinds.items()
+            if plan is not None and plan.schedule.shares != self.best.schedule.shares
+        }
 
 
 class Optimizer:
@@ -116,7 +114,7 @@ class Optimizer:
         return self._chosen(best, plans, cost, met=met)
 
     def _chosen(self, best: Plan, plans: list[Plan], limit: float, *, met: bool) -> Choice:
-        shared, unshared = ([plan for plan in plans if shares(plan) is kind] for kind in (True, False))
+        shared, unshared = ([plan for plan in plans if plan.schedule.shares is kind] for kind in (True, False))
         return Choice(best=best, limit=limit, shared=closest(shared), unshared=closest(unshared), met=met)
 
     def _plans(self, cost: float, *, thorough: bool) -> list[Plan]:

@@ -117,21 +117,16 @@ def _relaxed(target: Target) -> Target:
     )
 
 
-def shares(schedule: Schedule) -> bool:
-    """Whether any evaluation does without a run of the encoder."""
-    return schedule.budget < schedule.spec.num_evaluations or schedule.unconditional_steps is not None
-
-
 def rival(headline: str, rows: Sequence[Measurement], schedules: Mapping[str, Schedule], near: Nearness) -> str | None:
     """The nearest row of the other kind, with sharing or without, that takes no longer than the headline by more than
     one of its own steps."""
     by_name = {row.name: row for row in rows}
-    mine, kind = by_name[headline], shares(schedules[headline])
+    mine, kind = by_name[headline], schedules[headline].shares
     others = [
         row.name
         for row in rows
         if row.name != headline
-        and shares(schedules[row.name]) != kind
+        and schedules[row.name].shares != kind
         and row.seconds * (1 - 1 / row.num_steps) <= mine.seconds
     ]
     return max(others, key=near.mean, default=None)

@@ -25,7 +25,7 @@ from ddt_accel.report.figures import (
     speed_nearness,
 )
 from ddt_accel.report.gallery import gallery
-from ddt_accel.report.headline import Values, shares
+from ddt_accel.report.headline import Values
 from ddt_accel.report.numbers import FILE_NAME, FORMAT, VERSION
 from ddt_accel.report.study import UNSHARED, Study, reference_steps
 from ddt_accel.report.ways import BEST_FEWER, FEWER, OTHERS, PUBLISHED, SOLVED, UNIFORM
@@ -102,7 +102,6 @@ def _context(study: Study) -> dict[str, Any]:
         "limit": study.limit,
         "limit_steps": reference_steps(study.calibrated.num_steps),
         "limit_images": len(study.limits.get(UNSHARED, ())),
-        "shares": shares,
         "origin": words.origin(study.schedule),
         "on_its_grid": study.schedule.spec == study.calibrated and not study.schedule.is_fitted,
         "pixels": pixels,

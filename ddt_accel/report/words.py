@@ -6,7 +6,7 @@ import math
 
 from ddt_accel.evaluation.budgets import Target
 from ddt_accel.evaluation.fidelity import Interval
-from ddt_accel.report.headline import rival, shares
+from ddt_accel.report.headline import rival
 from ddt_accel.report.study import GIVEN, UNSHARED, Study
 from ddt_accel.report.ways import PUBLISHED, SOLVED, UNIFORM
 from ddt_accel.schedule import FITTED, Schedule
@@ -47,7 +47,7 @@ def title(study: Study) -> str:
 def runs(schedule: Schedule) -> str:
     """Where the encoder runs along a schedule."""
     count = schedule.spec.num_evaluations
-    if not shares(schedule):
+    if not schedule.shares:
         return f"The encoder runs at all {count} evaluations."
     own = schedule.unconditional_steps
     branch = f", for the unconditional branch of CFG at {len(own)}" if own is not None else ""
@@ -90,7 +90,7 @@ def _short(study: Study, target: Target) -> str:
 def pays(study: Study) -> tuple[str, str]:
     """Whether sharing pays at the headline's time, in a word and in sentences."""
     mine, near = study.headline, study.near
-    sharing = shares(study.schedules[mine])
+    sharing = study.schedules[mine].shares
     kind = "without sharing" if sharing else "with sharing"
     other = rival(mine, study.measurements, study.schedules, near)
     slower = other is None
