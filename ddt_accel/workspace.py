@@ -17,7 +17,7 @@ from ddt_accel.schedule import Schedule
 
 if TYPE_CHECKING:  # so that a workspace can be looked at without PyTorch, which takes seconds to load
     from ddt_accel.calibration.statistics import Calibration
-    from ddt_accel.networks.ddt import DDT
+    from ddt_accel.networks.split import SplitNetwork
 
 FORMAT, VERSION = "ddt-accel workspace", 1
 SETTINGS_NAME = "workspace.json"
@@ -34,7 +34,7 @@ class ModelChoice:
     weights: str = "ema"
     latent_shape: tuple[int, int, int] | None = None
 
-    def load(self) -> DDT:
+    def load(self) -> SplitNetwork:
         from ddt_accel.networks.checkpoints import load_model
 
         return load_model(self.source, config=self.config, weights=self.weights, latent_shape=self.latent_shape)
@@ -72,7 +72,7 @@ class Workspace:
         self.speeds_path = folder / "speeds.json"
         self._settings_path = folder / SETTINGS_NAME
 
-    def load_model(self, said: Mapping[str, Any]) -> DDT:
+    def load_model(self, said: Mapping[str, Any]) -> SplitNetwork:
         """The model of the last command that loaded one, or the default, but for what is `said`; it is remembered.
 
         `said` maps fields of ModelChoice to values. With a new `source` nothing of the last one is kept.

@@ -21,7 +21,7 @@ from ddt_accel.backends.networks import DecoderNetwork, EncoderNetwork
 from ddt_accel.backends.session import BoundSession
 from ddt_accel.backends.tensors import MAX_ENGINE_SOURCES, Cut
 from ddt_accel.errors import ConfigError, DependencyError
-from ddt_accel.networks.ddt import DDT, latent_shape_of
+from ddt_accel.networks.split import SplitNetwork, latent_shape_of
 from ddt_accel.networks.device import supports_bf16
 from ddt_accel.networks.inference import InferenceDDT
 
@@ -50,7 +50,7 @@ class CompiledBackend:
     capturable = True
 
     def __init__(
-        self, model: DDT, *, precision: str | None = None, latent_shape: tuple[int, int, int] | None = None
+        self, model: SplitNetwork, *, precision: str | None = None, latent_shape: tuple[int, int, int] | None = None
     ) -> None:
         self.config, self.latent_shape = model.config, latent_shape_of(model, latent_shape)
         self.checkpoint_sha256 = model.source.sha256 if model.source else None

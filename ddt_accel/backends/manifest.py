@@ -13,7 +13,7 @@ from ddt_accel.artifacts import read_json, rename_over, sha256_of, unwritable, w
 from ddt_accel.backends.tensors import Cut, as_lists, tensor_table
 from ddt_accel.errors import ArtifactError, ConfigError
 from ddt_accel.locks import opened
-from ddt_accel.networks.config import DDTConfig
+from ddt_accel.networks.config import SplitConfig
 
 FORMAT, VERSION = "ddt-accel export", 2
 FILE_NAME = "manifest.json"
@@ -61,7 +61,7 @@ class Manifest:
     format: str
     model: str
     checkpoint_sha256: str | None
-    config: DDTConfig
+    config: SplitConfig
     latent_shape: tuple[int, int, int]
     class_names: tuple[str, ...] | None
     precision: str
@@ -97,7 +97,7 @@ class Manifest:
         content = read_json(path, FORMAT, VERSION)
         try:
             content["format"] = content.pop("kind")
-            content["config"] = DDTConfig.from_mapping(content["config"])
+            content["config"] = SplitConfig.from_mapping(content["config"])
             content["latent_shape"] = tuple(content["latent_shape"])
             content["class_names"] = tuple(content["class_names"]) if content["class_names"] else None
             if content["engine"] is not None:

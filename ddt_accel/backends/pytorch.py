@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.split import SplitNetwork
 from ddt_accel.networks.layers import Block, FinalLayer
 
 T = TypeVar("T")
@@ -23,7 +23,7 @@ class TorchBackend:
 
     name = "torch"
 
-    def __init__(self, model: DDT, *, on_state: Callable[[Tensor], None] | None = None) -> None:
+    def __init__(self, model: SplitNetwork, *, on_state: Callable[[Tensor], None] | None = None) -> None:
         self.model = model
         self.config = model.config
         self.checkpoint_sha256 = model.source.sha256 if model.source else None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.errors import MismatchError
-from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.split import SplitNetwork
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.noise import ImageRange, draw_labels, draw_noise, draw_step_noise
 from ddt_accel.sampling.program import compile_program
@@ -18,7 +18,7 @@ from ddt_accel.schedule import Schedule
 
 
 def sample(
-    model_or_backend: DDT | Backend,
+    model_or_backend: SplitNetwork | Backend,
     schedule: Schedule,
     noise: Tensor,
     labels: Tensor,
@@ -30,7 +30,7 @@ def sample(
     `step_noise(k)` [B, C, H, W] is what the stochastic solver adds after evaluation k. Raises MismatchError where the
     schedule was made for another checkpoint, ConfigError for impossible noise or labels.
     """
-    backend = TorchBackend(model_or_backend) if isinstance(model_or_backend, DDT) else model_or_backend
+    backend = TorchBackend(model_or_backend) if isinstance(model_or_backend, SplitNetwork) else model_or_backend
     check_checkpoint(schedule, backend.checkpoint_sha256)
     return run(backend, compile_program(schedule), noise, labels, step_noise=step_noise)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.backends.sample import check_checkpoint
 from ddt_accel.errors import ConfigError, NumericsError
-from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.split import SplitNetwork
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.noise import draw_noise
 from ddt_accel.sampling.program import compile_program
@@ -37,7 +37,7 @@ class Sampler:
 
     def __init__(
         self,
-        model_or_backend: DDT | Backend,
+        model_or_backend: SplitNetwork | Backend,
         schedule: Schedule,
         *,
         latent_shape: tuple[int, int, int] | None = None,
@@ -46,7 +46,7 @@ class Sampler:
     ) -> None:
         self.backend: Backend
         known: Any
-        if isinstance(model_or_backend, DDT):
+        if isinstance(model_or_backend, SplitNetwork):
             self.backend, known = TorchBackend(model_or_backend), model_or_backend.source
         else:
             self.backend, known = model_or_backend, model_or_backend

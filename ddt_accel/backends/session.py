@@ -16,13 +16,13 @@ from torch import Tensor
 from ddt_accel.backends.pytorch import combine, make_slots
 from ddt_accel.backends.tensors import Cut, tensor_table
 from ddt_accel.errors import ConfigError
-from ddt_accel.networks.config import DDTConfig
+from ddt_accel.networks.config import SplitConfig
 
 
 class Runner(Protocol):
     """Whatever runs the two networks on buffers that it is given."""
 
-    config: DDTConfig
+    config: SplitConfig
     latent_shape: tuple[int, int, int]
     cut: Cut
     device: torch.device

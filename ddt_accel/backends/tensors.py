@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ddt_accel.errors import ConfigError
-from ddt_accel.networks.config import DDTConfig
+from ddt_accel.networks.config import SplitConfig
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 CACHES = ("modulations", "state")
@@ -60,7 +60,7 @@ class Cut:
         return [self.cache] if self.sources == 0 else [f"{self.cache}_{s + 1}" for s in range(self.sources)]
 
 
-def tensor_table(config: DDTConfig, latent_shape: tuple[int, int, int], cut: Cut) -> dict[str, list[TensorSpec]]:
+def tensor_table(config: SplitConfig, latent_shape: tuple[int, int, int], cut: Cut) -> dict[str, list[TensorSpec]]:
     """Inputs and, last, the output of "encoder" and "decoder", in order."""
     tokens = config.num_tokens(latent_shape)
     width = config.modulation_size if cut.cache == "modulations" else config.hidden_size

@@ -17,7 +17,7 @@ from ddt_accel.calibration.coarser import coarser_evaluations, coarser_sum
 from ddt_accel.calibration.sensitivity import measuring_evaluations, sensitivity_sum
 from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ConfigError, MismatchError, NumericsError
-from ddt_accel.networks.ddt import DDT, latent_shape_of
+from ddt_accel.networks.split import SplitNetwork, latent_shape_of
 from ddt_accel.sampling.noise import ImageRange, draw_labels, draw_noise, draw_step_noise
 from ddt_accel.sampling.program import compile_program
 from ddt_accel.sampling.trajectory import Trajectory
@@ -30,7 +30,7 @@ _CHUNK = 1 << 20
 
 
 def calibrate(
-    model: DDT,
+    model: SplitNetwork,
     spec: SamplingSpec,
     num_samples: int = 64,
     seed: int = 0,
@@ -118,7 +118,7 @@ def check_beginning(
 
 
 def _batch_sums(
-    model: DDT,
+    model: SplitNetwork,
     spec: SamplingSpec,
     images: ImageRange,
     latent_shape: tuple[int, int, int],

@@ -17,7 +17,7 @@ from torch import Tensor
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.backends.sample import sample_images
 from ddt_accel.errors import NumericsError
-from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.split import SplitNetwork
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.sampling.reference import converged
 from ddt_accel.schedule import Schedule
@@ -43,7 +43,7 @@ def coarser_evaluations(spec: SamplingSpec) -> int:
 
 
 def coarser_sum(
-    model: DDT,
+    model: SplitNetwork,
     spec: SamplingSpec,
     images: ImageRange,
     latent_shape: tuple[int, int, int],

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddt_accel.backends.pytorch import TorchBackend
-from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.split import SplitNetwork
 from ddt_accel.sampling.noise import ImageRange, draw_labels, draw_noise, draw_step_noise
 from ddt_accel.sampling.program import compile_program
 from ddt_accel.sampling.trajectory import Trajectory
@@ -46,7 +46,7 @@ def measuring_evaluations(spec: SamplingSpec, most: int | None = None) -> int:
 
 
 def sensitivity_sum(
-    model: DDT,
+    model: SplitNetwork,
     spec: SamplingSpec,
     images: ImageRange,
     latent_shape: tuple[int, int, int],

@@ -27,7 +27,7 @@ from ddt_accel.cli.options import (
 
 if TYPE_CHECKING:
     from ddt_accel.calibration.statistics import Calibration
-    from ddt_accel.networks.ddt import DDT
+    from ddt_accel.networks.split import SplitNetwork
     from ddt_accel.spec import SamplingSpec
     from ddt_accel.workspace import Workspace
 
@@ -104,7 +104,7 @@ def calibrate(
     )
 
 
-def run_calibration(place: Workspace, network: DDT, spec: SamplingSpec, *, out: Path, **settings: Any) -> Calibration:
+def run_calibration(place: Workspace, network: SplitNetwork, spec: SamplingSpec, *, out: Path, **settings: Any) -> Calibration:
     """Calibrates in turn with other processes of this workspace, whose beginnings lie in one place."""
     from ddt_accel.locks import making
 
@@ -114,7 +114,7 @@ def run_calibration(place: Workspace, network: DDT, spec: SamplingSpec, *, out: 
 
 def _calibrated(
     place: Workspace,
-    network: DDT,
+    network: SplitNetwork,
     spec: SamplingSpec,
     *,
     samples: int,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ddt_accel.evaluation.costs import Costs
     from ddt_accel.evaluation.fidelity import Interval
     from ddt_accel.fitting.fit_spec import FitSpec
-    from ddt_accel.networks.ddt import DDT
+    from ddt_accel.networks.split import SplitNetwork
     from ddt_accel.schedule import Schedule
     from ddt_accel.stages import OnStage
     from ddt_accel.workspace import Workspace
@@ -178,10 +178,10 @@ def _kept(folder: Path) -> str:
     return f"{' and '.join(kept).capitalize()} are kept in {folder}; the same command goes on from there."
 
 
-def _costs(place: Workspace, network: DDT) -> Costs:
+def _costs(place: Workspace, network: SplitNetwork) -> Costs:
     """As `bench` measured them in this workspace, else counted."""
     from ddt_accel.evaluation.costs import counted_costs, kept_costs
-    from ddt_accel.networks.ddt import latent_shape_of
+    from ddt_accel.networks.split import latent_shape_of
 
     measured = kept_costs(place.costs_path, network.source.sha256, say) if network.source is not None else None
     return measured or counted_costs(network.config, latent_shape_of(network))
@@ -209,7 +209,7 @@ def wants_autocast(precision: str | None, device: torch.device) -> bool:
 
 
 def _searched(
-    place: Workspace, network: DDT, statistics: Calibration, costs: Costs, spec: FitSpec, steps: int | None,
+    place: Workspace, network: SplitNetwork, statistics: Calibration, costs: Costs, spec: FitSpec, steps: int | None,
     budget: int | None, cost: float | None, on_stage: OnStage,
 ) -> tuple[Schedule, FitSpec]:  # fmt: skip
     """The schedule to start from, and the fit with as many reference steps as the search has used."""

@@ -14,7 +14,7 @@ from ddt_accel.cli.console import say
 from ddt_accel.cli.options import check_device
 
 if TYPE_CHECKING:
-    from ddt_accel.networks.ddt import DDT
+    from ddt_accel.networks.split import SplitNetwork
     from ddt_accel.sampling.backend import Backend
     from ddt_accel.workspace import Workspace
 
@@ -56,7 +56,7 @@ def open_networks(
     return _open(place, backend, folder, said, device)
 
 
-def load_network(place: Workspace, said: dict[str, Any]) -> DDT:
+def load_network(place: Workspace, said: dict[str, Any]) -> SplitNetwork:
     """The chosen model; says which one that is where nobody has chosen any."""
     from ddt_accel.workspace import DEFAULT_MODEL
 

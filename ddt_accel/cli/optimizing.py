@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from ddt_accel.evaluation.budgets import Target
     from ddt_accel.evaluation.costs import Costs
     from ddt_accel.fitting.optimize import Choice
-    from ddt_accel.networks.ddt import DDT
+    from ddt_accel.networks.split import SplitNetwork
     from ddt_accel.report.study import Study
     from ddt_accel.sampling.noise import ImageRange
     from ddt_accel.stages import OnStage
@@ -199,7 +199,7 @@ def _run(
 
 
 def _choose(
-    place: Workspace, network: DDT, networks: Opened, calibration: Calibration, costs: Costs,
+    place: Workspace, network: SplitNetwork, networks: Opened, calibration: Calibration, costs: Costs,
     images: dict[str, ImageRange], target: Target, effort: Effort, on_stage: OnStage, batch_size: int,
 ) -> Choice:  # fmt: skip
     from ddt_accel.evaluation.judge import Judge

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from ddt_accel.calibration.statistics import Calibration
     from ddt_accel.evaluation.costs import Costs
-    from ddt_accel.networks.ddt import DDT
+    from ddt_accel.networks.split import SplitNetwork
     from ddt_accel.sampling.noise import ImageRange
     from ddt_accel.schedule import Schedule
     from ddt_accel.spec import SamplingSpec
@@ -49,10 +49,10 @@ QUICK = Effort(
 )  # fmt: skip
 
 
-def calibrated(place: Workspace, network: DDT, sampling: dict[str, Any], effort: Effort) -> Calibration:
+def calibrated(place: Workspace, network: SplitNetwork, sampling: dict[str, Any], effort: Effort) -> Calibration:
     """The workspace's, if it is of this model and sampling, else one that is made now."""
     from ddt_accel.errors import ConfigError
-    from ddt_accel.networks.ddt import latent_shape_of
+    from ddt_accel.networks.split import latent_shape_of
     from ddt_accel.spec import SamplingSpec
 
     found, kept, spec = None, None, SamplingSpec()
@@ -85,7 +85,7 @@ def calibrated(place: Workspace, network: DDT, sampling: dict[str, Any], effort:
     )
 
 
-def exported(place: Workspace, network: DDT, *, needed: bool) -> None:
+def exported(place: Workspace, network: SplitNetwork, *, needed: bool) -> None:
     """To ONNX, where ONNX Runtime is installed and nothing of this network is there."""
     from importlib.util import find_spec
 
@@ -93,7 +93,7 @@ def exported(place: Workspace, network: DDT, *, needed: bool) -> None:
     from ddt_accel.backends.manifest import FILE_NAME, FORMAT, VERSION
     from ddt_accel.errors import ArtifactError, DDTAccelError
     from ddt_accel.exporting.export import export
-    from ddt_accel.networks.ddt import latent_shape_of
+    from ddt_accel.networks.split import latent_shape_of
 
     if find_spec("onnxruntime") is None and not needed:
         return

@@ -16,7 +16,7 @@ from ddt_accel.cli.options import DeviceOption, JsonOption, ThreadsOption, check
 if TYPE_CHECKING:
     import torch
 
-    from ddt_accel.networks.config import DDTConfig
+    from ddt_accel.networks.config import TrainableConfig, TrainShape
     from ddt_accel.training.train_spec import TrainSpec
 
 
@@ -28,10 +28,14 @@ def train(
     ] = 4_200_000,
     size: Annotated[int, typer.Option(min=1, max=16384, help="Side of the images in pixels.")] = 32,
     split: Annotated[str, typer.Option(help="Which split, where the data has several.")] = "train",
+    family: Annotated[str, typer.Option(help="Which family of networks.")] = "ddt",
     hidden_size: Annotated[int, typer.Option(min=1, max=65536, help="Width of the network.")] = 128,
     heads: Annotated[int, typer.Option(min=1, help="Attention heads.")] = 4,
     encoder_blocks: Annotated[int, typer.Option(min=1, max=1000, help="Blocks of the condition encoder.")] = 6,
     decoder_blocks: Annotated[int, typer.Option(min=1, max=1000, help="Blocks of the velocity decoder.")] = 2,
+    decoder_width: Annotated[
+        int | None, typer.Option(min=1, max=65536, help="Width of the decoder, where a family has one of its own.")
+    ] = None,
     patch: Annotated[int, typer.Option(min=1, help="Side of a patch, which becomes one token, in pixels.")] = 4,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 128,
     learning_rate: Annotated[
@@ -58,6 +62,7 @@ def train(
 
     from ddt_accel.artifacts import check_writable, write_atomic
     from ddt_accel.locks import making
+    from ddt_accel.networks.config import TrainShape
     from ddt_accel.networks.threads import use_threads
     from ddt_accel.report.figures import loss_curve
     from ddt_accel.training.images import load_images
@@ -68,7 +73,15 @@ def train(
 
     # Everything that can be checked is, before the pictures are read.
     target = torch.device(check_device(device))
-    network = _network(size, hidden_size, heads, encoder_blocks, decoder_blocks, patch)
+    shape = TrainShape(
+        patch=patch,
+        heads=heads,
+        hidden_size=hidden_size,
+        encoder_blocks=encoder_blocks,
+        decoder_blocks=decoder_blocks,
+        decoder_width=decoder_width,
+    )
+    network = _network(family, size, shape)
     precision, why = _precision(precision, target)
     spec = TrainSpec(
         network=network,
@@ -119,29 +132,19 @@ def train(
     )
 
 
-def _network(
-    size: int, hidden_size: int, heads: int, encoder_blocks: int, decoder_blocks: int, patch: int
-) -> DDTConfig:
+def _network(family: str, size: int, shape: TrainShape) -> TrainableConfig:
     """The network for one class: how many there are, the pictures say."""
     from ddt_accel.errors import ConfigError
-    from ddt_accel.networks.config import DDTConfig
+    from ddt_accel.networks.families import trainable
 
-    if size % patch:
-        raise ConfigError(f"--size is {size} and --patch {patch}; give a --size that is a multiple of --patch.")
-    if hidden_size % (4 * heads):
+    if size % shape.patch:
+        raise ConfigError(f"--size is {size} and --patch {shape.patch}; give a --size that is a multiple of --patch.")
+    if shape.hidden_size % (4 * shape.heads):
         raise ConfigError(
-            f"--hidden-size is {hidden_size} and --heads {heads}; give a --hidden-size that is a multiple of "
-            f"{4 * heads}, four for each head."
+            f"--hidden-size is {shape.hidden_size} and --heads {shape.heads}; give a --hidden-size that is a multiple "
+            f"of {4 * shape.heads}, four for each head."
         )
-    return DDTConfig(
-        in_channels=3,
-        patch_size=patch,
-        num_groups=heads,
-        hidden_size=hidden_size,
-        num_blocks=encoder_blocks + decoder_blocks,
-        num_encoder_blocks=encoder_blocks,
-        num_classes=1,
-    )
+    return trainable(family, shape)
 
 
 def _precision(asked: str, device: torch.device) -> tuple[str, str]:
@@ -163,15 +166,14 @@ def _check_memory(spec: TrainSpec, size: int, device: torch.device) -> None:
     import torch
 
     from ddt_accel.errors import ConfigError
-    from ddt_accel.networks.ddt import DDT
     from ddt_accel.networks.device import memory_of
+    from ddt_accel.networks.families import build
 
     with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in DDT(spec.network).parameters())
-    # Weights, average, two moments and gradients; of the activations, in 16 bits, no more than what every block keeps:
-    # its input, queries, keys and values, and the two inner products of its MLP.
-    tokens, network = spec.network.num_tokens((3, size, size)), spec.network
-    activations = 2 * 9 * network.num_blocks * tokens * network.hidden_size
+        parameters = sum(parameter.numel() for parameter in build(spec.network).parameters())
+    # Weights, average, two moments and gradients; of the activations, in 16 bits, no more than what every block keeps.
+    tokens = spec.network.num_tokens((3, size, size))
+    activations = 2 * tokens * spec.network.kept_values
     needed = 20 * parameters + spec.batch_size * (activations + 4 * 3 * size**2)
     if needed > memory_of(device):
         raise ConfigError(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddt_accel.backends.sample import check_checkpoint
 from ddt_accel.evaluation.fidelity import Interval, interval, psnr, relative_l2, to_images
-from ddt_accel.networks.config import DDTConfig
+from ddt_accel.networks.config import SplitConfig
 from ddt_accel.networks.device import synchronize
 from ddt_accel.sampling.backend import Backend, Session
 from ddt_accel.sampling.noise import draw_labels, draw_noise, draw_step_noise
@@ -234,6 +234,6 @@ def in_terms_of(baseline: Measurement, unshared: Schedule, m: Measurement, sched
     return dataclasses.replace(m, speedup=baseline.seconds / m.seconds, ideal_speedup=whole / ideal)
 
 
-def is_pixel_space(config: DDTConfig) -> bool:
+def is_pixel_space(config: SplitConfig) -> bool:
     """Whether latents are RGB images themselves; others need a decoder that this package does not carry."""
     return config.in_channels == 3

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ddt_accel.artifacts import read_json, write_json
 from ddt_accel.errors import ArtifactError, ConfigError
-from ddt_accel.networks.config import DDTConfig
+from ddt_accel.networks.config import SplitConfig
 from ddt_accel.sampling.program import Program, compile_program, network_rows
 from ddt_accel.schedule import Schedule
 from ddt_accel.spec import SamplingSpec
@@ -133,7 +133,7 @@ def added_up(name: str, schedule: Schedule, costs: Costs) -> Measurement:
     )
 
 
-def counted_costs(config: DDTConfig, latent_shape: tuple[int, int, int]) -> Costs:
+def counted_costs(config: SplitConfig, latent_shape: tuple[int, int, int]) -> Costs:
     """Multiply-adds of the matrix products, with cached modulations; a forecast reads M values per token and state.
 
     At DDT-XL/2 and 256 px: encoder 93.2 G and modulations 12.9 G, decoder 25.4 G.

@@ -34,7 +34,7 @@ from ddt_accel.exporting.engines import EngineOptions, build_engine, find_librar
 from ddt_accel.exporting.onnx import OPSET, parity, versions, write_network
 from ddt_accel.exporting.reference import Reference, reference_points
 from ddt_accel.locks import Say, making, nothing
-from ddt_accel.networks.ddt import DDT, latent_shape_of
+from ddt_accel.networks.split import SplitNetwork, latent_shape_of
 from ddt_accel.networks.inference import InferenceDDT
 from ddt_accel.stages import OnStage, silent
 
@@ -43,7 +43,7 @@ STAGING_PREFIX = ".export-staging-"
 
 
 def export(
-    model: DDT,
+    model: SplitNetwork,
     out_dir: str | Path,
     *,
     format: str = "onnx",
@@ -172,7 +172,7 @@ def _examples(points: Reference, cut: Cut) -> tuple[dict[str, dict[str, Tensor]]
     return inputs, {"encoder": points.caches[-1], "decoder": points.velocity}
 
 
-def _reference(model: DDT) -> DDT:
+def _reference(model: SplitNetwork) -> SplitNetwork:
     """The model in float32 on the CPU; a copy where it is not."""
     parameter = model.final_layer.linear.weight
     as_it_is = (parameter.device.type, parameter.dtype) == ("cpu", torch.float32)

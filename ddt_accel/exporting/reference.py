@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddt_accel.backends.pytorch import TorchBackend
-from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.split import SplitNetwork
 from ddt_accel.sampling.noise import draw_labels, draw_noise
 from ddt_accel.sampling.program import compile_program
 from ddt_accel.sampling.trajectory import Trajectory
@@ -42,7 +42,7 @@ class Reference:
 
 
 @torch.inference_mode()
-def reference_points(model: DDT, latent_shape: tuple[int, int, int], *, sources: int, cache: str) -> Reference:
+def reference_points(model: SplitNetwork, latent_shape: tuple[int, int, int], *, sources: int, cache: str) -> Reference:
     """Points of unguided trajectories of `model`, which is in float32 on the CPU.
 
     Where the decoder makes forecasts, from `sources` of 1 or more, all points but the last have weights that leave out

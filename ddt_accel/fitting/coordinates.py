@@ -19,7 +19,7 @@ from torch import Tensor
 from ddt_accel.errors import NumericsError
 from ddt_accel.fitting.scalars import Scalars
 from ddt_accel.fitting.trajectory import fitted_trajectory
-from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.split import SplitNetwork
 
 # A unit along what is new in an input, of length r, changes what the row gives by r to this power. With 1, that is a
 # unit of the input's own weight; with 0, all coordinates change it alike. Trials were best in between.
@@ -42,7 +42,7 @@ class Coordinates:
 
     @classmethod
     def along(
-        cls, model: DDT, scalars: Scalars, inputs: Iterable[tuple[Tensor, Tensor]], *, autocast: bool = False
+        cls, model: SplitNetwork, scalars: Scalars, inputs: Iterable[tuple[Tensor, Tensor]], *, autocast: bool = False
     ) -> Coordinates:
         """Those of the present trajectories of some images: noise [B, C, H, W] and labels [B] of each batch.
 

@@ -33,7 +33,7 @@ from ddt_accel.fitting.descent import Descent
 from ddt_accel.fitting.fit_spec import FitSpec
 from ddt_accel.fitting.scalars import INTEGRATOR, Scalars
 from ddt_accel.fitting.trajectory import fitted_trajectory
-from ddt_accel.networks.ddt import DDT, latent_shape_of
+from ddt_accel.networks.split import SplitNetwork, latent_shape_of
 from ddt_accel.sampling.noise import ImageRange, draw_labels, draw_noise
 from ddt_accel.schedule import Schedule
 from ddt_accel.stages import OnStage, silent
@@ -63,7 +63,7 @@ class Fitted:
         return self.gain.low > 0
 
 
-def fit(model: DDT, schedule: Schedule, spec: FitSpec | None = None) -> Schedule:
+def fit(model: SplitNetwork, schedule: Schedule, spec: FitSpec | None = None) -> Schedule:
     """The schedule with its times, integrator and forecasts fitted to the converged trajectory; see `Fitter`."""
     return Fitter(model, schedule, spec or FitSpec()).run().schedule
 
@@ -82,7 +82,7 @@ class Fitter:
 
     def __init__(
         self,
-        model: DDT,
+        model: SplitNetwork,
         schedule: Schedule,
         spec: FitSpec,
         *,

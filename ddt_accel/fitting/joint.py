@@ -19,7 +19,7 @@ from ddt_accel.fitting.fit import Fitted, Fitter, reference_steps
 from ddt_accel.fitting.fit_spec import FitSpec
 from ddt_accel.fitting.scalars import widened
 from ddt_accel.fitting.search import STEPS, THOROUGH, Search, SearchSpec, any_steps, starts
-from ddt_accel.networks.ddt import DDT, latent_shape_of
+from ddt_accel.networks.split import SplitNetwork, latent_shape_of
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.schedule import Schedule, check_budget
 from ddt_accel.spec import SamplingSpec
@@ -36,7 +36,7 @@ class JointFit:
 
     def __init__(
         self,
-        model: DDT,
+        model: SplitNetwork,
         calibration: Calibration,
         costs: Costs,
         spec: FitSpec,

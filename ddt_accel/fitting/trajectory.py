@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ddt_accel.fitting.scalars import Scalars
-from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.split import SplitNetwork
 
 Network = Callable[..., Tensor]
 
@@ -30,7 +30,7 @@ class Passed:
     modulations: dict[tuple[int, int], Tensor]
 
 
-def fitted_trajectory(model: DDT, scalars: Scalars, noise: Tensor, labels: Tensor, *, autocast: bool = False) -> Passed:
+def fitted_trajectory(model: SplitNetwork, scalars: Scalars, noise: Tensor, labels: Tensor, *, autocast: bool = False) -> Passed:
     """The trajectory of the present numbers from `noise` [B, C, H, W] for `labels` [B]; float32.
 
     With `autocast` the networks multiply in bfloat16.

@@ -7,7 +7,6 @@ import json
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,13 @@ import torch
 from torch import Tensor
 
 from ddt_accel.errors import CheckpointError, listed
-from ddt_accel.networks.config import DDTConfig, Source
+from ddt_accel.networks.config import SplitConfig, Source
 from ddt_accel.networks.contents import Contents, Entry, open_checkpoint
-from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.families import as_mapping, build
 from ddt_accel.networks.layout import Kind, Layout, WeightSet, choose, layout_of
 from ddt_accel.networks.locate import locate
 from ddt_accel.networks.settings import given_settings, settings_beside
+from ddt_accel.networks.split import SplitNetwork
 
 _log = logging.getLogger(__name__)
 
@@ -28,10 +28,10 @@ _log = logging.getLogger(__name__)
 def load_model(
     source: str | Path,
     *,
-    config: Mapping[str, Any] | DDTConfig | str | Path | None = None,
+    config: Mapping[str, Any] | SplitConfig | str | Path | None = None,
     weights: str = "ema",
     latent_shape: tuple[int, int, int] | None = None,
-) -> DDT:
+) -> SplitNetwork:
     """A DDT in float32 on the CPU, in evaluation mode.
 
     `source` is an embedded model's short name, a file that `torch.save`, Lightning, DeepSpeed or safetensors wrote, the
@@ -71,12 +71,12 @@ def load_model(
     return model.eval().requires_grad_(False)
 
 
-def identity(model: DDT) -> str:
+def identity(model: SplitNetwork) -> str:
     """The SHA-256 of a network's weights and configuration: what a calibration or a schedule belongs to.
 
     It does not depend on the file that they came in, and tells the averaged weights of a checkpoint from the raw ones.
     """
-    digest = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(as_mapping(model.config), sort_keys=True).encode())
     digest.update(tensors_sha256(model.state_dict()).encode())
     return digest.hexdigest()
 
@@ -99,10 +99,10 @@ def _check_sum(contents: Contents, path: Path) -> None:
         raise CheckpointError(f"{path} is damaged: its tensors fail their checksum; download or copy it anew.")
 
 
-def _filled(config: DDTConfig, chosen: WeightSet, path: Path) -> DDT:
+def _filled(config: SplitConfig, chosen: WeightSet, path: Path) -> SplitNetwork:
     """The network with its weights in float32; says which tensors are missing, extra or misshapen."""
     with torch.device("meta"):  # so that a size that is wrong by orders of magnitude takes no memory
-        expected, stored = DDT(config).state_dict(), chosen.tensors
+        expected, stored = build(config).state_dict(), chosen.tensors
     missing = [name for name in expected if name not in stored]
     extra = [name for name in stored if name not in expected]
     wrong = [reason for name in expected if name in stored and (reason := _differs(name, expected[name], stored[name]))]
@@ -120,13 +120,13 @@ def _filled(config: DDTConfig, chosen: WeightSet, path: Path) -> DDT:
         raise CheckpointError(
             f"{path} holds NaN, infinity or numbers beyond float32 in {listed(broken)}; it cannot be used."
         )
-    model = DDT(config)
+    model = build(config)
     model.load_state_dict(wide, strict=True)
     return model
 
 
-def _shown(config: DDTConfig) -> str:
-    return ", ".join(f"{name} {value}" for name, value in asdict(config).items())
+def _shown(config: SplitConfig) -> str:
+    return ", ".join(f"{name} {value}" for name, value in as_mapping(config).items())
 
 
 def _differs(name: str, expected: Tensor, stored: Entry) -> str | None:

@@ -1,89 +1,106 @@
-"""The shape of a DDT, under the names of the published configuration files, and where its weights came from."""
+"""What is known of a split network beside its weights: its sizes, its costs, and where it came from.
+
+Each family has its own settings, under its published names; everything outside `networks/` sees `SplitConfig` alone.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from ddt_accel.errors import ConfigError
 from ddt_accel.spec import is_whole
 
+LatentShape = tuple[int, int, int]
+
 
 @dataclass(frozen=True, kw_only=True)
-class DDTConfig:
-    """The `init_args` of the published YAML; `num_groups` is the number of attention heads."""
+class MultiplyAdds:
+    """Of one image in one branch, in matrix products alone.
 
-    in_channels: int
-    patch_size: int
-    num_groups: int
+    `encoder` ends with the state, `modulations` is the affine map of it, `decoder` what remains of the decoder under
+    modulations that are there already.
+    """
+
+    encoder: float
+    modulations: float
+    decoder: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainShape:
+    """The network that `train` is asked for, in terms that all families share."""
+
+    patch: int
+    heads: int
     hidden_size: int
-    num_blocks: int
-    num_encoder_blocks: int
-    num_classes: int
+    encoder_blocks: int
+    decoder_blocks: int
+    decoder_width: int | None
 
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not is_whole(value) or value < 1:
-                raise ConfigError(f"{field.name} is {value!r}; give a whole number of at least 1.")
-            object.__setattr__(self, field.name, int(value))
-        if self.hidden_size % (4 * self.num_groups):
-            raise ConfigError(
-                f"hidden_size {self.hidden_size} over num_groups {self.num_groups} heads leaves a head size that is "
-                "not a multiple of 4, which the 2-D rotary embedding needs."
-            )
-        if self.num_encoder_blocks >= self.num_blocks:
-            raise ConfigError(
-                f"num_encoder_blocks is {self.num_encoder_blocks} of {self.num_blocks} blocks; the decoder needs at "
-                "least one."
-            )
+
+class SplitConfig(Protocol):
+    """A split network's settings, whatever its family.
+
+    Modulations are what the decoder reads of the state, an affine map of it: in DDT and RAE shifts, scales and gates;
+    in PixNerd the weights of the network that draws one patch, which implicit representations call so, too (Dupont et
+    al., 2022, arXiv 2201.12204).
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    family: ClassVar[str]
 
     @property
-    def num_decoder_blocks(self) -> int:
-        return self.num_blocks - self.num_encoder_blocks
+    def in_channels(self) -> int:
+        """C of latents [C, H, W]."""
+
+    @property
+    def num_classes(self) -> int:
+        """Labels are 0 … num_classes − 1."""
+
+    @property
+    def null_label(self) -> int | None:
+        """The label of the unconditional branch; None where the network was trained without one."""
+
+    @property
+    def state_size(self) -> int:
+        """D of encoder states [B, L, D]."""
 
     @property
     def modulation_size(self) -> int:
-        """The number of modulation values per token: six vectors a decoder block, two for the final layer."""
-        return sum(self.modulation_widths)
+        """M of modulations [B, L, M]."""
 
     @property
-    def modulation_widths(self) -> tuple[int, ...]:
-        """The number of each decoder block, and of the final layer."""
-        return (*(6 * self.hidden_size,) * self.num_decoder_blocks, 2 * self.hidden_size)
+    def fixed_shape(self) -> LatentShape | None:
+        """The only latents that the network takes, where it is bound to some."""
 
-    def num_tokens(self, latent_shape: tuple[int, int, int]) -> int:
-        """L for latents [C, H, W]; raises ConfigError where the patches do not fit."""
-        channels, height, width = latent_shape
-        if (
-            channels != self.in_channels
-            or min(height, width) < 1
-            or height % self.patch_size
-            or width % self.patch_size
-        ):
-            raise ConfigError(
-                f"Latents of shape {list(latent_shape)} do not fit {self.in_channels} channels in patches of "
-                f"{self.patch_size} × {self.patch_size}."
-            )
-        return (height // self.patch_size) * (width // self.patch_size)
+    @property
+    def pixel_space(self) -> bool:
+        """Whether latents are pictures in −1 … 1."""
 
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> DDTConfig:
-        """Takes the seven settings from a mapping with the published names; others in it are training matters.
+    @property
+    def description(self) -> str:
+        """For people: blocks, widths, heads, patches."""
 
-        Whole numbers may be written as text, as configuration files do.
-        """
-        missing = [field.name for field in fields(cls) if field.name not in values]
-        if missing:
-            raise ConfigError(f"The configuration lacks {', '.join(missing)}.")
-        return cls(**{field.name: _number(values[field.name]) for field in fields(cls)})
+    def num_tokens(self, latent_shape: LatentShape) -> int:
+        """L for latents [C, H, W]; raises ConfigError where they do not fit the network."""
+
+    def multiply_adds(self, latent_shape: LatentShape) -> MultiplyAdds:
+        """Raises ConfigError as `num_tokens` does."""
 
 
-def _number(value: Any) -> Any:
-    """Text that is a whole number as that number; anything else as it is, for the settings to check."""
-    return int(value) if isinstance(value, str) and re.fullmatch(r"\s*\+?[0-9]{1,18}\s*", value) else value
+class TrainableConfig(SplitConfig, Protocol):
+    """Settings of a family whose networks `train` trains on pictures; `for_pictures(shape)` makes them."""
+
+    @property
+    def train_shape(self) -> TrainShape:
+        """How `train` is asked for such a network."""
+
+    @property
+    def kept_values(self) -> int:
+        """Numbers a token that a training step keeps, at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,5 +109,63 @@ class Source:
 
     name: str
     sha256: str
-    latent_shape: tuple[int, int, int] | None
+    latent_shape: LatentShape | None
     class_names: tuple[str, ...] | None
+
+
+C = TypeVar("C")
+
+
+def from_mapping(kind: type[C], values: Mapping[str, Any]) -> C:
+    """The settings of a family from a mapping with their published names; others in it are training matters.
+
+    Whole numbers may be written as text, as configuration files do. Raises ConfigError for what lacks or is impossible.
+    """
+    known = fields(kind)  # type: ignore[arg-type]
+    missing = [field.name for field in known if field.name not in values and field.default is MISSING]
+    if missing:
+        raise ConfigError(f"The configuration lacks {', '.join(missing)}.")
+    return kind(**{field.name: number(values[field.name]) for field in known if field.name in values})
+
+
+def number(value: Any) -> Any:
+    """Text that is a whole number as that number; anything else as it is, for the settings to check."""
+    return int(value) if isinstance(value, str) and re.fullmatch(r"\s*\+?[0-9]{1,18}\s*", value) else value
+
+
+def check_whole(config: Any, names: list[str]) -> None:
+    """Raises ConfigError unless all of these settings are whole numbers of at least 1, which they become."""
+    for name in names:
+        value = getattr(config, name)
+        if not is_whole(value) or value < 1:
+            raise ConfigError(f"{name} is {value!r}; give a whole number of at least 1.")
+        object.__setattr__(config, name, int(value))
+
+
+def check_heads(width: int, heads: int, names: tuple[str, str]) -> None:
+    """Raises ConfigError where a head's size is none that the rotary embedding of two axes can turn."""
+    if width % (4 * heads):
+        raise ConfigError(
+            f"{names[0]} {width} over {names[1]} {heads} heads leaves a head size that is not a multiple of 4, which "
+            "the 2-D rotary embedding needs."
+        )
+
+
+def count_patches(latent_shape: LatentShape, channels: int, patch: int) -> int:
+    """L of latents [C, H, W] in square patches; raises ConfigError where these do not fit."""
+    given, height, width = latent_shape
+    if given != channels or min(height, width) < 1 or height % patch or width % patch:
+        raise ConfigError(
+            f"Latents of shape {list(latent_shape)} do not fit {channels} channels in patches of {patch} × {patch}."
+        )
+    return (height // patch) * (width // patch)
+
+
+def swiglu_width(width: int, ratio: float = 4.0) -> int:
+    """Hidden features of SwiGLU."""
+    return int(2 * int(ratio * width) / 3)
+
+
+def block_multiply_adds(tokens: int, width: int, *, matrices: float) -> float:
+    """Of a transformer block without its modulations: attention, and an MLP of `matrices` weights in all."""
+    return tokens * (4 * width**2 + matrices + 2 * tokens * width)

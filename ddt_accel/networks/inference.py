@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddt_accel.errors import ConfigError
-from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.ddt.network import DDT
 from ddt_accel.networks.layers import (
     Block,
     FinalLayer,

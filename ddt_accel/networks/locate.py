@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ddt_accel.errors import CheckpointError, DependencyError
 from ddt_accel.networks.candidates import SUFFIXES, one_checkpoint, training_files
-from ddt_accel.networks.config import DDTConfig
+from ddt_accel.networks.ddt.config import DDTConfig
 from ddt_accel.networks.settings import Settings
 from ddt_accel.networks.shards import INDEX_SUFFIX
 

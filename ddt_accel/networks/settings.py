@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ddt_accel.errors import CheckpointError, ConfigError, listed
-from ddt_accel.networks.config import DDTConfig
+from ddt_accel.networks.config import SplitConfig
+from ddt_accel.networks.ddt.config import DDTConfig
+from ddt_accel.networks.families import config_of
 from ddt_accel.networks.shards import stem_of
 from ddt_accel.networks.yaml_files import Document, read_document
 
@@ -19,18 +21,18 @@ from ddt_accel.networks.yaml_files import Document, read_document
 class Settings:
     """What says how a checkpoint is to be read."""
 
-    config: DDTConfig | None = None
+    config: SplitConfig | None = None
     latent_shape: tuple[int, int, int] | None = None
     class_names: tuple[str, ...] | None = None
 
 
-def given_settings(config: Mapping[str, Any] | DDTConfig | str | Path | None) -> Settings:
+def given_settings(config: Mapping[str, Any] | SplitConfig | str | Path | None) -> Settings:
     """What the caller says: the published settings by name, or a YAML with them."""
     if isinstance(config, str | Path):
         return read_yaml(Path(config).expanduser())
-    if config is None or isinstance(config, DDTConfig):
-        return Settings(config=config)
-    return Settings(config=DDTConfig.from_mapping(config))
+    if isinstance(config, Mapping):
+        return Settings(config=config_of(config))
+    return Settings(config=config)
 
 
 def settings_beside(path: Path, metadata: Mapping[str, str], known: Settings, *, needed: bool) -> Settings:
@@ -79,7 +81,7 @@ def _described(metadata: Mapping[str, str]) -> Settings:
     shape = json.loads(metadata.get("latent_shape", "null"))
     names = json.loads(metadata.get("class_names", "null"))
     return Settings(
-        config=DDTConfig.from_mapping(json.loads(metadata["config"])),
+        config=config_of(json.loads(metadata["config"])),
         latent_shape=_shape(shape) if shape else None,
         class_names=tuple(str(name) for name in names) if names else None,
     )
@@ -104,8 +106,8 @@ def _config(document: Document, names: list[str]) -> DDTConfig:
     places = [place for place, values in document.mappings() if all(name in values for name in names)]
     published = ("model", "denoiser", "init_args")
     if published in places:  # what else there is may have to be filled in by other programs
-        return DDTConfig.from_mapping(document.values(published, names))
-    configs = {place: DDTConfig.from_mapping(document.values(place, names)) for place in places}
+        return config_of(document.values(published, names))
+    configs = {place: config_of(document.values(place, names)) for place in places}
     if len(set(configs.values())) > 1:
         raise ConfigError(
             f"It has different settings in {listed([_shown(place) for place in configs])}; leave those of the network "

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ddt_accel.networks.config import DDTConfig
+from ddt_accel.networks.config import SplitConfig
 
 
 class Session(Protocol):
@@ -42,7 +42,7 @@ class Backend(Protocol):
         """What runs the networks, for people."""
 
     @property
-    def config(self) -> DDTConfig: ...
+    def config(self) -> SplitConfig: ...
 
     @property
     def device(self) -> torch.device:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ddt_accel.artifacts import check_writable
 from ddt_accel.errors import ConfigError, MismatchError, NumericsError
-from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.families import build
+from ddt_accel.networks.split import SplitNetwork
 from ddt_accel.training.account import folded
 from ddt_accel.training.images import ImageSet
 from ddt_accel.training.state import State, read_state, write_state
@@ -46,7 +47,7 @@ class Trainer:
         self.images = torch.from_numpy(data.images)
         self.labels = torch.from_numpy(data.labels)
         torch.manual_seed(spec.seed)
-        self.model = DDT(spec.network).to(device)
+        self.model = build(spec.network).to(device)
         self.velocity: Callable[[Tensor, Tensor, Tensor], Tensor] = _compiled(self.model) if compiled else self.model
         self.average = {name: value.detach().clone() for name, value in self.model.named_parameters()}
         self.optimizer = torch.optim.AdamW(
@@ -191,7 +192,7 @@ class Trainer:
         self._window = [torch.tensor(loss, device=self.device) for loss in state.window]
 
 
-def _compiled(model: DDT) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _compiled(model: SplitNetwork) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     from ddt_accel.backends.compiled import compiling  # PyTorch's compiler takes seconds to import
 
     program = torch.compile(model)

@@ -7,7 +7,7 @@ It has the published checkpoint layout (`denoiser.*`, `ema_denoiser.*`) beside t
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
@@ -17,6 +17,7 @@ from torch import Tensor
 from ddt_accel.artifacts import write_atomic
 from ddt_accel.errors import ArtifactError, MismatchError
 from ddt_accel.networks.checkpoints import tensors_sha256
+from ddt_accel.networks.families import as_mapping
 from ddt_accel.training.train_spec import TrainSpec
 
 
@@ -39,8 +40,8 @@ def write_state(path: Path, spec: TrainSpec, state: State) -> None:
     """Writes the whole state atomically."""
     cpu = {name: value.cpu().contiguous() for name, value in state.tensors.items()}
     metadata = {
-        "config": json.dumps(asdict(spec.network)),
-        "train_spec": json.dumps(asdict(spec)),
+        "config": json.dumps(as_mapping(spec.network)),
+        "train_spec": json.dumps(spec.as_mapping()),
         "class_names": json.dumps(state.class_names),
         "data_sha256": state.data_sha256,
         "step": str(state.step),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, cast
 
 from ddt_accel.errors import ConfigError
-from ddt_accel.networks.config import DDTConfig
+from ddt_accel.networks.config import TrainableConfig
+from ddt_accel.networks.families import as_mapping, config_of
 
 MAX_WARMUP_STEPS = 500
 MAX_EMA_DECAY = 0.9999
@@ -22,7 +23,7 @@ class TrainSpec:
     an average that remembers about its last sixteenth, `1 − 16 / steps` rounded to four digits, at most 0.9999.
     """
 
-    network: DDTConfig
+    network: TrainableConfig
     total_images: int
     batch_size: int = 128
     learning_rate: float = 1.5e-3
@@ -70,13 +71,17 @@ class TrainSpec:
         progress = (step - self.warmup) / max(1, self.num_steps - self.warmup)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
+    def as_mapping(self) -> dict[str, Any]:
+        """The spec as a training state keeps it."""
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {"network": as_mapping(self.network)}
+
     def differences(self, saved: Mapping[str, Any]) -> list[str]:
-        """How a run that was saved as `asdict` differs from this one, in the command line's words.
+        """How a run that was saved as `as_mapping` differs from this one, in the command line's words.
 
         More images than the saved run had are no difference: they extend it. Neither is the number of classes, which
         the images decide.
         """
-        then, now = _options(saved), _options(asdict(self))
+        then, now = _options(saved), _options(self.as_mapping())
         if then["--images"] <= now["--images"]:
             del then["--images"], now["--images"]
         return [
@@ -86,13 +91,11 @@ class TrainSpec:
 
 def _options(spec: Mapping[str, Any]) -> dict[str, Any]:
     """A spec under the names of `train`'s options."""
-    network = spec["network"]
+    network = cast(TrainableConfig, config_of(spec["network"]))
+    shape = {f"--{name.replace('_', '-')}": value for name, value in asdict(network.train_shape).items()}
     return {
-        "--patch": network["patch_size"],
-        "--heads": network["num_groups"],
-        "--hidden-size": network["hidden_size"],
-        "--encoder-blocks": network["num_encoder_blocks"],
-        "--decoder-blocks": network["num_blocks"] - network["num_encoder_blocks"],
+        "--family": network.family,
+        **shape,
         "--images": spec["total_images"],
         "--batch-size": spec["batch_size"],
         "--learning-rate": spec["learning_rate"],
