@@ -31,9 +31,10 @@ SHAPE = (3, 8, 8)
 # Relative to the size of the latents: rounding in float32, and in float16 or bfloat16 over a whole trajectory.
 TOLERANCE = {
     "torch": 1e-5, "onnx-fp32": 1e-4, "onnx-fp16": 3e-2, "onnx-forecasts": 1e-4, "onnx-states": 1e-4,
-    "compiled-fp32": 1e-4, "compiled-bf16": 1e-1
+    "compiled-fp32": 1e-4, "compiled-bf16": 1e-1, "compiled-states": 1e-4
 }  # fmt: skip
-ON_GPU = {"torch": 1e-4, "onnx-fp32": 1e-3, "onnx-tensorrt": 1e-3, "compiled-fp32": 1e-3, "compiled-bf16": 1e-1}
+ON_GPU = {"torch": 1e-4, "onnx-fp32": 1e-3, "onnx-tensorrt": 1e-3, "compiled-fp32": 1e-3, "compiled-bf16": 1e-1,
+          "compiled-states": 1e-3}  # fmt: skip
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 
 
@@ -53,7 +54,12 @@ def exports(tiny_model_path, tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def compiled(tiny_model_path) -> Callable[[str, str], CompiledBackend]:
     """By precision and device, each compiled once."""
-    return cache(lambda kind, device: CompiledBackend(load_model(tiny_model_path).to(device), precision=kind))
+    settings = {"states": {"precision": "fp32", "cache": "state"}}
+    return cache(
+        lambda kind, device: CompiledBackend(
+            load_model(tiny_model_path).to(device), **settings.get(kind, {"precision": kind})
+        )
+    )
 
 
 @pytest.fixture(params=[*TOLERANCE, *(pytest.param(f"{kind} on cuda", marks=GPU) for kind in ON_GPU)])
@@ -129,22 +135,23 @@ def test_batches_of_any_size(backend) -> None:
 def test_modulations_are_neither_copied_nor_reallocated(exports) -> None:
     """The decoder reads the very buffer that the encoder wrote, for the whole trajectory."""
     session = open_backend(exports["fp32"]).open(2, SHAPE, 1)
-    address = session.slots[0].data_ptr()
+    (slot,) = session.slots[0]
+    address = slot.data_ptr()
     session.latents.normal_()
     session.times.fill_(0.4)
     session.labels.fill_(1)
     session.encode(0, slice(0, 4))
-    written = session.slots[0].clone()
+    written = slot.clone()
     assert written.abs().sum() > 0
     session.decode(0, slice(0, 4))
     first = session.velocity.clone()
-    session.slots[0].zero_()  # the decoder must notice
+    slot.zero_()  # the decoder must notice
     session.decode(0, slice(0, 4))
     assert not torch.equal(first, session.velocity)
-    session.slots[0].copy_(written)
+    slot.copy_(written)
     session.decode(0, slice(0, 4))
     assert torch.equal(first, session.velocity)
-    assert session.slots[0].data_ptr() == address
+    assert session.slots[0][0].data_ptr() == address
 
 
 def test_half_precision_keeps_norms_softmax_and_timestep_in_float32(exports) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ddt_accel.backends.pytorch import combine, make_slots
-from ddt_accel.backends.tensors import Cut, tensor_table
+from ddt_accel.backends.tensors import Cut, TensorSpec, tensor_table
 from ddt_accel.errors import ConfigError
 from ddt_accel.networks.config import SplitConfig
 
@@ -48,13 +48,16 @@ class BoundSession:
             tensor.name: torch.zeros(tensor.at(2 * batch), dtype=getattr(torch, tensor.dtype), device=device)
             for network in self._table.values()
             for tensor in network
-            if tensor.name != cut.cache and tensor.name not in cut.caches()
+            if tensor.name.partition(".")[0] not in (cut.cache, *cut.caches())
         }
         self.latents, self.times, self.labels = buffers["latents"], buffers["times"], buffers["labels"]
         self.velocity, self._buffers = buffers["velocity"], buffers
-        cached = self._table["encoder"][-1]
+        cached = [one for one in self._table["encoder"] if one.name not in buffers]
+        self._widths = [one.shape[-1] for one in cached]
+        # Each of one tensor, or of one a block.
         self.slots = make_slots(
-            slots, lambda: torch.zeros(cached.at(2 * batch), dtype=getattr(torch, cached.dtype), device=device)
+            slots,
+            lambda: [torch.zeros(one.at(2 * batch), dtype=getattr(torch, one.dtype), device=device) for one in cached],
         )
         self._recipes: dict[tuple[int, int], Recipe] = {}  # (slot, half) → what it is made of
         self._given: list[Recipe | None] = [None, None]  # what the buffers of weights and constants hold, by half
@@ -67,9 +70,7 @@ class BoundSession:
     def encode(self, slot: int, rows: slice) -> None:
         key = (slot, rows.start, rows.stop)
         if key not in self._encoders:
-            *inputs, output = self._table["encoder"]
-            tensors = {tensor.name: self._buffers[tensor.name][rows] for tensor in inputs}
-            self._encoders[key] = self._runner.bind("encoder", {**tensors, output.name: self.slots[slot][rows]})
+            self._encoders[key] = self._bind("encoder", self._table["encoder"], self.slots[slot], rows)
         for half in self._halves(rows):
             self._recipes[slot, half] = ((slot,), (1.0,), None)
             # Every trajectory writes what it reads, so that one that was captured runs after any other.
@@ -131,7 +132,10 @@ class BoundSession:
             self._recipes[slot, half] = ((slot,), (1.0,), None)
 
     def _combine(self, slot: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: slice) -> None:
-        combine(self.slots[slot][rows], [(self.slots[source][rows], weight) for source, weight in sources], constant)
+        constants = [None] * len(self._widths) if constant is None else constant.split(self._widths)
+        for part, added in enumerate(constants):
+            drawn = [(self.slots[source][part][rows], weight) for source, weight in sources]
+            combine(self.slots[slot][part][rows], drawn, added)
 
     def _give(self, half: int, recipe: Recipe, drawn: tuple[int, ...]) -> None:
         """Writes weights, in the order of `drawn`, and constant of a half into their buffers."""
@@ -154,13 +158,16 @@ class BoundSession:
         key = (slots, held, rows.start, rows.stop)
         if key not in self._decoders:
             cut = replace(self._cut, sources=0 if held else len(slots))
-            cached = {name: self.slots[slot][rows] for name, slot in zip(cut.caches(), slots, strict=True)}
-            tensors = {
-                tensor.name: cached[tensor.name] if tensor.name in cached else self._buffers[tensor.name][rows]
-                for tensor in tensor_table(self._runner.config, self._runner.latent_shape, cut)["decoder"]
-            }
-            self._decoders[key] = self._runner.bind("decoder", tensors)
+            table = tensor_table(self._runner.config, self._runner.latent_shape, cut)["decoder"]
+            cached = [part for one in slots for part in self.slots[one]]
+            self._decoders[key] = self._bind("decoder", table, cached, rows)
         return self._decoders[key]
+
+    def _bind(self, network: str, table: list[TensorSpec], cached: list[Tensor], rows: slice) -> Callable[[], None]:
+        """A call on these rows of buffers and, in the table's order, of what is cached."""
+        parts = iter(cached)
+        tensors = {one.name: self._buffers[one.name] if one.name in self._buffers else next(parts) for one in table}
+        return self._runner.bind(network, {name: tensor[rows] for name, tensor in tensors.items()})
 
 
 def _is_held(recipe: Recipe) -> bool:

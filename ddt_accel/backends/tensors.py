@@ -6,6 +6,10 @@
 
 With `sources` = S the decoder works under `Σ_s weights[:, s] · cache_s + constant`, in terms of modulations; with the
 state as cache, `W Σ_s w_s s_s + b Σ_s w_s + constant`. A state that is used as it is has weight 1 and constant 0.
+
+Where networks are cut blockwise, a cache of modulations is a tensor for each decoder block and one for the final layer,
+named cache.0, cache.1, …: together they are so large that indices into them would not fit into 32 bits. The encoder
+then ends at the state, a tensor like any other, of which products make them.
 """
 
 from __future__ import annotations
@@ -36,12 +40,13 @@ class TensorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """How encoder and decoder are cut apart: in which precision, at what, and from how many states forecasts are made
-    inside the decoder."""
+    """How encoder and decoder are cut apart: in which precision, at what, from how many states forecasts are made
+    inside the decoder, and whether modulations stay apart by block."""
 
     precision: str = "fp32"
     cache: str = "modulations"
     sources: int = 0
+    blockwise: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in DTYPES:
@@ -61,15 +66,24 @@ class Cut:
 
 
 def tensor_table(config: SplitConfig, latent_shape: tuple[int, int, int], cut: Cut) -> dict[str, list[TensorSpec]]:
-    """Inputs and, last, the output of "encoder" and "decoder", in order."""
+    """Inputs and, last, the output of "encoder" and "decoder", in order; a blockwise encoder has several."""
     tokens = config.num_tokens(latent_shape)
-    width = config.modulation_size if cut.cache == "modulations" else config.hidden_size
+    if cut.cache == "state":
+        widths: tuple[int, ...] = (config.state_size,)
+    else:
+        widths = config.modulation_widths if cut.blockwise else (config.modulation_size,)
     latents = TensorSpec(name="latents", dtype="float32", shape=(BATCH, *latent_shape))
     times = TensorSpec(name="times", dtype="float32", shape=(BATCH,))
     labels = TensorSpec(name="labels", dtype="int64", shape=(BATCH,))
 
-    def cached(name: str) -> TensorSpec:
-        return TensorSpec(name=name, dtype=cut.dtype, shape=(BATCH, tokens, width))
+    state = TensorSpec(name="state", dtype=cut.dtype, shape=(BATCH, tokens, config.state_size))
+
+    def cached(name: str) -> list[TensorSpec]:
+        names = [name] if len(widths) == 1 else [f"{name}.{part}" for part in range(len(widths))]
+        return [
+            TensorSpec(name=one, dtype=cut.dtype, shape=(BATCH, tokens, width))
+            for one, width in zip(names, widths, strict=True)
+        ]
 
     forecast = [
         TensorSpec(name="weights", dtype="float32", shape=(BATCH, cut.sources)),
@@ -77,8 +91,13 @@ def tensor_table(config: SplitConfig, latent_shape: tuple[int, int, int], cut: C
     ]
     velocity = TensorSpec(name="velocity", dtype="float32", shape=(BATCH, *latent_shape))
     return {
-        "encoder": [latents, times, labels, cached(cut.cache)],
-        "decoder": [latents, *map(cached, cut.caches()), *(forecast if cut.sources else []), velocity],
+        "encoder": [latents, times, labels, *([state] if len(widths) > 1 else []), *cached(cut.cache)],
+        "decoder": [
+            latents,
+            *(one for name in cut.caches() for one in cached(name)),
+            *(forecast if cut.sources else []),
+            velocity,
+        ],
     }
 
 

@@ -73,6 +73,10 @@ class SplitConfig(Protocol):
         """M of modulations [B, L, M]."""
 
     @property
+    def modulation_widths(self) -> tuple[int, ...]:
+        """The parts of M, one for each of the decoder's layers that read any, in order."""
+
+    @property
     def fixed_shape(self) -> LatentShape | None:
         """The only latents that the network takes, where it is bound to some."""
 

@@ -9,6 +9,7 @@ of the condition, and those of the decoder one product of the state.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -183,10 +184,18 @@ class InferenceDDT(nn.Module):
 
     def decode_modulated(self, latents: Tensor, modulations: Tensor) -> Tensor:
         """Velocity, float32 [B, C, H, W], of float32 latents [B, C, H, W] under cached modulations."""
+        return self.decode_blocks(latents, modulations.split(self.config.modulation_widths, dim=-1))
+
+    def modulation_maps(self) -> list[tuple[Tensor, Tensor]]:
+        """Weights [N, D] and bias [N] of each decoder block's modulations, and of the final layer's."""
+        weight, bias, widths = self.modulation_map.weight, self.modulation_map.bias, self.config.modulation_widths
+        assert bias is not None
+        return list(zip(weight.split(widths), bias.split(widths), strict=True))
+
+    def decode_blocks(self, latents: Tensor, modulations: Sequence[Tensor]) -> Tensor:
+        """`decode_modulated` under modulations [B, L, 6D] of each decoder block and [B, L, 2D] of the final layer."""
         config, width = self.config, self.config.hidden_size
-        *per_block, final = modulations.split(
-            [Block.MODULATIONS * width] * config.num_decoder_blocks + [FinalLayer.MODULATIONS * width], dim=-1
-        )
+        *per_block, final = modulations
         tokens = self.x_embedder(self._patches(latents)).float()
         for block, modulation in zip(self.decoder_blocks, per_block, strict=True):
             tokens = block(tokens, modulation, self.cos, self.sin)
