@@ -22,9 +22,9 @@ from ddt_accel.backends.networks import DecoderNetwork, EncoderNetwork
 from ddt_accel.backends.session import BoundSession
 from ddt_accel.backends.tensors import MAX_ENGINE_SOURCES, Cut
 from ddt_accel.errors import ConfigError, DependencyError
-from ddt_accel.networks.split import SplitNetwork, latent_shape_of
 from ddt_accel.networks.device import supports_bf16
 from ddt_accel.networks.inference import InferenceDDT
+from ddt_accel.networks.split import SplitNetwork, latent_shape_of
 
 
 @contextmanager
@@ -62,7 +62,7 @@ class CompiledBackend:
     ) -> None:
         self.config, self.latent_shape = model.config, latent_shape_of(model, latent_shape)
         self.checkpoint_sha256 = model.source.sha256 if model.source else None
-        self.device = model.final_layer.linear.weight.device
+        self.device = model.device
         precision = precision or _fastest_precision(self.device)
         self.cut = Cut(precision=precision, cache=cache, sources=MAX_ENGINE_SOURCES, blockwise=True)
         self.name = f"torch compiled, {precision}{', states cached' * (cache == 'state')}"

@@ -14,6 +14,7 @@ from ddt_accel.backends.tensors import Cut, as_lists, tensor_table
 from ddt_accel.errors import ArtifactError, ConfigError
 from ddt_accel.locks import opened
 from ddt_accel.networks.config import SplitConfig
+from ddt_accel.networks.families import as_mapping, config_of
 
 FORMAT, VERSION = "ddt-accel export", 2
 FILE_NAME = "manifest.json"
@@ -79,7 +80,7 @@ class Manifest:
         return Cut(precision=self.precision, cache=self.cache, sources=self.sources)
 
     def save(self, folder: Path) -> None:
-        content = asdict(self)
+        content = asdict(self) | {"config": as_mapping(self.config)}
         content["kind"] = content.pop("format")
         write_json(folder / FILE_NAME, FORMAT, VERSION, content)
 
@@ -97,7 +98,7 @@ class Manifest:
         content = read_json(path, FORMAT, VERSION)
         try:
             content["format"] = content.pop("kind")
-            content["config"] = SplitConfig.from_mapping(content["config"])
+            content["config"] = config_of(content["config"])
             content["latent_shape"] = tuple(content["latent_shape"])
             content["class_names"] = tuple(content["class_names"]) if content["class_names"] else None
             if content["engine"] is not None:

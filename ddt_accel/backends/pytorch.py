@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ddt_accel.networks.split import SplitNetwork
-from ddt_accel.networks.layers import Block, FinalLayer
 
 T = TypeVar("T")
 
@@ -27,7 +26,7 @@ class TorchBackend:
         self.model = model
         self.config = model.config
         self.checkpoint_sha256 = model.source.sha256 if model.source else None
-        self.device = model.final_layer.linear.weight.device
+        self.device = model.device
         self.on_state = on_state
         self.capturable = on_state is None  # a graph would not call it
 
@@ -41,7 +40,7 @@ class TorchSession:
     def __init__(self, backend: TorchBackend, batch: int, latent_shape: tuple[int, int, int], slots: int) -> None:
         self.model, self.on_state = backend.model, backend.on_state
         rows, device = 2 * batch, backend.device
-        self.dtype = dtype = backend.model.final_layer.linear.weight.dtype
+        self.dtype = dtype = backend.model.dtype
         self.latents = torch.zeros((rows, *latent_shape), device=device)
         self.velocity = torch.zeros((rows, *latent_shape), device=device)
         self.times = torch.zeros(rows, device=device)
@@ -54,11 +53,10 @@ class TorchSession:
         state = self.model.encode(self.latents[rows].to(self.dtype), self.times[rows], self.labels[rows])
         if self.on_state is not None:
             self.on_state(state)
-        # One layer after the other, as `DDT.modulations` has them: all at once would be two more copies of them.
-        layers: list[Block | FinalLayer] = [*self.model.decoder_blocks, self.model.final_layer]
+        # One map after the other, as `SplitNetwork.modulations` has them: all at once would be two more copies of them.
         parts = self.modulations[slot][rows].split(self.model.config.modulation_widths, dim=-1)
-        for layer, part in zip(layers, parts, strict=True):
-            part.copy_(layer.adaLN_modulation(state))
+        for affine, part in zip(self.model.modulation_maps, parts, strict=True):
+            part.copy_(affine(state))
 
     @torch.inference_mode()
     def forecast(self, slot: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: slice) -> None:

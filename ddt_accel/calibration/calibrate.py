@@ -128,12 +128,11 @@ def _batch_sums(
     indices = range(images.first, images.stop)
     batch, tokens = len(indices), model.config.num_tokens(latent_shape)
     program = compile_program(Schedule.full(spec), encode_unconditional="always")
-    reference = model.final_layer.linear.weight
-    device = reference.device
+    device, width = model.device, model.config.state_size
     # [E, branch, B · L, D]
-    states = torch.empty((spec.num_evaluations, 2, batch * tokens, model.config.hidden_size), device=device)
+    states = torch.empty((spec.num_evaluations, 2, batch * tokens, width), device=device)
     modulations = torch.empty((spec.num_evaluations, model.config.modulation_size), dtype=torch.float64, device=device)
-    bias = model.modulations(torch.zeros(1, 1, model.config.hidden_size, device=device).type_as(reference))
+    bias = model.modulations(torch.zeros(1, 1, width, device=device, dtype=model.dtype))
     step = 0
 
     def keep(state: Tensor) -> None:

@@ -168,7 +168,6 @@ def sample(
     from ddt_accel.backends.sampler import Sampler
     from ddt_accel.backends.vae import LatentDecoder
     from ddt_accel.errors import ArtifactError, ConfigError
-    from ddt_accel.evaluation.benchmark import is_pixel_space
     from ddt_accel.locks import making
     from ddt_accel.report.samples import SampleWriter
     from ddt_accel.sampling.noise import draw_noise, draw_step_noise
@@ -189,7 +188,7 @@ def sample(
     opened = open_networks(place, backend, export_folder, said, device, min(batch_size, images))
     networks, shape = opened.backend, opened.latent_shape
     classes = parse_labels(labels, networks.config.num_classes, opened.class_names)
-    pixels = is_pixel_space(networks.config)
+    pixels = networks.config.pixel_space
     if vae is not None and pixels:
         raise ConfigError("--vae makes pictures of latents, and this model draws pictures itself; leave it out.")
     decode = LatentDecoder(vae, device=device) if vae is not None else None

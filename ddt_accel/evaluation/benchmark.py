@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ddt_accel.backends.sample import check_checkpoint
 from ddt_accel.evaluation.fidelity import Interval, interval, psnr, relative_l2, to_images
-from ddt_accel.networks.config import SplitConfig
 from ddt_accel.networks.device import synchronize
 from ddt_accel.sampling.backend import Backend, Session
 from ddt_accel.sampling.noise import draw_labels, draw_noise, draw_step_noise
@@ -153,7 +152,7 @@ def measure(
             _run_batch(backend, one, indices, latent_shape, seed, keep=True)
             on_run()
     latents = {name: torch.cat(one.latents) for name, one in runs.items()}
-    pixels = is_pixel_space(backend.config)
+    pixels = backend.config.pixel_space
     if earlier is None:
         speed, name = 1.0, next(iter(runs))
         expected, baseline, schedule = latents[name], _own(name, first, num_images, speed), first.schedule
@@ -232,8 +231,3 @@ def in_terms_of(baseline: Measurement, unshared: Schedule, m: Measurement, sched
     whole = baseline.encoder_seconds + baseline.decoder_seconds
     ideal = baseline.encoder_seconds * encoded / all_encoded + baseline.decoder_seconds * decoded / all_decoded
     return dataclasses.replace(m, speedup=baseline.seconds / m.seconds, ideal_speedup=whole / ideal)
-
-
-def is_pixel_space(config: SplitConfig) -> bool:
-    """Whether latents are RGB images themselves; others need a decoder that this package does not carry."""
-    return config.in_channels == 3

@@ -34,8 +34,8 @@ from ddt_accel.exporting.engines import EngineOptions, build_engine, find_librar
 from ddt_accel.exporting.onnx import OPSET, parity, versions, write_network
 from ddt_accel.exporting.reference import Reference, reference_points
 from ddt_accel.locks import Say, making, nothing
-from ddt_accel.networks.split import SplitNetwork, latent_shape_of
 from ddt_accel.networks.inference import InferenceDDT
+from ddt_accel.networks.split import SplitNetwork, latent_shape_of
 from ddt_accel.stages import OnStage, silent
 
 FORMATS = ("onnx", "tensorrt")
@@ -174,8 +174,7 @@ def _examples(points: Reference, cut: Cut) -> tuple[dict[str, dict[str, Tensor]]
 
 def _reference(model: SplitNetwork) -> SplitNetwork:
     """The model in float32 on the CPU; a copy where it is not."""
-    parameter = model.final_layer.linear.weight
-    as_it_is = (parameter.device.type, parameter.dtype) == ("cpu", torch.float32)
+    as_it_is = (model.device.type, model.dtype) == ("cpu", torch.float32)
     return model if as_it_is else copy.deepcopy(model).cpu().float()
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ddt_accel.errors import CheckpointError, listed
-from ddt_accel.networks.config import SplitConfig, Source
+from ddt_accel.networks.config import Source, SplitConfig
 from ddt_accel.networks.contents import Contents, Entry, open_checkpoint
 from ddt_accel.networks.families import as_mapping, build
 from ddt_accel.networks.layout import Kind, Layout, WeightSet, choose, layout_of

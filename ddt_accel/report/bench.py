@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from ddt_accel.evaluation.benchmark import Earlier, Measurement, is_pixel_space, measure
+from ddt_accel.evaluation.benchmark import Earlier, Measurement, measure
 from ddt_accel.evaluation.converged import converged_ends
 from ddt_accel.evaluation.fidelity import latent_decibels, psnr, to_images
 from ddt_accel.report.headline import Values
@@ -30,7 +30,7 @@ class Bench:
 
     @property
     def pixels(self) -> bool:
-        return is_pixel_space(self.backend.config)
+        return self.backend.config.pixel_space
 
     def run(
         self,

@@ -29,8 +29,7 @@ def conditions(
     accelerator = f", {torch.cuda.get_device_name()}" if backend.device.type == "cuda" else ""
     return {
         "model": f"{model_name}, checkpoint {calibration.checkpoint_sha256[:12]}",
-        "network": f"{backend.config.num_encoder_blocks} encoder and {backend.config.num_decoder_blocks} decoder "
-        f"blocks, width {backend.config.hidden_size}",
+        "network": backend.config.description,
         "sampling": f"{spec.solver}, {spec.num_steps} steps, CFG {spec.guidance:g} for {low:g} < t < {high:g}, "
         f"time shift {spec.timeshift:g}" + (f", last step {spec.last_step:g}" if spec.last_step is not None else ""),
         "calibration": f"{calibration.num_samples} trajectories of {calibration.spec.num_steps} steps",

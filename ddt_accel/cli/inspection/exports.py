@@ -23,9 +23,7 @@ def export(folder: Path) -> Told:
         "model": manifest.model,
         "precision": manifest.precision,
         "latents": sizes(manifest.latent_shape),
-        "network": f"{config.num_encoder_blocks} encoder and {config.num_decoder_blocks} decoder blocks of width "
-        f"{config.hidden_size}, {config.num_groups} heads, patches of {sizes((config.patch_size,) * 2)}, "
-        f"{config.num_classes} classes",
+        "network": f"{config.description}, {config.num_classes} classes",
         **({"classes": list(manifest.class_names)} if manifest.class_names else {}),
         "kept": f"{manifest.cache} between refreshes; forecasts are made {made}{up_to}",
         **({"engines": _engine(engine)} if engine is not None else {}),
