@@ -132,7 +132,7 @@ def _batch_sums(
     # [E, branch, B · L, D]
     states = torch.empty((spec.num_evaluations, 2, batch * tokens, width), device=device)
     modulations = torch.empty((spec.num_evaluations, model.config.modulation_size), dtype=torch.float64, device=device)
-    bias = model.modulations(torch.zeros(1, 1, width, device=device, dtype=model.dtype))
+    bias = model.modulation_bias
     step = 0
 
     def keep(state: Tensor) -> None:

@@ -104,7 +104,9 @@ def calibrate(
     )
 
 
-def run_calibration(place: Workspace, network: SplitNetwork, spec: SamplingSpec, *, out: Path, **settings: Any) -> Calibration:
+def run_calibration(
+    place: Workspace, network: SplitNetwork, spec: SamplingSpec, *, out: Path, **settings: Any
+) -> Calibration:
     """Calibrates in turn with other processes of this workspace, whose beginnings lie in one place."""
     from ddt_accel.locks import making
 

@@ -107,8 +107,7 @@ class Fitter:
             )
         self.backend = TorchBackend(model)
         check_checkpoint(schedule, self.backend.checkpoint_sha256)
-        with torch.no_grad():
-            bias = model.modulations(torch.zeros(1, 1, model.config.state_size, device=model.device, dtype=model.dtype))[0, 0].float().cpu().numpy()
+        bias = model.modulation_bias.float().cpu().numpy()
         self.scalars = Scalars(schedule, bias, free=spec.free, sources=spec.sources).to(model.device)
         self.trained = {name: value for name, value in self.scalars.named_parameters() if value.requires_grad}
         self.best_iteration, self.best_score = 0, -math.inf

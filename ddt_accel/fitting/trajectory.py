@@ -30,7 +30,9 @@ class Passed:
     modulations: dict[tuple[int, int], Tensor]
 
 
-def fitted_trajectory(model: SplitNetwork, scalars: Scalars, noise: Tensor, labels: Tensor, *, autocast: bool = False) -> Passed:
+def fitted_trajectory(
+    model: SplitNetwork, scalars: Scalars, noise: Tensor, labels: Tensor, *, autocast: bool = False
+) -> Passed:
     """The trajectory of the present numbers from `noise` [B, C, H, W] for `labels` [B]; float32.
 
     With `autocast` the networks multiply in bfloat16.

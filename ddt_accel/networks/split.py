@@ -42,6 +42,11 @@ class SplitNetwork(nn.Module):
         """All that the decoder reads of a state [B, L, D]: [B, L, M]."""
         return torch.cat([affine(state) for affine in self.modulation_maps], dim=-1)
 
+    @property
+    def modulation_bias(self) -> Tensor:
+        """The modulations [M] of a state of zeros."""
+        return torch.cat([affine.bias.detach() for affine in self.modulation_maps])
+
     @abstractmethod
     def decode_modulated(self, x: Tensor, modulations: Tensor) -> Tensor:
         """Velocity [B, C, H, W] of x [B, C, H, W] under cached modulations [B, L, M]."""

@@ -113,7 +113,7 @@ class Place(nn.Module):
 
 
 class FourierEmbedder(nn.Module):
-    """Sines and cosines of the time at stored frequencies, through an MLP: [B] → [B, D]; the frequencies are trained."""
+    """Sines and cosines of the time at frequencies from the file, through an MLP: [B] → [B, D]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
