@@ -37,8 +37,8 @@ from ddt_accel import load_model
 from ddt_accel.errors import CheckpointError, ConfigError, DDTAccelError
 from ddt_accel.networks.archives import PickledCheckpoint
 from ddt_accel.networks.checkpoints import describe
-from ddt_accel.networks.config import DDTConfig
-from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.ddt.config import DDTConfig
+from ddt_accel.networks.ddt.network import DDT
 from ddt_accel.networks.locate import EMBEDDED, embedded_models
 
 
@@ -307,7 +307,7 @@ def test_tensors_inside_of_objects_are_found(reference, tmp_path: Path) -> None:
     torch.save({"model": Held(raw), "ema": Averager(list(averaged.values()))}, tmp_path / "x.pt")
     assert same(load_model(tmp_path / "x.pt", config=reference.config), averaged)
     assert same(load_model(tmp_path / "x.pt", config=reference.config, weights="raw"), raw)
-    network = DDT(DDTConfig.from_mapping(reference.config))
+    network = DDT(DDTConfig(**reference.config))
     network.load_state_dict(averaged)
     torch.save(network, tmp_path / "whole.pt")
     assert same(load_model(tmp_path / "whole.pt", config=reference.config), averaged)

@@ -24,8 +24,8 @@ from torch import Tensor
 from ddt_accel import load_model
 from ddt_accel.errors import CheckpointError, DDTAccelError
 from ddt_accel.networks.checkpoints import describe
-from ddt_accel.networks.config import DDTConfig
-from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.ddt.config import DDTConfig
+from ddt_accel.networks.ddt.network import DDT
 from ddt_accel.networks.layout import NETWORK
 
 CONFIG = DDTConfig(

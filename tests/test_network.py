@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from ddt_accel import load_model
-from ddt_accel.networks.config import DDTConfig
-from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.ddt.config import DDTConfig
+from ddt_accel.networks.ddt.network import DDT
 from ddt_accel.networks.layers import patchify, unpatchify
 
 

@@ -7,20 +7,27 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ddt_accel.errors import ConfigError
-from ddt_accel.networks.config import SplitConfig, TrainableConfig, TrainShape, from_mapping
+from ddt_accel.networks.config import LatentShape, SplitConfig, TrainableConfig, TrainShape, from_mapping
 from ddt_accel.networks.ddt.config import DDTConfig
+from ddt_accel.networks.ddt.inference import PreparedDDT
 from ddt_accel.networks.ddt.network import DDT
 from ddt_accel.networks.pixnerd.config import PixNerdConfig
+from ddt_accel.networks.pixnerd.inference import PreparedPixNerd
 from ddt_accel.networks.pixnerd.network import PixNerd
+from ddt_accel.networks.prepared import Arithmetic, PreparedNetwork
+from ddt_accel.networks.rae.config import DiTDHConfig
+from ddt_accel.networks.rae.inference import PreparedDiTDH
+from ddt_accel.networks.rae.network import DiTDH
 from ddt_accel.networks.split import SplitNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What there is of a family: the type of its settings, which names it, and of its network."""
+    """What there is of a family: the types of its settings, which name it, of its network, and of that prepared."""
 
     config: type[Any]
     network: type[Any]
+    prepared: type[Any]
 
     @property
     def name(self) -> str:
@@ -31,8 +38,9 @@ class Family:
 FAMILIES = {
     family.name: family
     for family in (
-        Family(config=DDTConfig, network=DDT),
-        Family(config=PixNerdConfig, network=PixNerd),
+        Family(config=DDTConfig, network=DDT, prepared=PreparedDDT),
+        Family(config=DiTDHConfig, network=DiTDH, prepared=PreparedDiTDH),
+        Family(config=PixNerdConfig, network=PixNerd, prepared=PreparedPixNerd),
     )
 }
 UNNAMED = DDTConfig.family  # of files that were written when there was one family
@@ -42,6 +50,12 @@ def build(config: SplitConfig) -> SplitNetwork:
     """A network with fresh weights."""
     network: SplitNetwork = FAMILIES[config.family].network(config)
     return network
+
+
+def prepare(model: SplitNetwork, latent_shape: LatentShape, arithmetic: Arithmetic) -> PreparedNetwork:
+    """A network laid out for inference on latents [C, H, W]; raises ConfigError where these do not fit it."""
+    prepared: PreparedNetwork = FAMILIES[model.config.family].prepared(model, latent_shape, arithmetic)
+    return prepared
 
 
 def trainable(family: str, shape: TrainShape) -> TrainableConfig:
