@@ -71,6 +71,15 @@ def test_scores_without_a_bound_are_left_to_the_fused_kernel(tiny_model_path) ->
         torch.testing.assert_close(prepared.encode(x, t, y), model.encode(x, t, y), atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("wide", [True, False])
+def test_attention_written_out_is_the_same(model, wide: bool) -> None:
+    """Where queries are scaled before they meet the keys."""
+    x, t, y = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0)), torch.rand(2), torch.tensor([0, 1])
+    written_out = InferenceDDT(model, SHAPE, written_out=True, wide_softmax=wide)
+    with torch.inference_mode():
+        torch.testing.assert_close(written_out.encode(x, t, y), model.encode(x, t, y), atol=5e-5, rtol=1e-4)
+
+
 def test_rotated_halves_are_joined_in_the_precision_of_products(model) -> None:
     """Joined in float32 and cast afterwards, they are three kernels for a compiler and three times the bytes."""
     prepared = InferenceDDT(model, SHAPE, "bf16")

@@ -28,10 +28,12 @@ from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.backends.tensorrt import check_engine
 from ddt_accel.backends.tensors import Cut, tensor_table
 from ddt_accel.errors import ConfigError, DependencyError, MismatchError, ParityError
+from ddt_accel.exporting import engines as building
 from ddt_accel.exporting import export as exporting
 from ddt_accel.exporting.engines import EngineOptions, build_engine, find_library
 from ddt_accel.exporting.reference import AT, reference_points
-from ddt_accel.networks.inference import InferenceDDT
+from ddt_accel.networks.inference import InferenceBlock, InferenceDDT
+from ddt_accel.networks.layers import attend_written_out
 
 builds = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed"
@@ -82,6 +84,24 @@ def test_products_are_in_the_precision_that_was_asked_for(engines) -> None:
         "encoder": {"BF16": 6 * config.num_encoder_blocks + 3, "FLOAT": 2},
         "decoder": {"BF16": 6 * config.num_decoder_blocks + 2},
     }
+
+
+@builds
+def test_attention_can_be_fused(model, tmp_path, monkeypatch) -> None:
+    """Nothing stands between scores and softmax; scaled there, as it is usually written, the export would not pass."""
+    layers: list[str] = []
+
+    def counted(trt, network) -> None:
+        layers.extend(str(network.get_layer(k).type) for k in range(network.num_layers))
+        check(trt, network)
+
+    check = building._check_attention
+    monkeypatch.setattr(building, "_check_attention", counted)
+    export(model, tmp_path, format="tensorrt", precision="fp16", engines=RTX)
+    assert sum("SOFTMAX" in one for one in layers) == model.config.num_blocks
+    monkeypatch.setattr(InferenceBlock, "_attend", lambda self, *given: attend_written_out(*given))
+    with pytest.raises(ConfigError, match="stands between scores and softmax"):
+        export(model, tmp_path, format="tensorrt", precision="fp16", engines=RTX)
 
 
 @builds

@@ -77,7 +77,7 @@ def export(
     with _staging(folder, say) as staging:
         done = on_stage("a trajectory to compare with", 1)
         points = reference_points(_reference(model), latent_shape, sources=sources, cache=cache)
-        prepared = InferenceDDT(model, latent_shape, precision, written_out=True).cpu()
+        prepared = InferenceDDT(model, latent_shape, precision, written_out=True, wide_softmax=library is None).cpu()
         networks = {"encoder": EncoderNetwork(prepared, cut), "decoder": DecoderNetwork(prepared, cut)}
         inputs, outputs = _examples(points, cut)
         done()

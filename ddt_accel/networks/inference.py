@@ -21,7 +21,6 @@ from ddt_accel.networks.layers import (
     Block,
     FinalLayer,
     attend,
-    attend_written_out,
     modulate,
     patchify,
     rotary_table,
@@ -64,9 +63,10 @@ class InferenceBlock(nn.Module):
     norm2: Tensor
     norm_qk: Tensor
 
-    def __init__(self, block: Block, dtype: torch.dtype, *, written_out: bool) -> None:
+    def __init__(self, block: Block, dtype: torch.dtype, *, written_out: bool, wide_softmax: bool) -> None:
         super().__init__()
         attention, mlp, self.written_out = block.attn, block.mlp, written_out
+        self.wide_softmax = wide_softmax
         width, self.heads, self.dtype = attention.proj.in_features, attention.heads, dtype
         depth = width // self.heads
         halves = torch.cat([torch.arange(0, depth, 2), torch.arange(1, depth, 2)])
@@ -81,7 +81,10 @@ class InferenceBlock(nn.Module):
         self.register_buffer("norm2", block.norm2.weight.detach().float())
         # [2, 1, d]: over heads.
         scales = torch.stack([attention.q_norm.weight.detach()[halves], attention.k_norm.weight.detach()[halves]])
-        self.register_buffer("norm_qk", scales[:, None].float())
+        norms = scales[:, None].float()
+        if written_out:  # Scaled here, not after the product, which engines fuse with softmax only as its neighbour.
+            norms = torch.stack([norms[0] * depth**-0.5, norms[1]])
+        self.register_buffer("norm_qk", norms)
         # Normalised vectors have length √d, so that no score is above this: where it is small, softmax needs no
         # maximum, and on a CPU two products and an exponential take less than the fused kernel for short sequences.
         bound = depth**0.5 * scales.abs().amax(1).prod().item()
@@ -109,11 +112,15 @@ class InferenceBlock(nn.Module):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """On [B, H, L, d]."""
         if self.written_out:
-            return attend_written_out(query, key, value)
+            scores = query @ key.transpose(-1, -2)
+            if self.wide_softmax:  # a cast of its own: of softmax(dtype=…) the exported graph casts the result
+                scores = scores.float()
+            attended: Tensor = scores.softmax(dim=-1).to(self.dtype) @ value
+            return attended
         if not self.bounded or query.shape[-2] > SHORT or query.device.type != "cpu":
             return attend(query, key, value)
         weights = ((query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5).exp()
-        attended: Tensor = (weights.to(self.dtype) @ value) / weights.sum(-1, keepdim=True)
+        attended = (weights.to(self.dtype) @ value) / weights.sum(-1, keepdim=True)
         return attended.to(self.dtype)
 
     def _modulated(self, x: Tensor, weight: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -130,8 +137,10 @@ class InferenceDDT(nn.Module):
     """A DDT for latents [C, H, W] of one size, with its matrix products in "fp32", "fp16" or "bf16".
 
     Norms, softmax, rotation, modulation and the residual stream are in float32, the timestep embedding entirely. With
-    `written_out` attention is two products with a softmax between them, as an exported graph must say it. Weights are
-    shared with the model where they are the same. Raises ConfigError for latents that the patches do not fit.
+    `written_out` attention is two products with a softmax between them, as an exported graph must say it; with
+    `wide_softmax=False` that softmax is said to be in the products' type, which engines compute in float32 all the
+    same. Weights are shared with the model where they are the same. Raises ConfigError for latents that the patches do
+    not fit.
     """
 
     label_table: Tensor
@@ -139,7 +148,13 @@ class InferenceDDT(nn.Module):
     sin: Tensor
 
     def __init__(
-        self, model: DDT, latent_shape: tuple[int, int, int], precision: str = "fp32", *, written_out: bool = False
+        self,
+        model: DDT,
+        latent_shape: tuple[int, int, int],
+        precision: str = "fp32",
+        *,
+        written_out: bool = False,
+        wide_softmax: bool = True,
     ) -> None:
         super().__init__()
         if precision not in PRECISIONS:
@@ -157,7 +172,9 @@ class InferenceDDT(nn.Module):
         per_block = [block.adaLN_modulation for block in model.decoder_blocks]
         self.modulation_map = Affine.stacked([*per_block, model.final_layer.adaLN_modulation], dtype)
         self.encoder_blocks, self.decoder_blocks = (
-            nn.ModuleList(InferenceBlock(block, dtype, written_out=written_out) for block in blocks)
+            nn.ModuleList(
+                InferenceBlock(block, dtype, written_out=written_out, wide_softmax=wide_softmax) for block in blocks
+            )
             for blocks in (model.encoder_blocks, model.decoder_blocks)
         )
         rows, columns = (size // config.patch_size for size in latent_shape[1:])
