@@ -44,6 +44,34 @@ def test_imports_point_up_the_list() -> None:
             assert root != "torch" or part not in TORCHLESS, f"{path} imports {name}"
 
 
+def test_no_module_outside_networks_knows_a_family() -> None:
+    """Neither its folder, nor its types, nor its name as a value; prose may cite one."""
+    families = {path.parent.name for path in PACKAGE.glob("networks/*/network.py")}
+    trees = {path: ast.parse(path.read_text()) for _, path in modules()}
+    types = {
+        node.name
+        for path, tree in trees.items()
+        if path.parent.name in families
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    }
+    assert {"ddt", "rae", "pixnerd"} <= families
+    assert {"DDT", "DiTDHConfig", "PreparedPixNerd"} <= types
+    for path, tree in trees.items():
+        if "networks" in path.parts:
+            continue
+        assert not {name for name in imports(path) if {*name.split(".")} & families}, path
+        for node in ast.walk(tree):
+            said = {ast.Name: "id", ast.Attribute: "attr", ast.Constant: "value"}.get(type(node))
+            assert said is None or getattr(node, said) not in types | families, f"{path}:{node.lineno}"
+
+
+def test_families_have_the_same_files() -> None:
+    folders = [path.parent for path in PACKAGE.glob("networks/*/network.py")]
+    files = {folder.name: {path.name for path in folder.glob("*.py")} for folder in folders}
+    assert len({frozenset(names) for names in files.values()}) == 1, files
+
+
 def test_files_stay_small_and_have_a_subject() -> None:
     for _, path in modules():
         lines = path.read_text().splitlines()

@@ -28,7 +28,9 @@ def train(
     ] = 4_200_000,
     size: Annotated[int, typer.Option(min=1, max=16384, help="Side of the images in pixels.")] = 32,
     split: Annotated[str, typer.Option(help="Which split, where the data has several.")] = "train",
-    family: Annotated[str, typer.Option(help="Which family of networks.")] = "ddt",
+    family: Annotated[
+        str | None, typer.Option(help="Family of the network: ddt, the default, or pixnerd.", show_default=False)
+    ] = None,
     hidden_size: Annotated[int, typer.Option(min=1, max=65536, help="Width of the network.")] = 128,
     heads: Annotated[int, typer.Option(min=1, help="Attention heads.")] = 4,
     encoder_blocks: Annotated[int, typer.Option(min=1, max=1000, help="Blocks of the condition encoder.")] = 6,
@@ -57,7 +59,7 @@ def train(
     device: DeviceOption = "cpu",
     json: JsonOption = False,
 ) -> None:
-    """Train a DDT on labelled images in pixel space, by flow matching. Ctrl-C keeps what was trained."""
+    """Train a split network on labelled images in pixel space, by flow matching. Ctrl-C keeps what was trained."""
     import torch
 
     from ddt_accel.artifacts import check_writable, write_atomic
@@ -132,7 +134,7 @@ def train(
     )
 
 
-def _network(family: str, size: int, shape: TrainShape) -> TrainableConfig:
+def _network(family: str | None, size: int, shape: TrainShape) -> TrainableConfig:
     """The network for one class: how many there are, the pictures say."""
     from ddt_accel.errors import ConfigError
     from ddt_accel.networks.families import trainable

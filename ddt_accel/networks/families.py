@@ -58,8 +58,9 @@ def prepare(model: SplitNetwork, latent_shape: LatentShape, arithmetic: Arithmet
     return prepared
 
 
-def trainable(family: str, shape: TrainShape) -> TrainableConfig:
+def trainable(family: str | None, shape: TrainShape) -> TrainableConfig:
     """The settings of a network that is trained on pictures; raises ConfigError for a family that is not."""
+    family = family or UNNAMED
     names = [name for name, one in FAMILIES.items() if hasattr(one.config, "for_pictures")]
     if family not in names:
         raise ConfigError(f"--family is {family!r}; on pictures {' and '.join(names)} can be trained.")

@@ -1,0 +1,198 @@
+"""One conformance suite over every family and every backend: a new family enters `NETWORKS`, and has it for nothing.
+
+The oracle is the family's own network in float32, run by PyTorch; that in turn is held against the published numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ddt_accel import SamplingSpec, Schedule, draw_labels, draw_noise, export, open_backend, sample
+from ddt_accel.backends.compiled import CompiledBackend
+from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel.networks.families import FAMILIES, build, config_of, prepare
+from ddt_accel.networks.prepared import Arithmetic
+from ddt_accel.networks.split import SplitNetwork
+from ddt_accel.sampling.program import compile_program
+from ddt_accel.sampling.trajectory import run
+from ddt_accel.solver.split import encoder_runs
+
+# By family: settings, and latents that such a network is for.
+NETWORKS = {
+    "ddt": (
+        {
+            "in_channels": 3, "patch_size": 2, "num_groups": 2, "hidden_size": 16, "num_blocks": 3,
+            "num_encoder_blocks": 2, "num_classes": 4,
+        },
+        (3, 8, 8),
+    ),
+    "rae": (
+        {
+            "input_size": 4, "in_channels": 6, "hidden_size": [16, 24], "depth": [2, 1], "num_heads": [2, 3],
+            "num_classes": 4,
+        },
+        (6, 4, 4),
+    ),
+    "pixnerd": (
+        {
+            "in_channels": 3, "patch_size": 4, "num_groups": 2, "hidden_size": 16, "hidden_size_x": 6, "num_blocks": 3,
+            "num_cond_blocks": 2, "nerf_mlpratio": 2, "num_classes": 4,
+        },
+        (3, 8, 12),
+    ),
+}  # fmt: skip
+EXPORTS = {"fp32": {}, "states": {"sources": 3, "cache": "state"}}
+# Relative to the size of the latents. `test_backends` has more of each backend, with one family.
+TOLERANCE = {"torch": 1e-6, "onnx-fp32": 1e-4, "onnx-states": 1e-4, "compiled": 1e-4}
+
+
+@pytest.fixture(scope="session", params=list(FAMILIES))
+def network(request) -> SplitNetwork:
+    """Of every parameter random, those that start at zero included: those of a fresh network hide what is wrong."""
+    settings, _ = NETWORKS[request.param]
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        model = build(config_of({"family": request.param, **settings})).eval().requires_grad_(False)
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * (0.3 if parameter.ndim > 1 else 0.1))
+        for name, parameter in model.named_parameters():
+            if name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "norm_final.weight")):
+                parameter.add_(1)
+    return model
+
+
+@pytest.fixture(scope="session")
+def shape(network) -> tuple[int, int, int]:
+    return NETWORKS[network.config.family][1]
+
+
+@pytest.fixture(scope="session")
+def opened(network, shape, tmp_path_factory) -> Callable[[str], object]:
+    """Backends by name, each made once."""
+    made: dict[str, object] = {}
+
+    def backend(name: str) -> object:
+        if name not in made:
+            runner, _, kind = name.partition("-")
+            if runner == "torch":
+                made[name] = TorchBackend(network)
+            elif runner == "compiled":
+                made[name] = CompiledBackend(network, latent_shape=shape, precision="fp32")
+            else:
+                folder: Path = tmp_path_factory.mktemp(f"{network.config.family}-{kind}")
+                export(network, folder, format="onnx", latent_shape=shape, **EXPORTS[kind])
+                made[name] = open_backend(folder)
+        return made[name]
+
+    return backend
+
+
+def close(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
+    return bool((got - expected).norm() <= tolerance * expected.norm())
+
+
+def drawn(network: SplitNetwork, shape: tuple[int, int, int], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    indices = range(count)
+    return draw_noise(shape, seed=2, indices=indices), draw_labels(network.config.num_classes, seed=2, indices=indices)
+
+
+def test_sizes_are_those_of_its_settings(network, shape) -> None:
+    x, y = drawn(network, shape, 2)
+    config, t = network.config, torch.tensor([0.2, 0.7])
+    tokens = config.num_tokens(shape)
+    state = network.encode(x, t, y)
+    modulations = network.modulations(state)
+    assert state.shape == (2, tokens, config.state_size)
+    assert modulations.shape == (2, tokens, config.modulation_size)
+    assert [affine.out_features for affine in network.modulation_maps] == list(config.modulation_widths)
+    assert network.decode_modulated(x, modulations).shape == x.shape
+    assert torch.equal(network(x, t, y), network.decode(x, state))
+
+
+def test_modulations_are_affine_in_the_state(network, shape) -> None:
+    """What forecasts, means and Gram matrices rest on: a forecast of modulations is that of states."""
+    x, y = drawn(network, shape, 1)
+    first, second = (network.encode(x, torch.tensor([t]), y) for t in (0.2, 0.9))
+    of_states = network.modulations(1.7 * first - 0.6 * second)
+    of_modulations = (
+        1.7 * network.modulations(first) - 0.6 * network.modulations(second) - 0.1 * network.modulation_bias
+    )
+    torch.testing.assert_close(of_states, of_modulations, rtol=1e-4, atol=1e-4)
+
+
+def test_the_decoder_sees_time_and_label_through_the_state_alone(network, shape) -> None:
+    x, y = drawn(network, shape, 3)
+    t = torch.tensor([0.1, 0.5, 0.9])
+    states = torch.cat([network.encode(x[k : k + 1], t[k : k + 1], y[k : k + 1]) for k in range(3)])
+    torch.testing.assert_close(network.decode(x, states), network(x, t, y), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("written_out", [False, True])
+def test_prepared_for_inference_it_computes_the_same(network, shape, written_out: bool) -> None:
+    x, y = drawn(network, shape, 3)
+    t = torch.tensor([0.0, 0.4, 1.0])
+    prepared = prepare(network, shape, Arithmetic.of("fp32", written_out=written_out))
+    state = network.encode(x, t, y)
+    torch.testing.assert_close(prepared.encode(x, t, y), state, rtol=1e-4, atol=1e-5)
+    modulations = prepared.modulations(state)
+    torch.testing.assert_close(modulations, network.modulations(state), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        prepared.decode_modulated(x, modulations), network.decode(x, state), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("name", TOLERANCE)
+def test_trajectories(network, shape, opened, name: str) -> None:
+    noise, labels = drawn(network, shape, 3)
+    for budget in (2, None):
+        spec = SamplingSpec(num_steps=5, solver="ab2", guidance=1.6)
+        schedule = Schedule.full(spec) if budget is None else Schedule.uniform(spec, budget)
+        expected = sample(network, schedule, noise, labels)
+        assert close(sample(opened(name), schedule, noise, labels), expected, TOLERANCE[name])
+
+
+@pytest.mark.parametrize("name", TOLERANCE)
+def test_forecasts(network, shape, opened, name: str) -> None:
+    noise, labels = drawn(network, shape, 2)
+    means = network.modulations(
+        torch.randn(1, 6, network.config.state_size, generator=torch.Generator().manual_seed(0))
+    )
+    schedule = Schedule(
+        spec=SamplingSpec(num_steps=6, guidance=1.5),
+        refresh_steps=(0, 2, 3),
+        forecasts={1: ((0, 0.8),), 4: ((2, -1.0), (3, 2.0)), 5: ((0, 0.5), (2, -1.5), (3, 2.0))},
+        mean_modulations=means[0].numpy().astype(np.float32),
+    )
+    program = compile_program(schedule)
+    expected = run(TorchBackend(network), program, noise, labels)
+    assert close(run(opened(name), program, noise, labels), expected, 2 * TOLERANCE[name])
+    assert encoder_runs(schedule) == 6
+
+
+def test_multiply_adds_are_those_that_pytorch_counts(network, shape) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x, y = drawn(network, shape, 1)
+    t = torch.tensor([0.3])
+    prepared = prepare(network, shape, Arithmetic.of("fp32", written_out=True))
+    counted = network.config.multiply_adds(shape)
+    state = network.encode(x, t, y)
+    parts = {
+        "encoder": lambda: network.encode(x, t, y),
+        "modulations": lambda: network.modulations(state),
+        "decoder": lambda: prepared.decode_modulated(x, network.modulations(state)),
+    }
+    for name, part in parts.items():
+        with FlopCounterMode(display=False) as counter:
+            part()
+        found = counter.get_total_flops() / 2
+        if name == "decoder":
+            found -= counted.modulations
+        # Hidden features are filled up to whole vectors where a network is prepared.
+        slack = 0 if name != "decoder" else 0.6
+        assert getattr(counted, name) <= found <= (1 + slack) * getattr(counted, name), name
