@@ -18,8 +18,8 @@ from torch import Tensor
 from ddt_accel import SamplingSpec, calibrate, load_model, solve
 from ddt_accel.cli.app import main
 from ddt_accel.networks.checkpoints import tensors_sha256
-from ddt_accel.networks.config import DDTConfig
-from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.ddt.config import DDTConfig
+from ddt_accel.networks.ddt.network import DDT
 
 TINY = DDTConfig(
     in_channels=3, patch_size=2, num_groups=2, hidden_size=16, num_blocks=3, num_encoder_blocks=2, num_classes=4

@@ -37,8 +37,8 @@ from ddt_accel import load_model
 from ddt_accel.errors import CheckpointError, ConfigError, DDTAccelError
 from ddt_accel.networks.archives import PickledCheckpoint
 from ddt_accel.networks.checkpoints import describe
-from ddt_accel.networks.config import DDTConfig
-from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.ddt.config import DDTConfig
+from ddt_accel.networks.ddt.network import DDT
 from ddt_accel.networks.locate import EMBEDDED, embedded_models
 
 
@@ -169,7 +169,7 @@ def test_a_published_yaml_beside_the_file(reference, tmp_path: Path, name: str) 
     assert same(model, ema(reference))
     assert model.source.latent_shape == tuple(reference.case["latent_shape"])
     (tmp_path / name).write_text("model: !!python/object/apply:os.system ['true']")
-    said = "number of encoder blocks" if name == "anything.yml" else "not a published DDT configuration"
+    said = "number of encoder blocks" if name == "anything.yml" else "not a published configuration of a network"
     with pytest.raises(ConfigError, match=said):
         load_model(tmp_path / "model.ckpt")
 
@@ -307,7 +307,7 @@ def test_tensors_inside_of_objects_are_found(reference, tmp_path: Path) -> None:
     torch.save({"model": Held(raw), "ema": Averager(list(averaged.values()))}, tmp_path / "x.pt")
     assert same(load_model(tmp_path / "x.pt", config=reference.config), averaged)
     assert same(load_model(tmp_path / "x.pt", config=reference.config, weights="raw"), raw)
-    network = DDT(DDTConfig.from_mapping(reference.config))
+    network = DDT(DDTConfig(**reference.config))
     network.load_state_dict(averaged)
     torch.save(network, tmp_path / "whole.pt")
     assert same(load_model(tmp_path / "whole.pt", config=reference.config), averaged)
@@ -428,7 +428,7 @@ def test_a_foreign_yaml_beside_the_file_is_no_trouble(reference, tmp_path: Path)
         load_model(tmp_path / "model.ckpt")
     (tmp_path / "model.yaml").write_text("services: {}")
     assert same(load_model(tmp_path / "model.ckpt", config=reference.config), ema(reference))
-    with pytest.raises(ConfigError, match="not a published DDT configuration"):
+    with pytest.raises(ConfigError, match="not a published configuration of a network"):
         load_model(tmp_path / "model.ckpt")
 
 

@@ -10,7 +10,7 @@ from ddt_accel.backends.manifest import FILE_NAME, FORMAT, VERSION
 from ddt_accel.cli.headers import metadata
 from ddt_accel.errors import DDTAccelError
 from ddt_accel.evaluation.costs import SECONDS, Costs, counted_costs
-from ddt_accel.networks.config import SplitConfig
+from ddt_accel.networks.families import config_of
 from ddt_accel.networks.locate import EMBEDDED, embedded_models
 from ddt_accel.schedule import SHIPPED, Schedule
 from ddt_accel.workspace import Workspace
@@ -67,4 +67,4 @@ def _counted_by_name(path: Path) -> Costs | None:
 
 def _counted(config: dict[str, int], latent_shape: list[int]) -> Costs:
     channels, height, width = map(int, latent_shape)
-    return counted_costs(SplitConfig.from_mapping(config), (channels, height, width))
+    return counted_costs(config_of(config), (channels, height, width))

@@ -92,7 +92,7 @@ def _yaml(path: Path) -> Told:
         except (yaml.YAMLError, OSError, UnicodeDecodeError):
             raise ArtifactError(f"{path} is damaged or no YAML ({error}).") from None
         top = [str(key) for key in content] if isinstance(content, dict) else [type(content).__name__]
-        return Told(facts={"kind": "YAML, but no configuration of a DDT", "holds": top, "reason": str(error)})
+        return Told(facts={"kind": "YAML, but no configuration of a network", "holds": top, "reason": str(error)})
     config = vars(settings.config) if settings.config is not None else {}
     return Told(
         facts={
