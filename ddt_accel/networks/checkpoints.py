@@ -7,16 +7,26 @@ import json
 import logging
 import math
 from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ddt_accel.errors import CheckpointError, listed
+from ddt_accel.errors import CheckpointError, ConfigError, listed
 from ddt_accel.networks.config import Source, SplitConfig
 from ddt_accel.networks.contents import Contents, Entry, open_checkpoint
-from ddt_accel.networks.families import as_mapping, blank_tensors, build, check_family, family_in, published_of, titles
+from ddt_accel.networks.families import (
+    as_mapping,
+    blank_tensors,
+    build,
+    check_family,
+    family_in,
+    published_of,
+    settings_in,
+    titles,
+)
 from ddt_accel.networks.layout import NETWORK, Kind, Layout, WeightSet, choose, layout_of
 from ddt_accel.networks.locate import locate
 from ddt_accel.networks.settings import given_settings, settings_beside
@@ -126,7 +136,7 @@ def _filled(config: SplitConfig, chosen: WeightSet, path: Path) -> tuple[SplitNe
     if problems:
         raise CheckpointError(
             f"{path} does not fit the configuration ({_titled(config)}). Of its weights {chosen.name} "
-            f"{len(missing) + len(extra) + len(wrong)} differ: {'; '.join(problems)}."
+            f"{len(missing) + len(extra) + len(wrong)} differ: {'; '.join(problems)}.{_contradicted(config, chosen)}"
         )
     wide = {name: stored[name].read().float() for name in expected}
     broken = [name for name, tensor in wide.items() if not torch.isfinite(tensor).all()]
@@ -139,8 +149,18 @@ def _filled(config: SplitConfig, chosen: WeightSet, path: Path) -> tuple[SplitNe
     return model, {*expected, *tables}
 
 
+def _contradicted(config: SplitConfig, chosen: WeightSet) -> str:
+    """Which settings the weights tell otherwise, as far as they tell any."""
+    try:
+        told, given = asdict(settings_in(chosen.shapes)), asdict(config)
+    except ConfigError:
+        return ""
+    others = [f"{name} is {told[name]}, not {given[name]}" for name in given if told[name] != given[name]]
+    return f" By them {' and '.join(others)}." if others else ""
+
+
 def _shown(config: SplitConfig) -> str:
-    return ", ".join(f"{name} {value}" for name, value in as_mapping(config).items())
+    return ", ".join(f"{name} {value}" for name, value in asdict(config).items())
 
 
 def _titled(config: SplitConfig) -> str:

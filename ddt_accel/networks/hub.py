@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import re
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import unquote
 
 from ddt_accel.errors import CheckpointError, DependencyError, listed
@@ -13,6 +14,7 @@ from ddt_accel.networks.shards import INDEX_SUFFIX, stem_of
 
 _REPOSITORY = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?::(?P<path>.+))?")
 _MOST_LISTED = 24
+_PATIENCE = 20.0  # seconds
 
 
 def repository_in(source: str) -> tuple[str, str | None] | None:
@@ -35,27 +37,32 @@ def fetch(repository: str, path: str | None) -> tuple[Path, str]:
     """
     try:
         import huggingface_hub
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ImportError:
         raise DependencyError(
             f"{repository} lies on the Hugging Face hub; to fetch it, install ddt-accel[hub], or give a local file."
         ) from None
-    failures = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError)
     try:
-        names: list[str] = sorted(huggingface_hub.HfApi().list_repo_files(repository))
+        siblings = huggingface_hub.HfApi().model_info(repository, timeout=_PATIENCE).siblings or []
+    except Exception as error:  # of a lost connection, they are those of an HTTP client that differs by version
+        folder = _downloaded(huggingface_hub, repository, error, local_files_only=True)
+        files = [file.relative_to(folder).as_posix() for file in candidates_in(folder)]
+        chosen = path if path and (folder / path).is_file() else _chosen(repository, path, files)
+    else:
+        names = [sibling.rfilename for sibling in siblings]
         chosen = path if path in names else _chosen(repository, path, named_as_checkpoints(names))
-        folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=_patterns(chosen)))
-    except failures as error:
-        try:
-            folder = Path(huggingface_hub.snapshot_download(repository, local_files_only=True))
-        except failures:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(
-                f"{repository} is no local file and cannot be had from the Hugging Face hub ({reason})."
-            ) from None
-        here = [file.relative_to(folder).as_posix() for file in candidates_in(folder)]
-        chosen = path if path and (folder / path).is_file() else _chosen(repository, path, here)
+        folder = _downloaded(huggingface_hub, repository, None, allow_patterns=_patterns(chosen))
     return folder / chosen, chosen
+
+
+def _downloaded(hub: Any, repository: str, before: Exception | None, **options: Any) -> Path:
+    """The folder that a repository's files are in; `before` is why less is asked for than would be wanted."""
+    try:
+        return Path(hub.snapshot_download(repository, **options))
+    except Exception as error:
+        reason = (str(before or error).splitlines() or [type(before or error).__name__])[0]
+        raise CheckpointError(
+            f"{repository} is no local file and cannot be had from the Hugging Face hub ({reason})."
+        ) from None
 
 
 def _chosen(repository: str, path: str | None, names: list[str]) -> str:

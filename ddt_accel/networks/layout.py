@@ -38,6 +38,7 @@ from ddt_accel.networks.releases import Shapes
 # The first parts of a network's own names: those that all families have, and others that some have.
 NETWORK = frozenset({"x_embedder", "s_embedder", "t_embedder", "y_embedder", "blocks", "final_layer"})
 _OWN = NETWORK.union(*(family.published.PARTS for family in FAMILIES.values()))
+_TABLES = {name for family in FAMILIES.values() for name in family.published.TABLES}
 # The published names of the two sets in one state_dict.
 EMA, RAW = "ema_denoiser.", "denoiser."
 
@@ -214,7 +215,8 @@ def _nameless(strays: Strays, sets: list[WeightSet]) -> list[WeightSet]:
             if named and all(named[name].shape == model.members[name].shape for name in named):
                 own = {name: entry for name, entry in named.items() if name in model.tensors}
                 place = next(keys for parts, (keys, _) in strays.items() if parts[:-1] == group)[:-1]
-                found.append(WeightSet(group, place, tensors=own, members=named))
+                tables = {name: entry for name, entry in model.members.items() if name in _TABLES}
+                found.append(WeightSet(group, place, tensors=own, members=tables | named))
                 break
     return found
 

@@ -42,6 +42,8 @@ def given_settings(config: Mapping[str, Any] | SplitConfig | str | Path | None) 
     if isinstance(config, str | Path):
         return read_yaml(Path(config).expanduser())
     if isinstance(config, Mapping):
+        if any(isinstance(value, dict) for value in config.values()):  # a whole YAML, read by the caller
+            return _read(Document(dict(config)), "The configuration", "that was given")
         return Settings(config=config_of(config))
     return Settings(config=config)
 
@@ -144,13 +146,16 @@ def read_yaml(path: Path) -> Settings:
     the latents. Plain interpolation, `${data.num_classes}`, is followed. Raises ConfigError, saying what was looked for
     and what there is.
     """
-    document = read_document(path)
+    return _read(read_document(path), str(path), f"in {path}")
+
+
+def _read(document: Document, name: str, origin: str) -> Settings:
     try:
         config, *others = _configs(document)
         shape = _latent_shape(document, config)
     except ConfigError as error:
-        raise ConfigError(f"{path} is not a published configuration of a network. {error}") from None
-    return Settings(config=config, others=tuple(others), latent_shape=shape, origin=f"in {path}")
+        raise ConfigError(f"{name} is not a published configuration of a network. {error}") from None
+    return Settings(config=config, others=tuple(others), latent_shape=shape, origin=origin)
 
 
 def _configs(document: Document) -> list[SplitConfig]:

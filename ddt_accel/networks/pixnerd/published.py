@@ -56,6 +56,8 @@ def settings_of(shapes: Shapes) -> SplitConfig:
             nerf_mlpratio=weights // (2 * inner**2),
             num_classes=rows - 1,
         )
+    except ConfigError:
+        raise
     except (LookupError, ValueError, ZeroDivisionError):
         raise ConfigError("its settings cannot be read off the weights, of which some are missing or odd") from None
 

@@ -58,11 +58,15 @@ def settings_of(shapes: Shapes) -> SplitConfig:
     """
     try:
         return _read_off(shapes)
+    except ConfigError:
+        raise
     except (LookupError, ValueError, ZeroDivisionError):
         raise ConfigError("its settings cannot be read off the weights, of which some are missing or odd") from None
 
 
 def _read_off(shapes: Shapes) -> DiTDHConfig:
+    if "s_embedder.proj.weight" not in shapes:
+        raise ConfigError("it has no s_embedder, as a DiT without an encoder of its own, which has nothing to share")
     wide, channels = shapes["s_embedder.proj.weight"][:2]
     own = shapes["x_embedder.proj.weight"][0]
     numbers = blocks_in(shapes, "attn.proj.weight")
