@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ddt_accel import load_model
 from ddt_accel.errors import CheckpointError, ConfigError
-from ddt_accel.networks.checkpoints import describe, tensors_sha256
+from ddt_accel.networks.checkpoints import describe, identity, tensors_sha256
 from ddt_accel.networks.families import FAMILIES, as_mapping, build, config_of, settings_in
 from ddt_accel.networks.pixnerd.config import PixNerdConfig
 from ddt_accel.networks.rae.config import DiTDHConfig
@@ -282,6 +282,43 @@ def test_rotary_tables_are_passed_over_whether_there_or_not(tmp_path: Path, capl
     other = {**SMALL_RAE, "num_heads": [4, 3]}
     with pytest.raises(CheckpointError, match=r"freqs_cos is \[9, 8\], expected \[9, 4\].* num_heads is \(2, 3\), not"):
         load_model(tmp_path / "with.pt", config=other)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "ema_denoiser.", "module.ema_model._orig_mod."])
+@pytest.mark.parametrize("family", ["rae", "pixnerd"])
+def test_wrapped_names(tmp_path: Path, family: str, prefix: str) -> None:
+    model = drawn(SMALL[family])
+    state = {prefix + name: tensor.contiguous() for name, tensor in published_state(model).items()}
+    torch.save({"state_dict": state}, tmp_path / "x.ckpt")
+    assert load_model(tmp_path / "x.ckpt").source.sha256 == identity(model)
+    safetensors.torch.save_file(state, tmp_path / "x.safetensors")
+    assert load_model(tmp_path / "x.safetensors").source.sha256 == identity(model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_the_protocol_promises(family: str) -> None:
+    model = drawn(SMALL[family])
+    config = model.config
+    shape = config.fixed_shape or (config.in_channels, 4, 8)
+    x, t, y = torch.randn(2, *shape), torch.tensor([0.2, 0.9]), torch.tensor([1, config.num_classes])
+    state = model.encode(x, t, y)
+    assert state.shape == (2, config.num_tokens(shape), config.state_size)
+    modulations = model.modulations(state)
+    assert modulations.shape == (2, config.num_tokens(shape), config.modulation_size)
+    assert config.modulation_size == sum(config.modulation_widths)
+    assert torch.equal(model.decode(x, state), model.decode_modulated(x, modulations))
+    # Affine in the state: forecasts, which are sums with weights of sum 1, commute with the map.
+    mean = model.modulations(0.5 * state[:1] + 0.5 * state[1:])
+    assert relative(mean, 0.5 * modulations[:1] + 0.5 * modulations[1:]) < 1e-5
+    assert torch.equal(model.modulations(torch.zeros_like(state))[0, 0], model.modulation_bias)
+    costs = config.multiply_adds(shape)
+    assert min(costs.encoder, costs.modulations, costs.decoder) > 0
+
+
+def test_embedded_models_are_who_they_were() -> None:
+    """Schedules and calibrations of earlier versions belong to them by this."""
+    known = "a60e5f80f1c4610270af8d1d501c357a2ad2a5cb6a0647f37dfb679968bb32ea"
+    assert load_model("cifar10").source.sha256 == known
 
 
 def test_an_average_without_names_has_no_tables(tmp_path: Path) -> None:

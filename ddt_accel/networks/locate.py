@@ -51,8 +51,12 @@ def locate(source: str) -> Located:
         repository, place = named
         path, place_there = fetch(repository, place)
         release = release_of(repository, place_there)
-        known = Settings(config=release.config, latent_shape=release.latent_shape) if release else Settings()
         name = f"{repository}:{place_there}" if place else repository
+        known = Settings()
+        if release is not None:
+            known = Settings(
+                config=release.config, latent_shape=release.latent_shape, origin="that was published of it"
+            )
         return Located(path=path, name=name, known=known, training=training_files(path.parent))
     if path.is_symlink():
         raise CheckpointError(f"{source} is a link to {os.readlink(path)}, which is not there; give the file itself.")
