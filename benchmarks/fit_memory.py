@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.ddt.network import DDT
 from ddt_accel.networks.locate import PUBLISHED
 
 

@@ -32,8 +32,9 @@ from ddt_accel.fitting.descent import Descent
 from ddt_accel.fitting.fit import Fitter
 from ddt_accel.fitting.fit_spec import FitSpec
 from ddt_accel.fitting.joint import JointFit
-from ddt_accel.networks.ddt import DDT, latent_shape_of
+from ddt_accel.networks.ddt.network import DDT
 from ddt_accel.networks.device import processor
+from ddt_accel.networks.split import latent_shape_of
 from ddt_accel.sampling.reference import converged
 
 HELD_OUT = 7

@@ -40,8 +40,10 @@ from torch.utils import _triton
 
 from ddt_accel.backends.networks import DecoderNetwork, EncoderNetwork
 from ddt_accel.backends.tensors import Cut, tensor_table
-from ddt_accel.networks import inference
-from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks import prepared_layers
+from ddt_accel.networks.ddt.network import DDT
+from ddt_accel.networks.families import prepare
+from ddt_accel.networks.prepared import Arithmetic
 
 H100 = SimpleNamespace(
     major=9, minor=0, multi_processor_count=132, regs_per_multiprocessor=65536, warp_size=32, total_memory=80 << 30,
@@ -64,13 +66,13 @@ def pretend() -> None:
     interface.get_compute_capability = staticmethod(lambda *a: 90)
     interface.raise_if_triton_unavailable = staticmethod(lambda *a: None)
     _triton.triton_hash_with_backend = lambda: "none"
-    inference.attend = lambda q, k, v: FUSED(q, k, v)[0]  # type: ignore[attr-defined]
+    prepared_layers.attend = lambda q, k, v: FUSED(q, k, v)[0]  # type: ignore[attr-defined]
 
 
 def generated(network: str, shape: tuple[int, int, int], batch: int, cut: Cut) -> str:
     """The program that Inductor writes for a network at so many images."""
     with torch.device("meta"), mock.patch.object(Tensor, "item", return_value=99.0):  # of scores
-        prepared = inference.InferenceDDT(DDT(XL2).requires_grad_(False), shape, cut.precision)
+        prepared = prepare(DDT(XL2).requires_grad_(False), shape, Arithmetic.of(cut.precision))
     module: Any = EncoderNetwork(prepared, cut) if network == "encoder" else DecoderNetwork(prepared, cut)
     # The encoder's program ends at the state; of that, products make modulations.
     table = tensor_table(XL2, shape, replace(cut, cache="state") if network == "encoder" else cut)[network]

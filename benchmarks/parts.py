@@ -26,8 +26,9 @@ from ddt_accel import SamplingSpec, Schedule, draw_labels, draw_noise
 from ddt_accel.backends.compiled import CompiledBackend
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.evaluation.costs import counted_costs
-from ddt_accel.networks.ddt import DDT, latent_shape_of
+from ddt_accel.networks.ddt.network import DDT
 from ddt_accel.networks.device import supports_bf16, synchronize
+from ddt_accel.networks.split import latent_shape_of
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.program import Program, compile_program
 from ddt_accel.sampling.trajectory import Trajectory

@@ -22,7 +22,7 @@ from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.evaluation.benchmark import Measurement, measure
 from ddt_accel.evaluation.costs import counted_costs
 from ddt_accel.evaluation.fidelity import to_uint8
-from ddt_accel.networks.ddt import latent_shape_of
+from ddt_accel.networks.split import latent_shape_of
 from ddt_accel.sampling.program import compile_program
 from ddt_accel.schedule import shipped_schedules
 

@@ -19,7 +19,7 @@ from setting import conditions, network
 
 from ddt_accel import SamplingSpec, Schedule, draw_labels, draw_noise
 from ddt_accel.backends.compiled import CompiledBackend
-from ddt_accel.networks.ddt import latent_shape_of
+from ddt_accel.networks.split import latent_shape_of
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.program import compile_program
 from ddt_accel.sampling.trajectory import Trajectory

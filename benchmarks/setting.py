@@ -6,8 +6,9 @@ import torch
 
 from ddt_accel import load_model
 from ddt_accel.networks.checkpoints import tensors_sha256
-from ddt_accel.networks.config import DDTConfig, Source
-from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.config import Source
+from ddt_accel.networks.ddt.config import DDTConfig
+from ddt_accel.networks.ddt.network import DDT
 from ddt_accel.networks.device import device_name
 
 # DDT-XL/2 as published (arXiv 2504.05741), for latents of the Stable-Diffusion autoencoder.

@@ -24,8 +24,8 @@ from ddt_accel.backends.sample import sample_images
 from ddt_accel.evaluation.candidates import finest
 from ddt_accel.evaluation.costs import counted_costs
 from ddt_accel.evaluation.fidelity import Interval, interval, latent_decibels
-from ddt_accel.networks.ddt import latent_shape_of
 from ddt_accel.networks.device import processor
+from ddt_accel.networks.split import latent_shape_of
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.sampling.reference import converged, second_order
 from ddt_accel.schedule import shipped_schedules

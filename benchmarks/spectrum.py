@@ -22,8 +22,8 @@ from ddt_accel.backends.compiled import CompiledBackend
 from ddt_accel.backends.sample import sample_images
 from ddt_accel.evaluation.distribution import Inception, frechet_distance
 from ddt_accel.evaluation.fidelity import latent_decibels, to_uint8
-from ddt_accel.networks.ddt import latent_shape_of
 from ddt_accel.networks.device import processor
+from ddt_accel.networks.split import latent_shape_of
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.sampling.reference import converged
 from ddt_accel.training.images import load_images

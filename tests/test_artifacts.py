@@ -38,7 +38,7 @@ from ddt_accel.backends.manifest import Engine, Manifest
 from ddt_accel.backends.tensors import Cut, as_lists, tensor_table
 from ddt_accel.calibration.coarser import coarser_steps
 from ddt_accel.errors import ArtifactError
-from ddt_accel.networks.config import DDTConfig
+from ddt_accel.networks.ddt.config import DDTConfig
 from ddt_accel.sampling.noise import ImageRange
 
 many = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

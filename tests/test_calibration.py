@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ddt_accel import Calibration, SamplingSpec, Schedule, calibrate, draw_labels, draw_noise, load_model, solve
 from ddt_accel.errors import ConfigError, MismatchError, NumericsError
-from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.ddt.network import DDT
 from ddt_accel.sampling.noise import ImageRange
 
 SPEC = SamplingSpec(num_steps=6, guidance=1.7, guidance_interval=(0.3, 0.9))

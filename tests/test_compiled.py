@@ -18,9 +18,10 @@ from ddt_accel.backends.compiled import CompiledBackend
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.errors import ConfigError, MismatchError
 from ddt_accel.evaluation.benchmark import measure
-from ddt_accel.networks import inference
-from ddt_accel.networks.ddt import DDT
-from ddt_accel.networks.inference import InferenceDDT
+from ddt_accel.networks import prepared_layers
+from ddt_accel.networks.ddt.network import DDT
+from ddt_accel.networks.families import prepare
+from ddt_accel.networks.prepared import Arithmetic
 
 SHAPE = (3, 8, 8)
 
@@ -30,12 +31,14 @@ def model(tiny_model_path) -> DDT:
     return load_model(tiny_model_path)
 
 
-@pytest.mark.parametrize("max_score", [inference.MAX_SCORE, 0.0])
+@pytest.mark.parametrize("max_score", [prepared_layers.MAX_SCORE, 0.0])
 def test_it_computes_what_the_published_network_does(reference, monkeypatch, max_score: float) -> None:
     """With and without the softmax that needs no maximum."""
-    monkeypatch.setattr(inference, "MAX_SCORE", max_score)
+    monkeypatch.setattr(prepared_layers, "MAX_SCORE", max_score)
     t = reference.tensors
-    prepared = InferenceDDT(load_model(reference.checkpoint, config=reference.config), tuple(t["x"].shape[1:]))
+    prepared = prepare(
+        load_model(reference.checkpoint, config=reference.config), tuple(t["x"].shape[1:]), Arithmetic.of("fp32")
+    )
     assert all(block.bounded == (max_score > 0) for block in prepared.encoder_blocks)
     with torch.inference_mode():
         state = prepared.encode(t["x"], t["t"], t["y"])
@@ -49,7 +52,7 @@ def test_it_computes_what_the_published_network_does(reference, monkeypatch, max
 def test_reduced_precision_is_near(model, precision: str, least: float, most: float) -> None:
     generator = torch.Generator().manual_seed(0)
     x, t, y = torch.randn(4, *SHAPE, generator=generator), torch.rand(4, generator=generator), torch.arange(4)
-    prepared = InferenceDDT(model, SHAPE, precision)
+    prepared = prepare(model, SHAPE, Arithmetic.of(precision))
     with torch.inference_mode():
         got = prepared.decode_modulated(x, prepared.modulations(prepared.encode(x, t, y)))
         expected = model(x, t, y)
@@ -65,7 +68,7 @@ def test_scores_without_a_bound_are_left_to_the_fused_kernel(tiny_model_path) ->
             block.attn.q_norm.weight.fill_(12.0)
             block.attn.k_norm.weight.fill_(12.0)
     x, t, y = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0)), torch.rand(2), torch.tensor([0, 1])
-    prepared = InferenceDDT(model, SHAPE)
+    prepared = prepare(model, SHAPE, Arithmetic.of("fp32"))
     assert not any(block.bounded for block in prepared.decoder_blocks)
     with torch.inference_mode():
         torch.testing.assert_close(prepared.encode(x, t, y), model.encode(x, t, y), atol=1e-4, rtol=1e-3)
@@ -75,14 +78,14 @@ def test_scores_without_a_bound_are_left_to_the_fused_kernel(tiny_model_path) ->
 def test_attention_written_out_is_the_same(model, wide: bool) -> None:
     """Where queries are scaled before they meet the keys."""
     x, t, y = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0)), torch.rand(2), torch.tensor([0, 1])
-    written_out = InferenceDDT(model, SHAPE, written_out=True, wide_softmax=wide)
+    written_out = prepare(model, SHAPE, Arithmetic.of("fp32", written_out=True, wide_softmax=wide))
     with torch.inference_mode():
         torch.testing.assert_close(written_out.encode(x, t, y), model.encode(x, t, y), atol=5e-5, rtol=1e-4)
 
 
 def test_rotated_halves_are_joined_in_the_precision_of_products(model) -> None:
     """Joined in float32 and cast afterwards, they are three kernels for a compiler and three times the bytes."""
-    prepared = InferenceDDT(model, SHAPE, "bf16")
+    prepared = prepare(model, SHAPE, Arithmetic.of("bf16"))
     with torch.inference_mode():
         graph = make_fx(lambda x, t, y: prepared.encode(x, t, y))(
             torch.randn(2, *SHAPE), torch.rand(2), torch.tensor([0, 1])
@@ -93,9 +96,9 @@ def test_rotated_halves_are_joined_in_the_precision_of_products(model) -> None:
 
 def test_it_refuses_what_it_cannot_prepare(model) -> None:
     with pytest.raises(ConfigError, match="int8"):
-        InferenceDDT(model, SHAPE, "int8")
+        prepare(model, SHAPE, Arithmetic.of("int8"))
     with pytest.raises(ConfigError, match=r"\[3, 8, 7\]"):
-        InferenceDDT(model, (3, 8, 7))
+        prepare(model, (3, 8, 7), Arithmetic.of("fp32"))
     with pytest.raises(ConfigError, match=r"\[3, 16, 16\].*\[3, 8, 8\]"):
         CompiledBackend(model).open(1, (3, 16, 16), 1)
 

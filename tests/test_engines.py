@@ -32,8 +32,10 @@ from ddt_accel.exporting import engines as building
 from ddt_accel.exporting import export as exporting
 from ddt_accel.exporting.engines import EngineOptions, build_engine, find_library
 from ddt_accel.exporting.reference import AT, reference_points
-from ddt_accel.networks.inference import InferenceBlock, InferenceDDT
+from ddt_accel.networks.families import prepare
 from ddt_accel.networks.layers import attend_written_out
+from ddt_accel.networks.prepared import Arithmetic
+from ddt_accel.networks.prepared_layers import PreparedBlock
 
 builds = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed"
@@ -99,7 +101,7 @@ def test_attention_can_be_fused(model, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(building, "_check_attention", counted)
     export(model, tmp_path, format="tensorrt", precision="fp16", engines=RTX)
     assert sum("SOFTMAX" in one for one in layers) == model.config.num_blocks
-    monkeypatch.setattr(InferenceBlock, "_attend", lambda self, *given: attend_written_out(*given))
+    monkeypatch.setattr(PreparedBlock, "_attend", lambda self, *given: attend_written_out(*given))
     with pytest.raises(ConfigError, match="stands between scores and softmax"):
         export(model, tmp_path, format="tensorrt", precision="fp16", engines=RTX)
 
@@ -181,7 +183,7 @@ def test_auto_goes_by_the_card(monkeypatch) -> None:
 def test_cut_networks_compute_what_the_runtime_does(model, cache: str, sources: int) -> None:
     """Encoder and decoder with the forecast inside, against the session that forecasts outside."""
     cut = Cut(cache=cache, sources=sources)
-    prepared = InferenceDDT(model, SHAPE)
+    prepared = prepare(model, SHAPE, Arithmetic.of("fp32"))
     encoder, decoder = EncoderNetwork(prepared, cut), DecoderNetwork(prepared, cut)
     generator = torch.Generator().manual_seed(3)
     count = max(1, sources)
@@ -236,7 +238,7 @@ def test_a_decoder_that_forgets_something_is_noticed(model, precision: str, forg
     cut = Cut(precision=precision, sources=sources)
     points = reference_points(model, SHAPE, sources=sources, cache="modulations")
     inputs, outputs = exporting._examples(points, cut)
-    decoder = DecoderNetwork(InferenceDDT(model, SHAPE, precision), cut)
+    decoder = DecoderNetwork(prepare(model, SHAPE, Arithmetic.of(precision)), cut)
     whole = exporting._error(decoder, inputs["decoder"], outputs["decoder"])
     changed = dict(inputs["decoder"])
     name = f"modulations_{forgotten + 1}" if isinstance(forgotten, int) else forgotten
@@ -280,7 +282,9 @@ def test_tensors_that_are_not_those_of_the_table_are_refused(model, tmp_path) ->
     points = reference_points(model, SHAPE, sources=2, cache="modulations")
     inputs, _ = exporting._examples(points, cut)
     path = tmp_path / "decoder.onnx"
-    exporting.write_network(DecoderNetwork(InferenceDDT(model, SHAPE), cut), inputs["decoder"], "velocity", path)
+    exporting.write_network(
+        DecoderNetwork(prepare(model, SHAPE, Arithmetic.of("fp32")), cut), inputs["decoder"], "velocity", path
+    )
     table = tensor_table(model.config, SHAPE, cut)["decoder"]
     library = find_library("tensorrt-rtx")
     for wrong in (

@@ -20,8 +20,8 @@ from ddt_accel.errors import MismatchError
 from ddt_accel.evaluation.benchmark import Earlier, measure, network_rows
 from ddt_accel.evaluation.budgets import Target
 from ddt_accel.evaluation.fidelity import interval, psnr, relative_l2, to_images
-from ddt_accel.networks.config import DDTConfig
-from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.ddt.config import DDTConfig
+from ddt_accel.networks.ddt.network import DDT
 from ddt_accel.report.gallery import gallery
 from ddt_accel.report.render import write_report
 from ddt_accel.report.study import Study, conduct

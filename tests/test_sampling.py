@@ -25,7 +25,7 @@ from ddt_accel import (
 )
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.errors import ConfigError
-from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.ddt.network import DDT
 from ddt_accel.sampling.integrators import adams_bashforth_weights, updates
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.sampling.program import compile_program

@@ -22,7 +22,7 @@ from ddt_accel.fitting.fit_spec import FitSpec
 from ddt_accel.fitting.joint import JointFit
 from ddt_accel.fitting.scalars import widened
 from ddt_accel.fitting.search import EXPANDED, Pattern, Search, starts
-from ddt_accel.networks.ddt import latent_shape_of
+from ddt_accel.networks.split import latent_shape_of
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.sampling.reference import converged
 from ddt_accel.solver.split import encoder_runs

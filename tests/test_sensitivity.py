@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ddt_accel import SamplingSpec, calibrate, draw_labels, draw_noise, load_model
 from ddt_accel.calibration import sensitivity as under_test
 from ddt_accel.calibration.sensitivity import measured_steps, sensitivity_sum
-from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.ddt.network import DDT
 from ddt_accel.sampling.noise import ImageRange
 
 SHAPE = (3, 8, 8)

@@ -18,7 +18,7 @@ import torch
 from ddt_accel import load_model
 from ddt_accel.cli import learning
 from ddt_accel.cli.learning import watched
-from ddt_accel.networks.config import DDTConfig
+from ddt_accel.networks.ddt.config import DDTConfig
 from ddt_accel.training.loop import Trainer
 from ddt_accel.training.train_spec import TrainSpec
 

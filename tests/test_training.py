@@ -17,7 +17,7 @@ from PIL import Image
 
 from ddt_accel import load_model
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError, NumericsError
-from ddt_accel.networks.config import DDTConfig
+from ddt_accel.networks.ddt.config import DDTConfig
 from ddt_accel.training import loop
 from ddt_accel.training.images import ImageSet, load_images
 from ddt_accel.training.loop import Trainer

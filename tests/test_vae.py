@@ -13,8 +13,9 @@ import torch
 from ddt_accel import Sampler, SamplingSpec, Schedule
 from ddt_accel.backends.vae import LatentDecoder
 from ddt_accel.errors import CheckpointError, DependencyError
-from ddt_accel.networks.config import DDTConfig, Source
-from ddt_accel.networks.ddt import DDT
+from ddt_accel.networks.config import Source
+from ddt_accel.networks.ddt.config import DDTConfig
+from ddt_accel.networks.ddt.network import DDT
 
 CONFIG = DDTConfig(
     in_channels=4, patch_size=2, num_groups=2, hidden_size=16, num_blocks=3, num_encoder_blocks=2, num_classes=4

@@ -23,7 +23,8 @@ from ddt_accel.backends.session import BoundSession
 from ddt_accel.backends.tensors import MAX_ENGINE_SOURCES, Cut
 from ddt_accel.errors import ConfigError, DependencyError
 from ddt_accel.networks.device import supports_bf16
-from ddt_accel.networks.inference import InferenceDDT
+from ddt_accel.networks.families import prepare
+from ddt_accel.networks.prepared import Arithmetic
 from ddt_accel.networks.split import SplitNetwork, latent_shape_of
 
 
@@ -66,7 +67,7 @@ class CompiledBackend:
         precision = precision or _fastest_precision(self.device)
         self.cut = Cut(precision=precision, cache=cache, sources=MAX_ENGINE_SOURCES, blockwise=True)
         self.name = f"torch compiled, {precision}{', states cached' * (cache == 'state')}"
-        self._model = InferenceDDT(model, self.latent_shape, precision)
+        self._model = prepare(model, self.latent_shape, Arithmetic.of(precision))
         self.compile_seconds = 0.0  # spent in calls that compiled something, so far
         self._compiled: dict[tuple[str, int], Callable[..., None]] = {}
 

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddt_accel.backends.tensors import Cut
-from ddt_accel.networks.inference import InferenceDDT
+from ddt_accel.networks.prepared import PreparedNetwork
 
 
 class EncoderNetwork(nn.Module):
     """Latents, times and labels in; the decoder's modulations out, or the state: of it blockwise modulations are made
     outside."""
 
-    def __init__(self, model: InferenceDDT, cut: Cut) -> None:
+    def __init__(self, model: PreparedNetwork, cut: Cut) -> None:
         super().__init__()
         self.model, self.modulated = model, cut.cache == "modulations" and not cut.blockwise
 
@@ -28,7 +28,7 @@ class DecoderNetwork(nn.Module):
     """Latents and what the encoder has given in, of one refresh or of several with their weights; velocity out, in
     float32. Forecasts are summed in float32."""
 
-    def __init__(self, model: InferenceDDT, cut: Cut) -> None:
+    def __init__(self, model: PreparedNetwork, cut: Cut) -> None:
         super().__init__()
         self.model, self.cut = model, cut
 

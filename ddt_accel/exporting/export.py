@@ -34,7 +34,8 @@ from ddt_accel.exporting.engines import EngineOptions, build_engine, find_librar
 from ddt_accel.exporting.onnx import OPSET, parity, versions, write_network
 from ddt_accel.exporting.reference import Reference, reference_points
 from ddt_accel.locks import Say, making, nothing
-from ddt_accel.networks.inference import InferenceDDT
+from ddt_accel.networks.families import prepare
+from ddt_accel.networks.prepared import Arithmetic
 from ddt_accel.networks.split import SplitNetwork, latent_shape_of
 from ddt_accel.stages import OnStage, silent
 
@@ -77,7 +78,8 @@ def export(
     with _staging(folder, say) as staging:
         done = on_stage("a trajectory to compare with", 1)
         points = reference_points(_reference(model), latent_shape, sources=sources, cache=cache)
-        prepared = InferenceDDT(model, latent_shape, precision, written_out=True, wide_softmax=library is None).cpu()
+        arithmetic = Arithmetic.of(precision, written_out=True, wide_softmax=library is None)
+        prepared = prepare(model, latent_shape, arithmetic).cpu()
         networks = {"encoder": EncoderNetwork(prepared, cut), "decoder": DecoderNetwork(prepared, cut)}
         inputs, outputs = _examples(points, cut)
         done()

@@ -10,15 +10,19 @@ import torch
 from torch import Tensor
 
 from ddt_accel.errors import CheckpointError, ConfigError
-from ddt_accel.networks.config import SplitConfig, TrainableConfig, TrainShape, from_mapping
+from ddt_accel.networks.config import LatentShape, SplitConfig, TrainableConfig, TrainShape, from_mapping
 from ddt_accel.networks.ddt import published as ddt
 from ddt_accel.networks.ddt.config import DDTConfig
+from ddt_accel.networks.ddt.inference import PreparedDDT
 from ddt_accel.networks.ddt.network import DDT
 from ddt_accel.networks.pixnerd import published as pixnerd
 from ddt_accel.networks.pixnerd.config import PixNerdConfig
+from ddt_accel.networks.pixnerd.inference import PreparedPixNerd
 from ddt_accel.networks.pixnerd.network import PixNerd
+from ddt_accel.networks.prepared import Arithmetic, PreparedNetwork
 from ddt_accel.networks.rae import published as rae
 from ddt_accel.networks.rae.config import DiTDHConfig
+from ddt_accel.networks.rae.inference import PreparedDiTDH
 from ddt_accel.networks.rae.network import DiTDH
 from ddt_accel.networks.releases import Published, Release, Shapes
 from ddt_accel.networks.split import SplitNetwork
@@ -26,10 +30,12 @@ from ddt_accel.networks.split import SplitNetwork
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What there is of a family: the type of its settings, which names it, of its network, and its published files."""
+    """What there is of a family: the types of its settings, which name it, of its network, and of that prepared for
+    inference; and what is known of its published files."""
 
     config: type[Any]
     network: type[Any]
+    prepared: type[Any]
     published: Published
 
     @property
@@ -50,9 +56,9 @@ class Family:
 FAMILIES = {
     family.name: family
     for family in (
-        Family(config=DDTConfig, network=DDT, published=ddt),
-        Family(config=DiTDHConfig, network=DiTDH, published=rae),
-        Family(config=PixNerdConfig, network=PixNerd, published=pixnerd),
+        Family(config=DDTConfig, network=DDT, prepared=PreparedDDT, published=ddt),
+        Family(config=DiTDHConfig, network=DiTDH, prepared=PreparedDiTDH, published=rae),
+        Family(config=PixNerdConfig, network=PixNerd, prepared=PreparedPixNerd, published=pixnerd),
     )
 }
 UNNAMED = DDTConfig.family  # of files that were written when there was one family
@@ -62,6 +68,12 @@ def build(config: SplitConfig) -> SplitNetwork:
     """A network with fresh weights."""
     network: SplitNetwork = FAMILIES[config.family].network(config)
     return network
+
+
+def prepare(model: SplitNetwork, latent_shape: LatentShape, arithmetic: Arithmetic) -> PreparedNetwork:
+    """A network laid out for inference on latents [C, H, W]; raises ConfigError where these do not fit it."""
+    prepared: PreparedNetwork = FAMILIES[model.config.family].prepared(model, latent_shape, arithmetic)
+    return prepared
 
 
 def blank_tensors(config: SplitConfig) -> dict[str, Tensor]:

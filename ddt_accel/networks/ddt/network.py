@@ -42,7 +42,7 @@ class DDT(ConditionEncoder):
 
     @property
     def modulation_maps(self) -> list[nn.Linear]:
-        layers = [*self.decoder_blocks, self.final_layer]
+        layers: list[Block | FinalLayer] = [*self.decoder_blocks, self.final_layer]
         return [cast(nn.Linear, layer.adaLN_modulation[0]) for layer in layers]
 
     def decode_modulated(self, x: Tensor, modulations: Tensor) -> Tensor:

@@ -39,8 +39,7 @@ class DiTDH(SplitNetwork):
         self.y_embedder = LabelEmbedder(classes - 1, wide)
         if config.use_pos_embed:
             self.pos_embed = nn.Parameter(torch.zeros(1, config.input_size**2, wide))
-        if wide != own:
-            self.s_projector = nn.Linear(wide, own)
+        self.s_projector = nn.Linear(wide, own) if wide != own else None
         self.blocks = nn.ModuleList(
             [DHBlock(config, 0) for _ in range(encoder)] + [DHBlock(config, 1) for _ in range(decoder)]
         )
@@ -60,13 +59,14 @@ class DiTDH(SplitNetwork):
         # The published blocks apply SiLU to a condition that has been through it.
         condition = F.silu(F.silu(time + self.y_embedder(y)[:, None]))
         for block in self.encoder_blocks:
-            tokens = block(tokens, block.adaLN_modulation[1](condition), self._rotary(0))
+            affine = cast(nn.Linear, block.adaLN_modulation[1])
+            tokens = block(tokens, affine(condition), self._rotary(0))
         state = F.silu(time + tokens)
-        return F.silu(self.s_projector(state) if hasattr(self, "s_projector") else state)
+        return F.silu(state if self.s_projector is None else self.s_projector(state))
 
     @property
     def modulation_maps(self) -> list[nn.Linear]:
-        layers = [*self.decoder_blocks, self.final_layer]
+        layers: list[DHBlock | DHFinalLayer] = [*self.decoder_blocks, self.final_layer]
         return [cast(nn.Linear, layer.adaLN_modulation[1]) for layer in layers]
 
     def decode_modulated(self, x: Tensor, modulations: Tensor) -> Tensor:
@@ -75,7 +75,8 @@ class DiTDH(SplitNetwork):
         tokens = self.x_embedder(x)
         for block, modulation in zip(self.decoder_blocks, per_block, strict=True):
             tokens = block(tokens, modulation, self._rotary(1))
-        return -self.final_layer(tokens, final).transpose(1, 2).reshape(x.shape)
+        drawn: Tensor = self.final_layer(tokens, final)
+        return -drawn.transpose(1, 2).reshape(x.shape)
 
     @property
     def encoder_blocks(self) -> list[DHBlock]:
