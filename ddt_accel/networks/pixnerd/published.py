@@ -42,7 +42,7 @@ def settings_of(shapes: Shapes) -> SplitConfig:
         width, features = shapes["s_embedder.proj.weight"]
         channels, inner = shapes["final_layer.linear.weight"]
         rows, _ = shapes["y_embedder.embedding_table.weight"]
-        decoder = blocks_in(shapes, _GENERATOR)
+        encoder, decoder = blocks_in(shapes, "attn.qkv.weight"), blocks_in(shapes, _GENERATOR)
         weights, _ = shapes[f"blocks.{decoder[0]}.{_GENERATOR}"]
         (head,) = shapes["blocks.0.attn.q_norm.weight"]
         return PixNerdConfig(
@@ -51,8 +51,8 @@ def settings_of(shapes: Shapes) -> SplitConfig:
             num_groups=width // head,
             hidden_size=width,
             hidden_size_x=inner,
-            num_blocks=decoder[-1] + 1,
-            num_cond_blocks=decoder[0],
+            num_blocks=len(encoder) + len(decoder),
+            num_cond_blocks=len(encoder),
             nerf_mlpratio=weights // (2 * inner**2),
             num_classes=rows - 1,
         )
