@@ -161,7 +161,7 @@ def test_a_header_of_another_tool(tmp_path: Path) -> None:
     for told in ('{"architectures": ["DDT"]}', "not JSON", '"text"', "[" * 9999):
         safetensors.torch.save_file(tensors, tmp_path / "tiny.safetensors", {"config": told, "latent_shape": "?"})
         assert load_model(tmp_path, config=asdict(TINY)).config == TINY
-        with pytest.raises(ConfigError, match="the config that its header has is no DDT's"):
+        with pytest.raises(ConfigError, match="the config that its header has is none of a DDT, RAE DiT-DH or PixNerd"):
             load_model(tmp_path)
     published_yaml(tmp_path / "tiny.yaml")
     assert load_model(tmp_path).config == TINY

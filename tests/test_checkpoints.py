@@ -169,7 +169,7 @@ def test_a_published_yaml_beside_the_file(reference, tmp_path: Path, name: str) 
     assert same(model, ema(reference))
     assert model.source.latent_shape == tuple(reference.case["latent_shape"])
     (tmp_path / name).write_text("model: !!python/object/apply:os.system ['true']")
-    said = "number of encoder blocks" if name == "anything.yml" else "not a published DDT configuration"
+    said = "number of encoder blocks" if name == "anything.yml" else "not a published configuration of a network"
     with pytest.raises(ConfigError, match=said):
         load_model(tmp_path / "model.ckpt")
 
@@ -428,7 +428,7 @@ def test_a_foreign_yaml_beside_the_file_is_no_trouble(reference, tmp_path: Path)
         load_model(tmp_path / "model.ckpt")
     (tmp_path / "model.yaml").write_text("services: {}")
     assert same(load_model(tmp_path / "model.ckpt", config=reference.config), ema(reference))
-    with pytest.raises(ConfigError, match="not a published DDT configuration"):
+    with pytest.raises(ConfigError, match="not a published configuration of a network"):
         load_model(tmp_path / "model.ckpt")
 
 

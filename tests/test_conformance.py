@@ -119,9 +119,8 @@ def test_modulations_are_affine_in_the_state(network, shape) -> None:
     x, y = drawn(network, shape, 1)
     first, second = (network.encode(x, torch.tensor([t]), y) for t in (0.2, 0.9))
     of_states = network.modulations(1.7 * first - 0.6 * second)
-    of_modulations = (
-        1.7 * network.modulations(first) - 0.6 * network.modulations(second) - 0.1 * network.modulation_bias
-    )
+    one, other = network.modulations(first), network.modulations(second)
+    of_modulations = 1.7 * one - 0.6 * other - 0.1 * network.modulation_bias
     torch.testing.assert_close(of_states, of_modulations, rtol=1e-4, atol=1e-4)
 
 

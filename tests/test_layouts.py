@@ -325,7 +325,7 @@ def test_another_network_is_none(tmp_path: Path) -> None:
     said = refused(tmp_path / "x.pt")
     assert "holds no state_dict of a DDT" in said
     assert "6 tensors (encoder.0.weight" in said
-    assert describe(tmp_path / "x.pt")["weights"] == ["none of a DDT"]
+    assert describe(tmp_path / "x.pt")["weights"] == ["none of a DDT, RAE DiT-DH or PixNerd"]
 
 
 @pytest.mark.parametrize("lost", ["model-00002-of-00002.safetensors", "model-00001-of-00002.safetensors"])

@@ -7,6 +7,7 @@ import torch
 from ddt_accel import load_model
 from ddt_accel.networks.ddt.config import DDTConfig
 from ddt_accel.networks.ddt.network import DDT
+from ddt_accel.networks.ddt.published import RELEASES
 from ddt_accel.networks.layers import patchify, unpatchify
 
 
@@ -48,10 +49,8 @@ def test_a_fresh_network_predicts_zero() -> None:
 
 
 def test_published_networks_have_675_million_parameters() -> None:
-    from ddt_accel.networks.locate import PUBLISHED
-
-    for config, shape in PUBLISHED.values():
+    for release in RELEASES:
         with torch.device("meta"):
-            model = DDT(config)
+            model = DDT(release.config)
         assert round(sum(p.numel() for p in model.parameters()) / 1e6) == 675
-        assert config.num_tokens(shape) in (256, 1024)
+        assert release.config.num_tokens(release.latent_shape) in (256, 1024)

@@ -11,7 +11,9 @@ import typer
 WorkspaceOption = Annotated[Path, typer.Option("--workspace", "-w", help="Folder that the commands share.")]
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="Embedded model, checkpoint file or folder, or Hugging Face repository id."),
+    typer.Option(
+        "--model", "-m", help="Embedded model, checkpoint file or folder, or Hugging Face owner/name, owner/name:path."
+    ),
 ]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="Published YAML with the network's configuration.")]
 WeightsOption = Annotated[

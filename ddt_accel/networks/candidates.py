@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePath, PurePosixPath
 
 from ddt_accel.errors import CheckpointError, listed
 from ddt_accel.networks.headers import artefact_of, header_of
@@ -24,7 +25,7 @@ _TRAINING = re.compile(r"(scheduler|scaler|training_args|rng_state|random_states
 
 def one_checkpoint(folder: Path) -> Path:
     """The one checkpoint in a folder; raises CheckpointError where there is none, or more than one."""
-    found = _candidates(folder)
+    found = candidates_in(folder)
     if len(found) == 1:
         return found[0]
     if not found and list(folder.glob("*.distcp")):
@@ -41,13 +42,23 @@ def one_checkpoint(folder: Path) -> Path:
     raise CheckpointError(f"{folder} holds {len(found)} checkpoints: {names}; give one of them, such as {found[0]}.")
 
 
-def _candidates(folder: Path) -> list[Path]:
-    paths = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.name.lower().endswith((*SUFFIXES, *_INDICES)) and not _is_hidden(path.relative_to(folder))
-    )
-    paths = [path for path in paths if path.is_file() and not _is_of_training(path.name)]
+def named_as_checkpoints(names: Sequence[str]) -> list[str]:
+    """Those of the files, by their paths in a folder or repository, that go by a checkpoint's name.
+
+    The shards of one are its index, or the first of them.
+    """
+    found = [Path(name) for name in names if _is_named(PurePosixPath(name))]
+    return list(dict.fromkeys(first_of(path, found).as_posix() for path in found))
+
+
+def _is_named(path: PurePath) -> bool:
+    suffixed = path.name.lower().endswith((*SUFFIXES, *_INDICES))
+    return suffixed and not _is_hidden(path) and not _is_of_training(path.name)
+
+
+def candidates_in(folder: Path) -> list[Path]:
+    """The files in a folder that may be meant by it."""
+    paths = sorted(path for path in folder.rglob("*") if _is_named(path.relative_to(folder)) and path.is_file())
     headers = {path: header_of(path) for path in paths if path.name.lower().endswith(".safetensors")}
     finished = {path.parent for path, header in headers.items() if "train_spec" in header and not _is_state(header)}
     whole = {}
@@ -66,7 +77,7 @@ def _is_of_training(name: str) -> bool:
     return bool(_OPTIMISER.fullmatch(name) or _TRAINING.fullmatch(name))
 
 
-def _is_hidden(path: Path) -> bool:
+def _is_hidden(path: PurePath) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 

@@ -6,18 +6,28 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ddt_accel.errors import CheckpointError, listed
+from ddt_accel.errors import CheckpointError, ConfigError, listed
 from ddt_accel.networks.config import Source, SplitConfig
 from ddt_accel.networks.contents import Contents, Entry, open_checkpoint
-from ddt_accel.networks.families import as_mapping, build
-from ddt_accel.networks.layout import Kind, Layout, WeightSet, choose, layout_of
+from ddt_accel.networks.families import (
+    as_mapping,
+    blank_tensors,
+    build,
+    check_family,
+    family_in,
+    published_of,
+    settings_in,
+    titles,
+)
+from ddt_accel.networks.layout import NETWORK, Kind, Layout, WeightSet, choose, layout_of
 from ddt_accel.networks.locate import locate
 from ddt_accel.networks.settings import given_settings, settings_beside
 from ddt_accel.networks.split import SplitNetwork
@@ -32,14 +42,15 @@ def load_model(
     weights: str = "ema",
     latent_shape: tuple[int, int, int] | None = None,
 ) -> SplitNetwork:
-    """A DDT in float32 on the CPU, in evaluation mode.
+    """A network of any family in float32 on the CPU, in evaluation mode.
 
     `source` is an embedded model's short name, a file that `torch.save`, Lightning, DeepSpeed or safetensors wrote, the
-    index or a shard of several, a folder that holds one checkpoint, or a Hugging Face repository id. The configuration
-    is, in this order: `config` (the published `init_args`, or a YAML with them), what the file itself says, a published
-    YAML beside it, what is known of a published repository. `weights` is "ema" or "raw", for checkpoints that hold
-    both, or the name of a set as `inspect` shows it; `ddt_accel.networks.layout` has the rule. `latent_shape` is
-    (C, H, W), where nothing else says.
+    index or a shard of several, a folder that holds one checkpoint, or a Hugging Face repository id, with the path of
+    the file after a colon where it holds several. The configuration is, in this order: `config` (the published
+    settings, or a YAML with them), what the file itself says, a published YAML beside it or one folder up, what is
+    known of a published file, what its weights tell. `weights` is "ema" or "raw", for checkpoints that hold both, or
+    the name of a set as `inspect` shows it; `ddt_accel.networks.layout` has the rule. `latent_shape` is (C, H, W),
+    where nothing else says.
 
     Tensors of the network's own names must all be there and fit. What else stands among them (counters, heads of the
     training) is passed over, and the names are logged as a warning.
@@ -52,15 +63,18 @@ def load_model(
     contents = open_checkpoint(path)
     layout = layout_of(contents, located.training)
     chosen = choose(layout, weights, path)
-    found = settings_beside(path, contents.metadata, located.known, needed=given.config is None)
-    network_config = given.config or found.config
-    assert network_config is not None  # as it was needed
-    latent_shape = latent_shape or given.latent_shape or found.latent_shape
+    shapes = chosen.shapes
+    found = settings_beside(path, contents.metadata, located.known, shapes, needed=given.config is None)
+    told = found if given.config is None else given.for_weights(shapes)
+    assert told.config is not None  # as it was needed
+    check_family(told.config, shapes, path, told.origin)
+    # What is fixed by the network itself stands before what stands beside another's settings.
+    latent_shape = latent_shape or told.latent_shape or told.config.fixed_shape or found.latent_shape
     if latent_shape is not None:
-        network_config.num_tokens(latent_shape)
+        told.config.num_tokens(latent_shape)
     _check_sum(contents, path)
-    model = _filled(network_config, chosen, path)
-    if left_out := layout.left_out(chosen):
+    model, used = _filled(told.config, chosen, path)
+    if left_out := layout.left_out(chosen, used):
         _log.warning("Left out of %s, as they are none of the network's: %s.", path, listed(left_out))
     model.source = Source(
         name=located.name,
@@ -99,20 +113,30 @@ def _check_sum(contents: Contents, path: Path) -> None:
         raise CheckpointError(f"{path} is damaged: its tensors fail their checksum; download or copy it anew.")
 
 
-def _filled(config: SplitConfig, chosen: WeightSet, path: Path) -> SplitNetwork:
-    """The network with its weights in float32; says which tensors are missing, extra or misshapen."""
-    with torch.device("meta"):  # so that a size that is wrong by orders of magnitude takes no memory
-        expected, stored = build(config).state_dict(), chosen.tensors
+def _filled(config: SplitConfig, chosen: WeightSet, path: Path) -> tuple[SplitNetwork, set[str]]:
+    """The network with its weights in float32, and the names in the file that are its.
+
+    Says which tensors are missing, extra or misshapen.
+    """
+    published, expected = published_of(config), blank_tensors(config)
+    parts = NETWORK | published.PARTS
+    stored = {name: entry for name, entry in chosen.tensors.items() if name.split(".")[0] in parts}
     missing = [name for name in expected if name not in stored]
     extra = [name for name in stored if name not in expected]
     wrong = [reason for name in expected if name in stored and (reason := _differs(name, expected[name], stored[name]))]
+    tables = published.table_shapes(config)
+    wrong += [
+        f"{name} is {list(chosen.members[name].shape)}, expected {list(shape)}"
+        for name, shape in tables.items()
+        if name in chosen.members and chosen.members[name].shape != shape
+    ]
     problems = [f"missing {listed(missing)}"] if missing else []
     problems += [f"extra {listed(extra)}"] if extra else []
     problems += [listed(wrong)] if wrong else []
     if problems:
         raise CheckpointError(
-            f"{path} does not fit the configuration ({_shown(config)}). Of its weights {chosen.name} "
-            f"{len(missing) + len(extra) + len(wrong)} differ: {'; '.join(problems)}."
+            f"{path} does not fit the configuration ({_titled(config)}). Of its weights {chosen.name} "
+            f"{len(missing) + len(extra) + len(wrong)} differ: {'; '.join(problems)}.{_contradicted(config, chosen)}"
         )
     wide = {name: stored[name].read().float() for name in expected}
     broken = [name for name, tensor in wide.items() if not torch.isfinite(tensor).all()]
@@ -122,11 +146,25 @@ def _filled(config: SplitConfig, chosen: WeightSet, path: Path) -> SplitNetwork:
         )
     model = build(config)
     model.load_state_dict(wide, strict=True)
-    return model
+    return model, {*expected, *tables}
+
+
+def _contradicted(config: SplitConfig, chosen: WeightSet) -> str:
+    """Which settings the weights tell otherwise, as far as they tell any."""
+    try:
+        told, given = asdict(settings_in(chosen.shapes)), asdict(config)
+    except ConfigError:
+        return ""
+    others = [f"{name} is {told[name]}, not {given[name]}" for name in given if told[name] != given[name]]
+    return f" By them {' and '.join(others)}." if others else ""
 
 
 def _shown(config: SplitConfig) -> str:
-    return ", ".join(f"{name} {value}" for name, value in as_mapping(config).items())
+    return ", ".join(f"{name} {value}" for name, value in asdict(config).items())
+
+
+def _titled(config: SplitConfig) -> str:
+    return f"{published_of(config).TITLE}: {_shown(config)}"
 
 
 def _differs(name: str, expected: Tensor, stored: Entry) -> str | None:
@@ -143,8 +181,11 @@ def describe(path: Path) -> dict[str, Any]:
     contents = open_checkpoint(located.path)
     _check_sum(contents, located.path)
     layout = layout_of(contents, located.training)
-    settings = settings_beside(located.path, contents.metadata, located.known, needed=False)
     sets = [found for found in layout.sets if found.kind is not Kind.OPTIMISER]
+    shapes = sets[0].shapes if sets else {}
+    settings = settings_beside(located.path, contents.metadata, located.known, shapes, needed=False)
+    config, family = settings.config, family_in(shapes)
+    latent_shape = settings.latent_shape or (config.fixed_shape if config else None)
     for found in sets:
         for entry in found.tensors.values():
             entry.read()
@@ -152,18 +193,19 @@ def describe(path: Path) -> dict[str, Any]:
     return {
         "file": str(located.path),
         "format": contents.kind,
-        "weights": [str(found) for found in sets] or ["none of a DDT"],
+        "weights": [str(found) for found in sets] or [f"none of a {titles()}"],
         "tensors": len(entries),
         "parameters": sum(math.prod(entry.shape) for entry in entries.values()),
         "dtypes": sorted({str(entry.dtype).removeprefix("torch.") for entry in entries.values()}),
-        "left out": _passed_over(layout, sets),
-        "configuration": f"DDT: {_shown(settings.config)}" if settings.config else "unknown; give --config FILE.yaml",
-        "latent shape": str(settings.latent_shape) if settings.latent_shape else "unknown",
+        "left out": _passed_over(layout, sets, family[0].published.TABLES if family else ()),
+        "family": f"{family[0].published.TITLE}, by its {family[1]}" if family else "unknown",
+        "configuration": _titled(config) if config else "unknown; give --config FILE.yaml",
+        "latent shape": str(latent_shape) if latent_shape else "unknown",
         "classes": list(settings.class_names) if settings.class_names else "unnamed",
     }
 
 
-def _passed_over(layout: Layout, sets: list[WeightSet]) -> str:
-    names = [name for found in sets for name in layout.left_out(found)]
+def _passed_over(layout: Layout, sets: list[WeightSet], tables: Collection[str]) -> str:
+    names = [name for found in sets for name in layout.left_out(found, {*found.tensors, *tables})]
     others = [".".join(parts) for parts in layout.strays]
     return listed(list(dict.fromkeys([*names, *layout.signs, *(others if not sets else [])]))) or "nothing"

@@ -3,44 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
-from ddt_accel.errors import ConfigError
+import torch
+from torch import Tensor
+
+from ddt_accel.errors import CheckpointError, ConfigError
 from ddt_accel.networks.config import LatentShape, SplitConfig, TrainableConfig, TrainShape, from_mapping
+from ddt_accel.networks.ddt import published as ddt
 from ddt_accel.networks.ddt.config import DDTConfig
 from ddt_accel.networks.ddt.inference import PreparedDDT
 from ddt_accel.networks.ddt.network import DDT
+from ddt_accel.networks.pixnerd import published as pixnerd
 from ddt_accel.networks.pixnerd.config import PixNerdConfig
 from ddt_accel.networks.pixnerd.inference import PreparedPixNerd
 from ddt_accel.networks.pixnerd.network import PixNerd
 from ddt_accel.networks.prepared import Arithmetic, PreparedNetwork
+from ddt_accel.networks.rae import published as rae
 from ddt_accel.networks.rae.config import DiTDHConfig
 from ddt_accel.networks.rae.inference import PreparedDiTDH
 from ddt_accel.networks.rae.network import DiTDH
+from ddt_accel.networks.releases import Published, Release, Shapes
 from ddt_accel.networks.split import SplitNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What there is of a family: the types of its settings, which name it, of its network, and of that prepared."""
+    """What there is of a family: the types of its settings, which name it, of its network, and of that prepared for
+    inference; and what is known of its published files."""
 
     config: type[Any]
     network: type[Any]
     prepared: type[Any]
+    published: Published
 
     @property
     def name(self) -> str:
         name: str = self.config.family
         return name
 
+    @property
+    def settings(self) -> list[str]:
+        return [field.name for field in fields(self.config)]
+
+    @property
+    def needed(self) -> list[str]:
+        """Settings without a default."""
+        return [field.name for field in fields(self.config) if field.default is MISSING]
+
 
 FAMILIES = {
     family.name: family
     for family in (
-        Family(config=DDTConfig, network=DDT, prepared=PreparedDDT),
-        Family(config=DiTDHConfig, network=DiTDH, prepared=PreparedDiTDH),
-        Family(config=PixNerdConfig, network=PixNerd, prepared=PreparedPixNerd),
+        Family(config=DDTConfig, network=DDT, prepared=PreparedDDT, published=ddt),
+        Family(config=DiTDHConfig, network=DiTDH, prepared=PreparedDiTDH, published=rae),
+        Family(config=PixNerdConfig, network=PixNerd, prepared=PreparedPixNerd, published=pixnerd),
     )
 }
 UNNAMED = DDTConfig.family  # of files that were written when there was one family
@@ -58,6 +76,23 @@ def prepare(model: SplitNetwork, latent_shape: LatentShape, arithmetic: Arithmet
     return prepared
 
 
+def blank_tensors(config: SplitConfig) -> dict[str, Tensor]:
+    """The tensors of a network by name, without contents, so that absurd sizes take no memory."""
+    with torch.device("meta"):
+        return build(config).state_dict()
+
+
+def published_of(config: SplitConfig) -> Published:
+    """What is known of the published files of its family."""
+    return FAMILIES[config.family].published
+
+
+def titles() -> str:
+    """What the families are called, for messages."""
+    *most, last = (family.published.TITLE for family in FAMILIES.values())
+    return f"{', '.join(most)} or {last}"
+
+
 def trainable(family: str | None, shape: TrainShape) -> TrainableConfig:
     """The settings of a network that is trained on pictures; raises ConfigError for a family that is not."""
     family = family or UNNAMED
@@ -66,6 +101,49 @@ def trainable(family: str | None, shape: TrainShape) -> TrainableConfig:
         raise ConfigError(f"--family is {family!r}; on pictures {' and '.join(names)} can be trained.")
     config: TrainableConfig = FAMILIES[family].config.for_pictures(shape)
     return config
+
+
+def release_of(repository: str, path: str) -> Release | None:
+    """What is known of a file in a repository."""
+    every = (release for family in FAMILIES.values() for release in family.published.RELEASES)
+    return next((release for release in every if release.is_of(repository, path)), None)
+
+
+def family_in(shapes: Shapes) -> tuple[Family, str] | None:
+    """The family of weights, and the tensor that tells it; None where none does."""
+    for family in FAMILIES.values():
+        if sign := family.published.sign_in(shapes):
+            return family, sign
+    return None
+
+
+def settings_in(shapes: Shapes) -> SplitConfig:
+    """Settings as they follow from weights; raises ConfigError with a clause that says what does not follow."""
+    found = family_in(shapes)
+    if found is None:
+        raise ConfigError(f"its weights have no tensor that tells which of {titles()} it is")
+    return found[0].published.settings_of(shapes)
+
+
+def check_family(config: SplitConfig, shapes: Shapes, place: object, origin: str) -> None:
+    """Raises CheckpointError where weights are of another family than the configuration."""
+    found = family_in(shapes)
+    if found is not None and found[0].name != config.family:
+        (family, sign), other = found, published_of(config)
+        raise CheckpointError(
+            f"{place} holds a network of {family.published.TITLE}, by its tensor {sign}, and the configuration "
+            f"{origin} is one of {other.TITLE}, by its {other.SETTING}; give the one that belongs to the file."
+        )
+
+
+def fits(config: SplitConfig, shapes: Shapes) -> bool:
+    """Whether weights are those of such a network, as far as names and shapes say."""
+    found, tables = family_in(shapes), published_of(config).table_shapes(config)
+    return (
+        (found is None or found[0].name == config.family)
+        and all(shapes.get(name) == tuple(tensor.shape) for name, tensor in blank_tensors(config).items())
+        and all(shapes.get(name, shape) == shape for name, shape in tables.items())
+    )
 
 
 def as_mapping(config: SplitConfig) -> dict[str, Any]:
@@ -83,6 +161,11 @@ def config_of(values: Mapping[str, Any]) -> SplitConfig:
         raise ConfigError(f"The configuration's family is {named!r}; there are {', '.join(FAMILIES)}.")
     if named is None:
         fitting = [name for name, family in FAMILIES.items() if family.config.tells(values)]
-        named = fitting[0] if len(fitting) == 1 else UNNAMED
+        named = fitting[0] if len(fitting) == 1 else nearest(values).name
     config: SplitConfig = from_mapping(FAMILIES[named].config, values)
     return config
+
+
+def nearest(values: Mapping[str, Any]) -> Family:
+    """The family of which a mapping has most settings, the oldest of equals."""
+    return max(FAMILIES.values(), key=lambda family: sum(name in values for name in family.needed) / len(family.needed))

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -32,9 +32,13 @@ import torch
 
 from ddt_accel.errors import CheckpointError, ConfigError, listed
 from ddt_accel.networks.contents import Contents, Entry, Keys
+from ddt_accel.networks.families import FAMILIES, titles
+from ddt_accel.networks.releases import Shapes
 
-# The first parts of a DDT's own names.
+# The first parts of a network's own names: those that all families have, and others that some have.
 NETWORK = frozenset({"x_embedder", "s_embedder", "t_embedder", "y_embedder", "blocks", "final_layer"})
+_OWN = NETWORK.union(*(family.published.PARTS for family in FAMILIES.values()))
+_TABLES = {name for family in FAMILIES.values() for name in family.published.TABLES}
 # The published names of the two sets in one state_dict.
 EMA, RAW = "ema_denoiser.", "denoiser."
 
@@ -91,6 +95,11 @@ class WeightSet:
     def name(self) -> str:
         return ".".join(self.prefix) or "unnamed"
 
+    @property
+    def shapes(self) -> Shapes:
+        """Of all that stands among the weights, tables and heads of the training included."""
+        return {name: entry.shape for name, entry in self.members.items()}
+
     def __str__(self) -> str:
         return f"{self.name} ({self.kind.value})" if self.kind in (Kind.AVERAGE, Kind.RAW) else self.name
 
@@ -117,9 +126,13 @@ class Layout:
     strays: Strays
     signs: tuple[str, ...]
 
-    def left_out(self, chosen: WeightSet) -> list[str]:
-        """What stands among the chosen weights and is none of the network: counters, heads of the training."""
-        own = [(*chosen.prefix, *name.split(".")) for name in chosen.members if name not in chosen.tensors]
+    def left_out(self, chosen: WeightSet, used: Collection[str] | None = None) -> list[str]:
+        """What stands among the chosen weights and is none of the network: counters, heads of the training.
+
+        The network's are those `used`, by its own names, else all that have a name of its.
+        """
+        used = chosen.tensors if used is None else used
+        own = [(*chosen.prefix, *name.split(".")) for name in chosen.members if name not in used]
         beside = [parts for parts, (keys, _) in self.strays.items() if keys[: len(chosen.place)] == chosen.place]
         return [".".join(parts) for parts in own + beside if _kind(parts) is not Kind.OPTIMISER]
 
@@ -138,7 +151,7 @@ def layout_of(contents: Contents, beside: Sequence[str] = ()) -> Layout:
             if home.members.setdefault(name, entry) != entry:
                 home.doubled.append(name)
             home.written[name] = _split(keys)
-            if parts[len(home.prefix)] in NETWORK:
+            if parts[len(home.prefix)] in _OWN:
                 home.tensors.setdefault(name, entry)
     nameless = _nameless(strays, sets)
     _tell(sets, nameless, [parts[:-1] for parts, _, _ in entries if parts[-1] == "n_averaged"])
@@ -202,16 +215,22 @@ def _nameless(strays: Strays, sets: list[WeightSet]) -> list[WeightSet]:
             if named and all(named[name].shape == model.members[name].shape for name in named):
                 own = {name: entry for name, entry in named.items() if name in model.tensors}
                 place = next(keys for parts, (keys, _) in strays.items() if parts[:-1] == group)[:-1]
-                found.append(WeightSet(group, place, tensors=own, members=named))
+                tables = {name: entry for name, entry in model.members.items() if name in _TABLES}
+                found.append(WeightSet(group, place, tensors=own, members=tables | named))
                 break
     return found
 
 
 def _in_order(stored: dict[str, Entry], model: WeightSet) -> dict[str, Entry]:
-    """A list in the order of the parameters, heads included: diffusers' EMAModel, torch-ema."""
+    """A list in the order of the parameters, heads included: diffusers' EMAModel, torch-ema.
+
+    Such a list has no tables, which the raw weights may have among them.
+    """
     names = [name for name, entry in model.members.items() if entry.dtype and entry.dtype.is_floating_point]
-    in_order = list(stored) == [str(index) for index in range(len(names))]
-    return dict(zip(names, stored.values(), strict=True)) if in_order else {}
+    for held in (names, [name for name in names if name in model.tensors]):
+        if list(stored) == [str(index) for index in range(len(held))]:
+            return dict(zip(held, stored.values(), strict=True))
+    return {}
 
 
 def _without_dots(stored: dict[str, Entry], model: WeightSet) -> dict[str, Entry]:
@@ -283,8 +302,8 @@ def choose(layout: Layout, weights: str, path: object) -> WeightSet:
         names = [".".join(parts) for parts in layout.strays]
         held = f"{len(names)} tensors ({listed(names)})" if names else "no tensors"
         raise CheckpointError(
-            f"{path} holds no state_dict of a DDT, whose tensors are named {', '.join(sorted(NETWORK))}.*; it holds "
-            f"{held}."
+            f"{path} holds no state_dict of a {titles()}, whose tensors are named {', '.join(sorted(NETWORK))}.*; it "
+            f"holds {held}."
         )
     if named := [found for found in sets if found.name == weights]:
         return _undoubled(named[0], path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,12 +55,18 @@ def index_of(path: Path) -> Path | None:
     return index if found and index.is_file() else None
 
 
-def first_of(path: Path) -> Path:
-    """What stands for the whole checkpoint in a folder: the index of a shard, else its first shard, else the file."""
+def first_of(path: Path, among: Sequence[Path] | None = None) -> Path:
+    """What stands for the whole checkpoint in a folder: the index of a shard, else its first shard, else the file.
+
+    Where it is `among` files that are not here, an index is looked for among them.
+    """
     found = _SHARD.fullmatch(path.name)
     if found is None:
         return path
-    return index_of(path) or path.with_name(f"{found['stem']}-00001-of-{found['count']}{found['suffix']}")
+    index = path.with_name(f"{found['stem']}{found['suffix']}{INDEX_SUFFIX}")
+    if index.is_file() if among is None else index in among:
+        return index
+    return path.with_name(f"{found['stem']}-00001-of-{found['count']}{found['suffix']}")
 
 
 def stem_of(path: Path) -> str:

@@ -15,6 +15,7 @@ from ddt_accel.cli.holdings import sizes
 from ddt_accel.cli.inspection.documents import report
 from ddt_accel.cli.inspection.told import Told
 from ddt_accel.errors import ArtifactError, ConfigError
+from ddt_accel.networks.families import published_of
 from ddt_accel.networks.settings import read_yaml
 from ddt_accel.report.numbers import FILE_NAME
 
@@ -92,13 +93,16 @@ def _yaml(path: Path) -> Told:
         except (yaml.YAMLError, OSError, UnicodeDecodeError):
             raise ArtifactError(f"{path} is damaged or no YAML ({error}).") from None
         top = [str(key) for key in content] if isinstance(content, dict) else [type(content).__name__]
-        return Told(facts={"kind": "YAML, but no configuration of a DDT", "holds": top, "reason": str(error)})
-    config = vars(settings.config) if settings.config is not None else {}
+        return Told(facts={"kind": "YAML, but no configuration of a network", "holds": top, "reason": str(error)})
+    config = settings.config
+    assert config is not None  # a YAML without one is an error
+    shape = settings.latent_shape or config.fixed_shape
     return Told(
         facts={
             "kind": "configuration of a network, for `--config`",
-            **{name.replace("_", " "): value for name, value in config.items()},
-            "latent shape": list(settings.latent_shape) if settings.latent_shape else "not said; give --latent-shape",
+            "family": published_of(config).TITLE,
+            **{name.replace("_", " "): value for name, value in vars(config).items()},
+            "latent shape": list(shape) if shape else "not said; give --latent-shape",
         }
     )
 
