@@ -174,3 +174,31 @@ def test_a_fit_stands_beside_the_sampler_that_it_leads_to(calibration: Calibrati
         baseline_of(replace(fitted, spec=replace(ENDING, end=0.8)), calibration)
     with pytest.raises(MismatchError, match="ends included"):
         baseline_of(replace(fitted, spec=replace(ENDING, closed_interval=False)), calibration)
+
+
+def test_an_interval_without_evaluations_is_refused() -> None:
+    spec = replace(ENDING, guidance_interval=(0.99, 1.0))
+    with pytest.raises(ConfigError, match="guides nothing; widen it"):
+        calibrate(tiny(), spec, 2, latent_shape=SHAPE)
+
+
+def test_what_has_no_null_label_is_not_guided() -> None:
+    network, unguided = tiny(null=False), replace(ENDING, guidance=1.0, closed_interval=False)
+    with pytest.raises(ConfigError, match="give guidance 1"):
+        calibrate(network, ENDING, 2, latent_shape=SHAPE)
+    noise, labels = draw_noise(SHAPE, seed=0, indices=range(2)), torch.tensor([0, 4])
+    backend, guided = TorchBackend(network), compile_program(Schedule.full(ENDING))
+    with pytest.raises(ConfigError, match="give guidance 1"):
+        run(backend, guided, noise, labels)
+    with pytest.raises(ConfigError, match="no null label"):
+        run(backend, compile_program(Schedule.full(unguided)), noise, torch.tensor([0, 5]))
+    scalars = Scalars(Schedule.full(ENDING), network.modulation_bias.numpy())
+    with pytest.raises(ConfigError, match="give guidance 1"):
+        fitted_trajectory(network, scalars, noise, labels)
+    statistics = calibrate(network, unguided, 3, latent_shape=SHAPE, sensitivity_samples=1, batch_size=2)
+    assert np.array_equal(*statistics.branch_grams)
+    assert np.allclose(statistics.similarity.diagonal(), 1)
+    assert statistics.sensitivity is not None
+    assert solve(statistics, budget=3).budget == 3
+    schedule = solve(statistics, budget=3)
+    assert torch.isfinite(run(backend, compile_program(schedule), noise, labels)).all()
