@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from numbers import Integral, Real
 from typing import Any
@@ -186,6 +187,17 @@ class SamplingSpec:
         names = {"num_steps": "steps", "guidance_interval": "guidance interval", "timeshift": "time shift",
                  "last_step": "last step", "closed_interval": "closed interval"}  # fmt: skip
         return [f"{names.get(key, key)}: {mine[key]}, not {theirs[key]}" for key in mine if mine[key] != theirs[key]]
+
+    @classmethod
+    def chosen(cls, base: Mapping[str, Any], said: Mapping[str, Any]) -> SamplingSpec:
+        """Settings by name from `base`, but for those that are `said`, before which what contradicts them gives way."""
+        values = {**base, **said}
+        for mine, other in (("last_step", "end"), ("end", "last_step")):
+            if mine in said and other not in said:
+                values[other] = None
+        if values.get("guidance") == 1 and "closed_interval" not in said:
+            values["closed_interval"] = False
+        return cls(**values)
 
     def document(self) -> dict[str, Any]:
         """What files say of it. What came later than the first files is left out where it is not used, so that the
