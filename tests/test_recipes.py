@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import assert_sentence
 
-from ddt_accel import Calibration, SamplingSpec
+from ddt_accel import Calibration, SamplingSpec, load_model
+from ddt_accel.cli.preparation import QUICK, calibrated
+from ddt_accel.cli.recipes import sampling_of
 from ddt_accel.errors import ConfigError
 from ddt_accel.networks.recipes import published_recipe, read_recipe
+from ddt_accel.workspace import Workspace
 
 REFERENCE = Path(__file__).parent / "reference"
 RAE, PIXNERD = REFERENCE / "rae_small", REFERENCE / "pixnerd_small"
@@ -168,7 +171,7 @@ def test_what_is_said_wins() -> None:
 def test_calibrate_like_a_file(tmp_path, tiny_model_path, cli) -> None:
     told = ""
 
-    def calibrated(*options: str) -> SamplingSpec:
+    def made(*options: str) -> SamplingSpec:
         nonlocal told
         place = ("-w", tmp_path, "--model", tiny_model_path, "--samples", 1, "--sensitivity-samples", 0)
         ran = cli("calibrate", *place, *options)
@@ -177,16 +180,38 @@ def test_calibrate_like_a_file(tmp_path, tiny_model_path, cli) -> None:
         return Calibration.load(tmp_path / "calibration.safetensors").spec
 
     like = ("--like", str(RAE / "config_AG.yaml"))
-    assert asdict(calibrated(*like, "--steps", "3", "--timeshift", "1.5")) == asdict(
+    assert asdict(made(*like, "--steps", "3", "--timeshift", "1.5")) == asdict(
         SamplingSpec(
             num_steps=3, guidance=1.42, guidance_interval=(0.0, 1.0), closed_interval=True, timeshift=1.5, end=0.999
         )
     )
     assert "3 steps of euler, guidance 1.42 from 0 to 1, ends included, time shift 1.5, ending at 0.9985" in told
     assert "DiTDH-guide/stage2_model.pt: give it as --guide" in told
-    assert calibrated("--steps", "2") == SamplingSpec(num_steps=2)
-    own = calibrated("--steps", "2", "--end", "0.9", "--closed-interval", "--guidance-interval", "0", "1")
+    assert made("--steps", "2") == SamplingSpec(num_steps=2)
+    own = made("--steps", "2", "--end", "0.9", "--closed-interval", "--guidance-interval", "0", "1")
     assert own == SamplingSpec(num_steps=2, end=0.9, closed_interval=True, guidance_interval=(0.0, 1.0))
+
+
+def test_known_repositories_are_sampled_as_published(tiny_model_path, capsys) -> None:
+    network = load_model(tiny_model_path)
+    assert sampling_of(network, None, {"num_steps": 7}) == SamplingSpec(num_steps=7)
+    network.source = replace(network.source, name="MCG-NJU/DDT-XL-22en6de-R512")
+    spec = sampling_of(network, None, {"num_steps": 100})
+    assert spec == SamplingSpec(num_steps=100, guidance=3.0, last_step=0.04)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "as published for MCG-NJU/DDT-XL-22en6de-R512" in told
+    assert "100 steps of euler, guidance 3 from 0.3 to 1, last step 0.04" in told
+
+
+def test_an_optimisation_keeps_the_calibrated_sampling(tmp_path, tiny_model_path) -> None:
+    place, effort = Workspace(tmp_path), replace(QUICK, samples=2, sensitivity_samples=1, sensitivity_steps=1)
+    network = load_model(tiny_model_path)
+    like = read_recipe(RAE / "config_cfg.yaml")
+    own = calibrated(place, network, {"num_steps": 4}, like, effort).spec
+    assert own == like.spec({"num_steps": 4})
+    assert calibrated(place, network, {}, None, effort).spec == own
+    changed = calibrated(place, network, {"last_step": 0.1, "guidance": 1.0}, None, effort).spec
+    assert changed == replace(own, last_step=0.1, end=None, guidance=1.0, closed_interval=False)
 
 
 @pytest.mark.parametrize(
