@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ddt_accel.artifacts import checksum, read_arrays, read_json, write_arrays, write_json
 from ddt_accel.errors import ArtifactError, ConfigError
-from ddt_accel.spec import SamplingSpec, is_number, is_whole
+from ddt_accel.spec import ROUNDING, SamplingSpec, is_number, is_whole
 
 FORMAT, VERSION = "ddt-accel schedule", 4
 MEANS_FORMAT, MEANS_VERSION = "ddt-accel mean modulations", 1
@@ -162,7 +162,7 @@ class Schedule:
             digest = checksum({}, {"mean_modulations": self.mean_modulations})
             means = {"file": f"means-{digest[:12]}.safetensors", "sha256": digest}
         return {
-            "spec": asdict(self.spec),
+            "spec": self.spec.document(),
             "refresh_steps": list(self.refresh_steps),
             "forecast": self.forecast,
             "forecasts": _written(self.forecasts),
@@ -281,13 +281,14 @@ def _check_numbers(times: tuple[float, ...] | None, integrator: tuple[Row, ...] 
         raise ConfigError(
             "A stochastic sampler cannot have times or an integrator of its own; its noise depends on it."
         )
+    end = float(spec.grid[-1])
     # What the network is given is float32.
     if times is not None and (
         len(times) != count
         or not all(map(is_number, times))
-        or not all(0 <= a <= b and np.float32(b) < 1 for a, b in pairwise((0.0, *times)))
+        or not all(0 <= a <= b <= end + ROUNDING and np.float32(b) < 1 for a, b in pairwise((0.0, *times)))
     ):
-        raise ConfigError(f"times is {_shortened(times)}; give {count} increasing numbers from 0 to below 1.")
+        raise ConfigError(f"times is {_shortened(times)}; give {count} increasing numbers from 0 to below {end:.4g}.")
     if integrator is None:
         return
     if len(integrator) != count:

@@ -19,7 +19,7 @@ from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ConfigError, MismatchError, NumericsError
 from ddt_accel.networks.split import SplitNetwork, latent_shape_of
 from ddt_accel.sampling.noise import ImageRange, draw_labels, draw_noise, draw_step_noise
-from ddt_accel.sampling.program import compile_program
+from ddt_accel.sampling.program import compile_program, null_label
 from ddt_accel.sampling.trajectory import Trajectory
 from ddt_accel.schedule import Schedule
 from ddt_accel.spec import SamplingSpec
@@ -54,7 +54,10 @@ def calibrate(
     handed to `on_batch`; its images are not run again. `on_stage` is called with what comes and how many evaluations of
     a batch it takes, and returns what to call after each.
 
-    Raises NumericsError, naming step and seed, where a state is not finite.
+    Of a network without a null label the states of the conditional branch stand for both.
+
+    Raises NumericsError, naming step and seed, where a state is not finite; ConfigError where guidance is asked for
+    that the network cannot have, or that guides nothing.
     """
     if num_samples < 1 or batch_size < 1 or min(first_image, seed, sensitivity_samples, sensitivity_steps or 0) < 0:
         raise ConfigError(
@@ -62,6 +65,9 @@ def calibrate(
             f"image {first_image} of seed {seed}: calibration needs at least one sample and batch, and no negative "
             "numbers."
         )
+    spec.check_guides()
+    if (spec.guidance_weights != 1.0).any():
+        null_label(model.config)
     source = model.source
     latent_shape = latent_shape_of(model, latent_shape)
     sha256 = source.sha256 if source else "unknown"
@@ -127,10 +133,11 @@ def _batch_sums(
     """The sums over some images, but for the sensitivities."""
     indices = range(images.first, images.stop)
     batch, tokens = len(indices), model.config.num_tokens(latent_shape)
-    program = compile_program(Schedule.full(spec), encode_unconditional="always")
+    branches = 1 if model.config.null_label is None else 2
+    program = compile_program(Schedule.full(spec), encode_unconditional="always" if branches == 2 else "read")
     device, width = model.device, model.config.state_size
     # [E, branch, B · L, D]
-    states = torch.empty((spec.num_evaluations, 2, batch * tokens, width), device=device)
+    states = torch.empty((spec.num_evaluations, branches, batch * tokens, width), device=device)
     modulations = torch.empty((spec.num_evaluations, model.config.modulation_size), dtype=torch.float64, device=device)
     bias = model.modulation_bias
     step = 0
@@ -156,8 +163,8 @@ def _batch_sums(
         trajectory.step(step)
         on_evaluation()
     sums = {
-        "similarity_sum": _inner_products(states.flatten(1, 2), unit=True) / (2 * tokens),
-        "gram_sum": torch.stack([_inner_products(states[:, branch]) / tokens for branch in (0, 1)]),
+        "similarity_sum": _inner_products(states.flatten(1, 2), unit=True) / (branches * tokens),
+        "gram_sum": torch.stack([_inner_products(states[:, branch]) / tokens for branch in (0, branches - 1)]),
         "mean_sum": states.mean((1, 2), dtype=torch.float64) * batch,
         "modulation_sum": modulations * batch,
         "bias_sum": bias.double().flatten() * batch,

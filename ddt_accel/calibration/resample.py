@@ -37,16 +37,16 @@ class Resampled:
 
 
 def resample(calibration: Calibration, spec: SamplingSpec) -> Resampled:
-    """The statistics at the times of `spec`, which may differ in steps, solver, time shift and last step.
+    """The statistics at the times of `spec`, which may differ in steps, solver, time shift, last step and end.
 
     Raises MismatchError where guidance differs, which moves the trajectory itself, or where fewer than four calibrated
     evaluations leave nothing to interpolate.
     """
     own = calibration.spec
-    if (own.guidance, own.guidance_interval) != (spec.guidance, spec.guidance_interval):
+    if own.guided != spec.guided:
         raise MismatchError(
-            f"The calibration is for guidance {own.guidance:g} on {own.guidance_interval}, not {spec.guidance:g} on "
-            f"{spec.guidance_interval}; guidance moves the trajectory: calibrate for it."
+            f"The calibration is for guidance {own.guided}, not {spec.guided}; guidance moves the trajectory: "
+            "calibrate for it."
         )
     if own.num_steps < POINTS:
         raise MismatchError(f"A calibration of {own.num_steps} steps cannot be interpolated; it takes {POINTS}.")
@@ -90,6 +90,8 @@ def interpolation(known: Array, wanted: Array) -> Array:
 def _lengths(spec: SamplingSpec) -> Array:
     """How far the velocity of every evaluation carries, [E]: a step of the grid, or half of one with two stages."""
     lengths: Array = np.diff(spec.grid)
+    if spec.solver == "heun" and spec.end is not None:
+        return np.repeat(lengths / 2, 2)
     if spec.solver == "heun":
         # The last step is an Euler step.
         return np.append(np.repeat(lengths[:-1] / 2, 2), lengths[-1])

@@ -65,6 +65,8 @@ def sensitivity_sum(
     states: list[Tensor] = []
     error: Tensor | None = None  # what is added to the next state
 
+    branches = 1 if model.config.null_label is None else 2
+
     def meet(state: Tensor) -> None:
         if error is not None:
             state += error
@@ -73,7 +75,7 @@ def sensitivity_sum(
 
     trajectory = Trajectory(
         TorchBackend(model, on_state=meet),
-        compile_program(Schedule.full(spec), encode_unconditional="always"),
+        compile_program(Schedule.full(spec), encode_unconditional="always" if branches == 2 else "read"),
         draw_noise(latent_shape, seed=images.seed, indices=indices),
         draw_labels(model.config.num_classes, seed=images.seed, indices=indices),
         step_noise=draw_step_noise(latent_shape, seed=images.seed, indices=indices),
@@ -88,8 +90,8 @@ def sensitivity_sum(
     for i in measured_steps(spec, most):
         trajectory.restore(snapshots[i])
         error = DISTURBANCE * (states[max(0, i - lag)] - states[i])
-        # Per image: both branches of it, added up over channels, averaged over tokens.
-        squared = error.double().square().sum(-1).mean(-1).view(2, -1).mean(0)
+        # Per image: all branches of it, added up over channels, averaged over tokens.
+        squared = error.double().square().sum(-1).mean(-1).view(branches, -1).mean(0)
         trajectory.step(i)
         on_evaluation()
         error = None

@@ -214,7 +214,7 @@ class Calibration:
 
     def _document(self) -> dict[str, object]:
         return {
-            "spec": {**asdict(self.spec), "guidance_interval": list(self.spec.guidance_interval)},
+            "spec": {**self.spec.document(), "guidance_interval": list(self.spec.guidance_interval)},
             "ranges": [asdict(r) for r in self.ranges],
             "checkpoint_sha256": self.checkpoint_sha256,
             "latent_shape": list(self.latent_shape),

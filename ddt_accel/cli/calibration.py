@@ -24,6 +24,20 @@ from ddt_accel.cli.options import (
     check_device,
     model_options,
 )
+from ddt_accel.cli.recipes import (
+    ClosedOption,
+    EndOption,
+    GuidanceOption,
+    IntervalOption,
+    LastStepOption,
+    LikeOption,
+    ShiftOption,
+    SolverOption,
+    StepsOption,
+    recipe_like,
+    sampling_of,
+    sampling_said,
+)
 
 if TYPE_CHECKING:
     from ddt_accel.calibration.statistics import Calibration
@@ -38,14 +52,15 @@ def calibrate(
     config: ConfigOption = None,
     weights: WeightsOption = None,
     latent_shape: LatentOption = None,
-    steps: Annotated[int, typer.Option("--steps", help="Sampling steps.")] = 50,
-    solver: Annotated[str, typer.Option(help="euler, heun, sde, ab1, ab2, ab3 or ab4.")] = "euler",
-    guidance: Annotated[float, typer.Option(help="Guidance weight; 1 is none.")] = 2.0,
-    guidance_interval: Annotated[
-        tuple[float, float], typer.Option(help="Guidance applies strictly between these times.")
-    ] = (0.3, 1.0),
-    timeshift: Annotated[float, typer.Option(help="Time shift of the grid; 1 is none.")] = 1.0,
-    last_step: Annotated[float | None, typer.Option(help="Length of the last step; 1 / steps by default.")] = None,
+    like: LikeOption = None,
+    steps: StepsOption = None,
+    solver: SolverOption = None,
+    guidance: GuidanceOption = None,
+    guidance_interval: IntervalOption = None,
+    closed_interval: ClosedOption = None,
+    timeshift: ShiftOption = None,
+    last_step: LastStepOption = None,
+    end: EndOption = None,
     samples: Annotated[int, typer.Option(min=1, help="Sample trajectories to average over.")] = 64,
     sensitivity_samples: Annotated[
         int,
@@ -60,17 +75,19 @@ def calibrate(
 ) -> None:
     """Measure how the encoder's state changes along unshared trajectories."""
     from ddt_accel.artifacts import check_writable
-    from ddt_accel.spec import SamplingSpec
     from ddt_accel.workspace import Workspace
 
-    spec = SamplingSpec(
+    sampling = sampling_said(
         num_steps=steps,
         solver=solver,
         guidance=guidance,
         guidance_interval=guidance_interval,
+        closed_interval=closed_interval,
         timeshift=timeshift,
         last_step=last_step,
+        end=end,
     )
+    recipe = recipe_like(like, sampling)
     place = Workspace(workspace)
     path = out or place.calibration_path
     said = model_options(model, config, weights, latent_shape)
@@ -78,9 +95,11 @@ def calibrate(
     for needed in (path, place.partial_path):
         check_writable(needed)
     say_threads(threads, device)
+    network = load_network(place, said).to(device)
+    spec = sampling_of(network, recipe, sampling)
     calibration = run_calibration(
         place,
-        load_network(place, said).to(device),
+        network,
         spec,
         samples=samples,
         sensitivity_samples=sensitivity_samples,

@@ -120,8 +120,11 @@ def recipe(spec: SamplingSpec) -> str:
     """The sampling in a few words."""
     low, high = spec.guidance_interval
     guided = f", guidance {spec.guidance:g} from {low:g} to {high:g}" if spec.guidance != 1 else ""
+    guided += ", ends included" if spec.closed_interval else ""
     shifted = f", time shift {spec.timeshift:g}" if spec.timeshift != 1 else ""
-    return f"{spec.num_steps} steps of {spec.solver}{guided}{shifted}"
+    shifted += f", last step {spec.last_step:g}" if spec.last_step is not None else ""
+    ended = f", ending at {spec.end_time:.4g}" if spec.end is not None else ""
+    return f"{spec.num_steps} steps of {spec.solver}{guided}{shifted}{ended}"
 
 
 def _calibration(path: Path) -> Held:

@@ -36,12 +36,26 @@ from ddt_accel.cli.preparation import (
     known,
     timed,
 )
+from ddt_accel.cli.recipes import (
+    ClosedOption,
+    EndOption,
+    GuidanceOption,
+    IntervalOption,
+    LastStepOption,
+    LikeOption,
+    ShiftOption,
+    SolverOption,
+    StepsOption,
+    recipe_like,
+    sampling_said,
+)
 
 if TYPE_CHECKING:
     from ddt_accel.calibration.statistics import Calibration
     from ddt_accel.evaluation.budgets import Target
     from ddt_accel.evaluation.costs import Costs
     from ddt_accel.fitting.optimize import Choice
+    from ddt_accel.networks.recipe import Recipe
     from ddt_accel.networks.split import SplitNetwork
     from ddt_accel.report.study import Study
     from ddt_accel.sampling.noise import ImageRange
@@ -67,20 +81,15 @@ def optimize(
     config: ConfigOption = None,
     weights: WeightsOption = None,
     latent_shape: LatentOption = None,
-    steps: Annotated[
-        int | None, typer.Option("--steps", help="Of the sampler to accelerate. Default: as calibrated, else 50.")
-    ] = None,
-    solver: Annotated[
-        str | None, typer.Option(help="euler, heun, ab1, ab2, ab3 or ab4. Default: as calibrated, else euler.")
-    ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="Guidance weight; 1 is none. Default: as calibrated, else 2.")
-    ] = None,
-    guidance_interval: Annotated[
-        tuple[float, float] | None, typer.Option(help="Guidance applies strictly between these times.")
-    ] = None,
-    timeshift: Annotated[float | None, typer.Option(help="Time shift of the grid; 1 is none.")] = None,
-    last_step: Annotated[float | None, typer.Option(help="Length of the last step.")] = None,
+    like: LikeOption = None,
+    steps: StepsOption = None,
+    solver: SolverOption = None,
+    guidance: GuidanceOption = None,
+    guidance_interval: IntervalOption = None,
+    closed_interval: ClosedOption = None,
+    timeshift: ShiftOption = None,
+    last_step: LastStepOption = None,
+    end: EndOption = None,
     backend: BackendOption = "auto",
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
@@ -89,8 +98,8 @@ def optimize(
 ) -> None:
     """Find the best schedule for a target: calibrate, export, plan, fit, measure, report, in one go.
 
-    What lies in the workspace is used, and what was interrupted continues. The best schedule becomes the workspace's;
-    five lines say what to expect of it.
+    What lies in the workspace is used, its sampling, too, and what was interrupted continues. The best schedule becomes
+    the workspace's; five lines say what to expect of it.
     """
     from ddt_accel.errors import ConfigError
     from ddt_accel.evaluation.budgets import Target
@@ -103,10 +112,17 @@ def optimize(
         speedup = DEFAULT_SPEEDUP
     if speedup is not None and speedup <= 1:
         raise ConfigError(f"--speedup is {speedup:g}; give more than 1, which is the sampler as it is.")
-    sampling = {
-        "num_steps": steps, "solver": solver, "guidance": guidance, "guidance_interval": guidance_interval,
-        "timeshift": timeshift, "last_step": last_step,
-    }  # fmt: skip
+    sampling = sampling_said(
+        num_steps=steps,
+        solver=solver,
+        guidance=guidance,
+        guidance_interval=guidance_interval,
+        closed_interval=closed_interval,
+        timeshift=timeshift,
+        last_step=last_step,
+        end=end,
+    )
+    recipe = recipe_like(like, sampling)
     device = check_device(device)
     say_threads(threads, device)
     _run(
@@ -114,7 +130,8 @@ def optimize(
         Target(milliseconds=budget_ms, speedup=speedup, psnr=min_psnr),
         QUICK if quick else THOROUGH,
         model_options(model, config, weights, latent_shape),
-        {name: value for name, value in sampling.items() if value is not None},
+        sampling,
+        recipe,
         backend,
         device,
         batch_size,
@@ -147,12 +164,12 @@ def demo(
     )
     say_threads(threads, "cpu")
     said = {"source": DEFAULT_MODEL}
-    _run(place, Target(speedup=DEFAULT_SPEEDUP), QUICK, said, {}, "auto", "cpu", 16, as_json=json)
+    _run(place, Target(speedup=DEFAULT_SPEEDUP), QUICK, said, {}, None, "auto", "cpu", 16, as_json=json)
 
 
 def _run(
-    place: Workspace, target: Target, effort: Effort, said: dict[str, Any], sampling: dict[str, Any], backend: str,
-    device: str, batch_size: int, *, as_json: bool,
+    place: Workspace, target: Target, effort: Effort, said: dict[str, Any], sampling: dict[str, Any],
+    recipe: Recipe | None, backend: str, device: str, batch_size: int, *, as_json: bool,
 ) -> None:  # fmt: skip
     from ddt_accel.artifacts import check_writable
     from ddt_accel.cli.expectations import expectations, facts
@@ -165,7 +182,7 @@ def _run(
     with keeping(lambda: kept(place)):
         network = load_network(place, said).to(device)
         say("1/5  Calibrating: how does the encoder's state change along trajectories of the sampler as it is?")
-        calibration = calibrated(place, network, sampling, effort)
+        calibration = calibrated(place, network, sampling, recipe, effort)
         if calibration.spec.num_evaluations > 1:
             alike = calibration.similarity.diagonal(1).mean()
             say(f"From one step to the next its cosine similarity is {alike:.4f}.")

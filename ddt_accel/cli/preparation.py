@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ddt_accel.cli.calibration import run_calibration
 from ddt_accel.cli.console import say, stages
 from ddt_accel.cli.networks import Opened
+from ddt_accel.cli.recipes import sampling_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ddt_accel.calibration.statistics import Calibration
     from ddt_accel.evaluation.costs import Costs
+    from ddt_accel.networks.recipe import Recipe
     from ddt_accel.networks.split import SplitNetwork
     from ddt_accel.sampling.noise import ImageRange
     from ddt_accel.schedule import Schedule
@@ -49,19 +51,27 @@ QUICK = Effort(
 )  # fmt: skip
 
 
-def calibrated(place: Workspace, network: SplitNetwork, sampling: dict[str, Any], effort: Effort) -> Calibration:
-    """The workspace's, if it is of this model and sampling, else one that is made now."""
+def calibrated(
+    place: Workspace, network: SplitNetwork, sampling: dict[str, Any], like: Recipe | None, effort: Effort
+) -> Calibration:
+    """The workspace's, if it is of this model and sampling, else one that is made now.
+
+    Where `sampling` says nothing it is `like` a recipe, or as calibrated, or as published.
+    """
     from ddt_accel.errors import ConfigError
     from ddt_accel.networks.split import latent_shape_of
     from ddt_accel.spec import SamplingSpec
 
-    found, kept, spec = None, None, SamplingSpec()
+    found, kept = None, None
     source, shape = network.source, latent_shape_of(network)
     if place.calibration_path.exists():
         found = place.calibration()
         if source is not None and (found.checkpoint_sha256, found.latent_shape) == (source.sha256, shape):
-            kept, spec = found, found.spec
-    spec = replace(spec, **sampling)
+            kept = found
+    if like is None and kept is not None:
+        spec = SamplingSpec.chosen(asdict(kept.spec), sampling)
+    else:
+        spec = sampling_of(network, like, sampling)
     if spec.solver == "sde":
         raise ConfigError("A stochastic sampler has no reference solution to come close to; give another --solver.")
     if kept is not None and kept.spec == spec and kept.sensitivity is not None:

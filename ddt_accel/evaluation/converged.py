@@ -31,8 +31,8 @@ LatentShape = tuple[int, int, int]
 class ConvergedPath:
     """Where the converged trajectories of some images are at every one of their steps.
 
-    `times` [T + 1] run from 0 to 1, `latents` are [T + 1, B, C, H, W] float32 on the CPU. With a `final_step` the last
-    of them is an Euler step, so that it is a straight line and the path has a bend before it.
+    `times` [T + 1] run from 0 to the end, `latents` are [T + 1, B, C, H, W] float32 on the CPU. With a `final_step` the
+    last of them is an Euler step, so that it is a straight line and the path has a bend before it.
     """
 
     images: ImageRange
@@ -50,7 +50,7 @@ class ConvergedPath:
         return dataclasses.replace(self, images=images, latents=self.latents[:, :count])
 
     def at(self, time: float) -> Tensor:
-        """The latents [B, C, H, W] at a time from 0 to 1, by the cubic through the four nearest steps."""
+        """The latents [B, C, H, W] at a time up to the end, by the cubic through the four nearest steps."""
         if self.final_step and time > self.times[-2]:
             share = (time - self.times[-2]) / (self.times[-1] - self.times[-2])
             return torch.lerp(self.latents[-2], self.latents[-1], share)
@@ -122,7 +122,7 @@ def _kept(
         return made()
     content = {
         "checkpoint_sha256": backend.checkpoint_sha256,
-        "spec": asdict(limit),
+        "spec": limit.document(),
         "images": asdict(images),
         "latent_shape": list(latent_shape),
     }

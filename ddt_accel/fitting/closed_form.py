@@ -53,7 +53,7 @@ def closed_form(backend: Backend, schedule: Schedule, path: ConvergedPath, batch
         batches.append(Trajectory(backend, program, noise, labels))
     rows: list[Row] = []
     for k in range(count):
-        target = path.at(own.evaluations[k + 1].time if k + 1 < count else 1.0)
+        target = path.at(own.evaluations[k + 1].time if k + 1 < count else path.times[-1])
         warm = torch.zeros(k + 1, dtype=torch.float64)
         for j, weight in own.evaluations[k].update.velocities:
             warm[j] = weight

@@ -177,8 +177,7 @@ def comparable(schedule: Schedule, calibration: Calibration, seeds: Collection[i
     return (
         schedule.checkpoint_sha256 == calibration.checkpoint_sha256
         and own.solver != "sde"
-        and (own.guidance, own.guidance_interval, own.final_step)
-        == (spec.guidance, spec.guidance_interval, spec.final_step)
+        and own.aim == spec.aim
         and schedule.budget <= spec.num_evaluations
         and not any(seed in seeds for seed, _, _ in schedule.fitted_on)
     )

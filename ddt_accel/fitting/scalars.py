@@ -1,9 +1,9 @@
 """The scalars of a trajectory as parameters: its times, its integrator's weights, its forecasts' weights.
 
-Times are `t_k = Σ_{j ≤ k} softmax(γ)_j` over E + 1 gaps, the last of them up to t = 1: they increase and stay in
-[0, 1), rounding aside, and a gap of 0 stays 0. The integrator is a full lower triangle, every velocity so far in every
-row (a non-stationary solver, arXiv 2403.01329), in units of the row's step, so that it follows when times move. A
-forecast draws on the last few refreshed states.
+Times are `t_k = T Σ_{j ≤ k} softmax(γ)_j` over E + 1 gaps, the last of them up to the trajectory's end T: they increase
+and stay in [0, T), rounding aside, and a gap of 0 stays 0. The integrator is a full lower triangle, every velocity so
+far in every row (a non-stationary solver, arXiv 2403.01329), in units of the row's step, so that it follows when times
+move. A forecast draws on the last few refreshed states.
 """
 
 from __future__ import annotations
@@ -50,9 +50,10 @@ class Scalars(nn.Module):
         self.program = compile_program(self.warm)
         evaluations = self.program.evaluations
         self.count = count = len(evaluations)
-        times = np.array([evaluation.time for evaluation in evaluations])
+        self.end = float(schedule.spec.grid[-1])
+        times = np.minimum([evaluation.time for evaluation in evaluations], self.end)
         with np.errstate(divide="ignore"):
-            gaps = np.log(np.diff(times, prepend=0.0, append=1.0))
+            gaps = np.log(np.diff(times, prepend=0.0, append=self.end))
         # The gap up to a first time of 0 stays, so that a single time cannot move.
         self.gaps = self._parameter(TIMES, gaps, can_move=np.isfinite(gaps).sum() > 1)
         self.integrator = self._parameter(INTEGRATOR, np.zeros((count, count)))
@@ -89,7 +90,7 @@ class Scalars(nn.Module):
     def times(self) -> Tensor:
         """The time of every evaluation, [E]."""
         # Sums round, and in parallel not even monotonically.
-        return self.gaps.softmax(0).cumsum(0)[:-1].cummax(0).values.clamp(max=LATEST)
+        return (self.end * self.gaps.softmax(0).cumsum(0)[:-1]).cummax(0).values.clamp(max=min(LATEST, self.end))
 
     @property
     def weights(self) -> Tensor:
@@ -102,7 +103,7 @@ class Scalars(nn.Module):
 
         Heun's corrector, which stands still, has its own step; where time stands still otherwise it is an even step.
         """
-        gaps = self.gaps.softmax(0)
+        gaps = self.end * self.gaps.softmax(0)
         steps = torch.where(gaps[1:] > 0, gaps[1:], gaps[:-1])
         return torch.where(steps > 0, steps, torch.full_like(steps, 1 / self.count))
 

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ddt_accel.fitting.scalars import Scalars
 from ddt_accel.networks.split import SplitNetwork
+from ddt_accel.sampling.program import null_label
 
 Network = Callable[..., Tensor]
 
@@ -47,7 +48,8 @@ def fitted_trajectory(
         return result
 
     times, weights, forecasts = scalars.times.float(), scalars.weights.float(), scalars.forecasts.float()
-    null = torch.full_like(labels, model.config.num_classes)
+    guided = any(evaluation.unconditional is not None for evaluation in scalars.program.evaluations)
+    null = torch.full_like(labels, null_label(model.config)) if guided else labels
     x = noise
     velocities: list[Tensor] = []
     states: dict[tuple[int, int], Tensor] = {}

@@ -30,17 +30,22 @@ def baseline_of(schedule: Schedule, calibration: Calibration) -> SamplingSpec:
     """
     own, spec = schedule.spec, calibration.spec
     if not schedule.is_fitted:
-        leads = [(one.guidance, one.guidance_interval, one.final_step, one.solver == "sde") for one in (own, spec)]
-        return spec if leads[0] == leads[1] and own.solver != "sde" else own
-    if (own.guidance, own.guidance_interval) != (spec.guidance, spec.guidance_interval):
+        return spec if own.aim == spec.aim and "sde" not in (own.solver, spec.solver) else own
+    if own.guided != spec.guided:
         raise MismatchError(
-            f"The schedule was fitted for guidance {own.guidance:g} on {own.guidance_interval}, the calibration has "
-            f"{spec.guidance:g} on {spec.guidance_interval}; calibrate with the schedule's."
+            f"The schedule was fitted for guidance {own.guided}, the calibration has {spec.guided}; calibrate with the "
+            "schedule's."
         )
     if own.final_step != spec.final_step:
         mine, theirs = (step or "none" for step in (own.final_step, spec.final_step))
         raise MismatchError(
             f"The schedule's limit has the final step {mine}, the calibration {theirs}; calibrate with the --last-step "
+            "that the schedule was fitted for."
+        )
+    if own.end_time != spec.end_time:
+        mine, theirs = (f"{one.end_time:.6g}" for one in (own, spec))
+        raise MismatchError(
+            f"The schedule's trajectories end at t = {mine}, the calibration's at {theirs}; calibrate with the --end "
             "that the schedule was fitted for."
         )
     return spec

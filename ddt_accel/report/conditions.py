@@ -26,12 +26,15 @@ def conditions(
     """The machine, the versions and the settings under which everything was measured."""
     packages = ["ddt-accel", "torch", "numpy", "onnxruntime"]
     low, high = spec.guidance_interval
+    less = "≤" if spec.closed_interval else "<"
     accelerator = f", {torch.cuda.get_device_name()}" if backend.device.type == "cuda" else ""
+    ends = f", last step {spec.last_step:g}" if spec.last_step is not None else ""
+    ends += f", end {spec.end:g}" if spec.end is not None else ""
     return {
         "model": f"{model_name}, checkpoint {calibration.checkpoint_sha256[:12]}",
         "network": backend.config.description,
-        "sampling": f"{spec.solver}, {spec.num_steps} steps, CFG {spec.guidance:g} for {low:g} < t < {high:g}, "
-        f"time shift {spec.timeshift:g}" + (f", last step {spec.last_step:g}" if spec.last_step is not None else ""),
+        "sampling": f"{spec.solver}, {spec.num_steps} steps, CFG {spec.guidance:g} for {low:g} {less} t {less} "
+        f"{high:g}, time shift {spec.timeshift:g}{ends}",
         "calibration": f"{calibration.num_samples} trajectories of {calibration.spec.num_steps} steps",
         "schedule": f"{schedule.spec.num_steps} steps, {schedule.forecast} forecast, objective {schedule.objective}"
         f"{_own_steps(schedule)}",

@@ -74,5 +74,5 @@ def _nearest(grids: Sequence[SamplingSpec], evaluations: float) -> SamplingSpec:
 
 def _in_evaluations(grid: SamplingSpec, count: float) -> SamplingSpec:
     """The same integrator and time shift in about so many evaluations."""
-    steps = max(1, round((count + 1) / 2 if grid.solver == "heun" else count))
+    steps = max(1, round((count + (grid.end is None)) / 2 if grid.solver == "heun" else count))
     return grid.on_grid(steps, timeshift=grid.timeshift, solver=grid.solver)

@@ -93,11 +93,11 @@ def _adams_bashforth(spec: SamplingSpec, order: int) -> tuple[Update, ...]:
 
 
 def _heun(spec: SamplingSpec) -> tuple[Update, ...]:
-    """An Euler step, then from its end the correction to the trapezoid; the last step stays an Euler step."""
+    """An Euler step, then from its end the correction to the trapezoid; a step to the data stays an Euler step."""
     rows = []
     for k, h in enumerate(np.diff(spec.grid).tolist()):
         rows.append(Update(velocities=((2 * k, h),)))
-        if k < spec.num_steps - 1:
+        if k < spec.num_steps - 1 or spec.end is not None:
             rows.append(Update(velocities=((2 * k, -h / 2), (2 * k + 1, h / 2))))
     return tuple(rows)
 

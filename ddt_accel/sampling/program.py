@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ddt_accel.errors import ConfigError
+from ddt_accel.networks.config import SplitConfig
 from ddt_accel.sampling.integrators import Update, updates
 from ddt_accel.schedule import Forecast, Schedule
 
@@ -68,6 +70,16 @@ class Program:
     @property
     def stochastic(self) -> bool:
         return any(evaluation.update.noise for evaluation in self.evaluations)
+
+
+def null_label(config: SplitConfig) -> int:
+    """The label of the unconditional branch; raises ConfigError where the network has no such branch."""
+    if config.null_label is None:
+        raise ConfigError(
+            "The network was trained without a null label, so that nothing can guide it; give guidance 1 (--guidance "
+            "1)."
+        )
+    return config.null_label
 
 
 def compile_program(schedule: Schedule, *, encode_unconditional: str = "read") -> Program:

@@ -18,7 +18,7 @@ from ddt_accel.errors import ArtifactError, ConfigError, MismatchError, Numerics
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.capture import capture, cause_of
 from ddt_accel.sampling.integrators import Update
-from ddt_accel.sampling.program import Branch, Evaluation, Program
+from ddt_accel.sampling.program import Branch, Evaluation, Program, null_label
 
 
 class Trajectory:
@@ -39,6 +39,8 @@ class Trajectory:
         step_noise: Callable[[int], Tensor] | None = None,
     ) -> None:
         noise, labels = _checked(backend, noise, labels)
+        guided = any(evaluation.unconditional is not None for evaluation in program.evaluations)
+        null = null_label(backend.config) if guided else None
         if program.stochastic and step_noise is None:
             raise ConfigError("A stochastic sampler adds noise at every step; give step_noise, a function of the step.")
         self.program, self.step_noise, self.batch = program, step_noise, len(noise)
@@ -49,7 +51,8 @@ class Trajectory:
             self._velocities = torch.empty(
                 (1 + max(self._velocity_slots.values()), *noise.shape), device=backend.device
             )
-        session.labels[self.batch :] = backend.config.num_classes
+        # Where nothing reads the unconditional rows, any label is as good.
+        session.labels[self.batch :] = 0 if null is None else null
         self._constants = {
             (k, side): torch.from_numpy(branch.constant).to(backend.device)
             for k, evaluation in enumerate(program.evaluations)
@@ -177,7 +180,7 @@ def run(
     step_noise: Callable[[int], Tensor] | None = None,
     watch: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Drives a backend along a program from `noise` [B, C, H, W] for `labels` [B]; returns the latents at t = 1.
+    """Drives a backend along a program from `noise` [B, C, H, W] for `labels` [B]; returns the latents at its end.
 
     `watch(k)` is called after evaluation k. Raises NumericsError where the latents end in NaN or infinity.
     """
@@ -225,12 +228,12 @@ def _checked(backend: Backend, noise: Tensor, labels: Tensor) -> tuple[Tensor, T
             "and [B]."
         )
     config.num_tokens((noise.shape[1], noise.shape[2], noise.shape[3]))
-    if labels.is_floating_point() or (
-        len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= config.num_classes
-    ):
+    last = config.num_classes - 1 if config.null_label is None else config.null_label
+    if labels.is_floating_point() or (len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= last):
+        also = "the network has no null label" if config.null_label is None else f"{last} is the null label"
         raise ConfigError(
             f"labels are {labels.dtype} from {labels.min().item()} to {labels.max().item()}; expected whole numbers "
-            f"from 0 to {config.num_classes - 1} ({config.num_classes} is the null label)."
+            f"from 0 to {config.num_classes - 1} ({also})."
         )
     if len(labels) == 0:
         raise ConfigError("The batch is empty; give at least one noise and label.")
