@@ -5,22 +5,27 @@ The oracle is the family's own network in float32, run by PyTorch; that in turn 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from ddt_accel import SamplingSpec, Schedule, draw_labels, draw_noise, export, open_backend, sample
 from ddt_accel.backends.compiled import CompiledBackend
 from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel.networks import layers
 from ddt_accel.networks.families import FAMILIES, build, config_of, prepare
 from ddt_accel.networks.prepared import Arithmetic
 from ddt_accel.networks.split import SplitNetwork
 from ddt_accel.sampling.program import compile_program
 from ddt_accel.sampling.trajectory import run
 from ddt_accel.solver.split import encoder_runs
+
+WAVES = 16 * 64 * 6  # multiply-adds: pixels of a patch, what each is told of its place, width
 
 # By family: settings, and latents that such a network is for.
 NETWORKS = {
@@ -121,14 +126,14 @@ def test_modulations_are_affine_in_the_state(network, shape) -> None:
     of_states = network.modulations(1.7 * first - 0.6 * second)
     one, other = network.modulations(first), network.modulations(second)
     of_modulations = 1.7 * one - 0.6 * other - 0.1 * network.modulation_bias
-    torch.testing.assert_close(of_states, of_modulations, rtol=1e-4, atol=1e-4)
+    assert close(of_states, of_modulations, 1e-5)
 
 
 def test_the_decoder_sees_time_and_label_through_the_state_alone(network, shape) -> None:
     x, y = drawn(network, shape, 3)
     t = torch.tensor([0.1, 0.5, 0.9])
     states = torch.cat([network.encode(x[k : k + 1], t[k : k + 1], y[k : k + 1]) for k in range(3)])
-    torch.testing.assert_close(network.decode(x, states), network(x, t, y), rtol=1e-4, atol=1e-4)
+    assert close(network.decode(x, states), network(x, t, y), 1e-5)
 
 
 @pytest.mark.parametrize("written_out", [False, True])
@@ -173,25 +178,22 @@ def test_forecasts(network, shape, opened, name: str) -> None:
     assert encoder_runs(schedule) == 6
 
 
-def test_multiply_adds_are_those_that_pytorch_counts(network, shape) -> None:
-    from torch.utils.flop_counter import FlopCounterMode
-
+def test_multiply_adds_are_those_that_pytorch_counts(network, shape, monkeypatch) -> None:
+    # The counter knows products, not the kernel that attention is on a CPU.
+    for module in {sys.modules[type(part).__module__] for part in network.modules()} | {layers}:
+        if hasattr(module, "attend"):
+            monkeypatch.setattr(module, "attend", layers.attend_written_out)
     x, y = drawn(network, shape, 1)
-    t = torch.tensor([0.3])
-    prepared = prepare(network, shape, Arithmetic.of("fp32", written_out=True))
-    counted = network.config.multiply_adds(shape)
+    t, counted = torch.tensor([0.3]), network.config.multiply_adds(shape)
     state = network.encode(x, t, y)
+    modulations = network.modulations(state)
     parts = {
         "encoder": lambda: network.encode(x, t, y),
         "modulations": lambda: network.modulations(state),
-        "decoder": lambda: prepared.decode_modulated(x, network.modulations(state)),
+        "decoder": lambda: network.decode_modulated(x, modulations),
     }
     for name, part in parts.items():
         with FlopCounterMode(display=False) as counter:
             part()
-        found = counter.get_total_flops() / 2
-        if name == "decoder":
-            found -= counted.modulations
-        # Hidden features are filled up to whole vectors where a network is prepared.
-        slack = 0 if name != "decoder" else 0.6
-        assert getattr(counted, name) <= found <= (1 + slack) * getattr(counted, name), name
+        # PixNerd multiplies what pixels are told of their places anew; prepared it keeps the result.
+        assert counter.get_total_flops() / 2 - getattr(counted, name) in (0, WAVES if name == "decoder" else 0), name

@@ -17,7 +17,7 @@ from ddt_accel.evaluation.costs import Costs, counted_costs, measured_costs
 from ddt_accel.evaluation.fidelity import latent_decibels
 from ddt_accel.evaluation.judge import Plan, gain
 from ddt_accel.evaluation.plan import SHIFTS, TRIED, Row, _promising, make_plans
-from ddt_accel.networks.locate import PUBLISHED
+from ddt_accel.networks.families import release_of
 from ddt_accel.sampling.reference import converged
 from ddt_accel.stages import silent
 
@@ -84,7 +84,8 @@ def test_other_guidance_is_refused(calibration) -> None:
 
 def test_counted_costs_are_those_of_the_published_network() -> None:
     """Multiply-adds of DDT-XL/2 at 256 px: encoder 93.2 G and modulations 12.9 G, decoder 25.4 G."""
-    config, shape = PUBLISHED["MCG-NJU/DDT-XL-22en6de-R256"]
+    release = release_of("MCG-NJU/DDT-XL-22en6de-R256", "")
+    config, shape = release.config, release.latent_shape
     costs = counted_costs(config, shape)
     assert costs.encoder / 1e9 == pytest.approx(93.2 + 12.9, rel=2e-3)
     assert costs.decoder / 1e9 == pytest.approx(25.4, rel=2e-3)

@@ -128,7 +128,7 @@ class DDTConfig:
         tokens, width = self.num_tokens(latent_shape), self.hidden_size
         block = block_multiply_adds(tokens, width, matrices=3 * width * swiglu_width(width))
         patch = tokens * self.in_channels * self.patch_size**2 * width
-        condition = 2 * width**2 + 256 * width + self.num_encoder_blocks * 6 * width**2
+        condition = width**2 + 256 * width + self.num_encoder_blocks * 6 * width**2
         return MultiplyAdds(
             encoder=self.num_encoder_blocks * block + patch + condition,
             modulations=tokens * width * self.modulation_size,

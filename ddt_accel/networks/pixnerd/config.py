@@ -132,7 +132,7 @@ class PixNerdConfig:
         tokens, width = self.num_tokens(latent_shape), self.hidden_size
         block = block_multiply_adds(tokens, width, matrices=3 * width * swiglu_width(width))
         patch = tokens * self.in_channels * self.patch_size**2 * width
-        condition = 2 * width**2 + 256 * width + self.num_cond_blocks * 6 * width**2
+        condition = width**2 + 256 * width + self.num_cond_blocks * 6 * width**2
         pixels = tokens * self.patch_size**2
         # The waves' share of the embedder is a table; the products of a pixel are those of its patch's weights.
         per_pixel = 2 * self.in_channels * self.hidden_size_x + self.modulation_size
