@@ -16,6 +16,7 @@ from ddt_accel.artifacts import checksum
 from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ArtifactError, ConfigError
 from ddt_accel.evaluation.budgets import Target
+from ddt_accel.evaluation.costs import Costs
 from ddt_accel.evaluation.judge import Judge, Plan, closest
 from ddt_accel.evaluation.plan import choose_plans, fewer_steps
 from ddt_accel.fitting.joint import JointFit
@@ -23,7 +24,7 @@ from ddt_accel.fitting.search import STEPS
 from ddt_accel.schedule import Schedule
 from ddt_accel.stages import OnStage
 
-# What parts of a trajectory take is measured before, and differs by some percent from one time to the next.
+# What a trajectory takes differs by some percent from one time to the next.
 SPARE = 0.97
 # Costs along the ladder grow by this factor.
 RUNG = 1.25
@@ -67,9 +68,13 @@ class Optimizer:
     ) -> None:  # fmt: skip
         self.judge, self.joint, self.thorough, self.known = judge, joint, thorough, known
         self.folder, self.on_stage = folder, on_stage
-        spec = judge.calibration.spec
+
+    @property
+    def least(self) -> float:
+        """The cost of the fewest steps that are searched."""
+        spec = self.judge.calibration.spec
         fewest = spec.on_grid(min(STEPS[0], spec.num_steps), timeshift=spec.timeshift, solver="ab2")
-        self.least = judge.cost(Schedule.full(fewest))
+        return self.judge.cost(Schedule.full(fewest))
 
     def choose(self, target: Target) -> Choice:
         """The best schedule for one target: a time, or a fidelity to the reference solution."""
@@ -81,13 +86,35 @@ class Optimizer:
             limit = 1 / target.speedup
         else:
             raise ConfigError("There is nothing to choose for; give a time, a speed-up or a fidelity.")
-        # A little more, so that what costs just that is not lost to rounding.
-        cost = min(1.0, max(SPARE * limit, self.least)) * (1 + 1e-9)
+        cost = self._spared(limit)
         plans = self._plans(cost, thorough=self.thorough)
         best = closest(plans)
         if best is None:
             raise ConfigError(f"There is no schedule of cost {cost:.3g}; calibrate with more steps.")
         return self._chosen(best, plans, cost, met=limit >= self.least)
+
+    def once_more(self, first: Choice, costs: Costs, seconds: float) -> Choice:
+        """What to take instead of a choice that turned out too slow: the best of at most so many seconds an image, by
+        the costs that were found meanwhile.
+
+        Chosen among all that was measured, fewer steps, and one more find of the first one's kind: as little is
+        searched and fitted again as can be.
+        """
+        self.judge.reprice(costs)
+        self.joint.reprice(costs)
+        limit = seconds / self.judge.unit
+        cost = self._spared(limit)
+        fewer_steps(self.judge, cost, self.on_stage)
+        found = self._found(cost, shared=first.best.schedule.shares, gradients=self.thorough)
+        if found is not None:
+            self.judge.measure(found)
+        plans = [plan for plan in self.judge.plans if plan.cost <= cost]
+        best = closest(plans)
+        return first if best is None else self._chosen(best, plans, cost, met=limit >= self.least)
+
+    def _spared(self, limit: float) -> float:
+        """The cost to search for; a little more, so that what costs just that is not lost to rounding."""
+        return min(1.0, max(SPARE * limit, self.least)) * (1 + 1e-9)
 
     def _as_close(self, psnr: float) -> Choice:
         """The cheapest that is at least that close."""
@@ -139,11 +166,10 @@ class Optimizer:
     def _found(self, cost: float, *, shared: bool, gradients: bool) -> Schedule | None:
         """The best fit of at most that cost, as it was kept or found now."""
         joint = self.joint
-        costs = self.judge.costs
         content = {
             "calibration": self.judge.calibration.sha256,
-            # No more digits than costs keep when they are measured again; what is found so is held against the limit.
-            "costs": [costs.unit, f"{costs.decoder / costs.encoder:.1g}", f"{costs.evaluation / costs.encoder:.1g}"],
+            # Not the costs themselves, which are measured again: what is found so is held against the limit.
+            "costs": [self.judge.costs.unit, self.judge.backend.name],
             "cost": f"{cost:.2g}",
             "shared": shared,
             "gradients": gradients,
@@ -154,7 +180,7 @@ class Optimizer:
         if path.exists():
             try:
                 kept = Schedule.load(path)
-                if self.judge.cost(kept) <= cost:
+                if self.judge.cost(kept) <= cost / SPARE:  # costs that were measured since may differ so much
                     return kept
             except ArtifactError:
                 pass  # damaged: it is made anew below
