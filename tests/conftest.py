@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ddt_accel import SamplingSpec, calibrate, export, load_model, solve
 from ddt_accel.cli.app import main
+from ddt_accel.exporting import export as exporting
 from ddt_accel.networks.checkpoints import tensors_sha256
 from ddt_accel.networks.config import DDTConfig
 from ddt_accel.networks.ddt import DDT
@@ -177,6 +178,21 @@ def exports(tiny_model_path, made, once) -> Callable[[str], Path]:
         return once(name, lambda folder: export(load_model(tiny_model_path), folder, **EXPORTS[name]))
 
     return exported
+
+
+@pytest.fixture
+def exporting_at_once(exports, monkeypatch) -> Callable[[str], None]:
+    """Makes exports of the tiny model take no time, for tests of what becomes of them: as those of a name are."""
+
+    def by(name: str) -> None:
+        folder = exports(name)
+
+        def copied(network: object, inputs: object, output: str, path: Path) -> None:
+            shutil.copyfile(folder / path.name, path)
+
+        monkeypatch.setattr(exporting, "write_network", copied)
+
+    return by
 
 
 @pytest.fixture

@@ -48,11 +48,13 @@ def judge(model, calibration) -> Judge:
 
 @pytest.fixture(scope="module")
 def optimizer(model, calibration, judge, tmp_path_factory) -> Callable[..., Optimizer]:
-    folder = tmp_path_factory.mktemp("optimizer")
+    """In a folder of its own, or in one that all tests share, with all that was searched there."""
+    common = tmp_path_factory.mktemp("optimizer")
+    joint = JointFit(model, calibration, judge.costs, FIT, search=QUICK, folder=common)
 
-    def made(folder: Path = folder, known: tuple[Schedule, ...] = (), *, thorough: bool = False) -> Optimizer:
-        joint = JointFit(model, calibration, judge.costs, FIT, search=QUICK, folder=folder)
-        return Optimizer(judge, joint, thorough=thorough, known=known, folder=folder / "plans", on_stage=silent)
+    def made(folder: Path = common, known: tuple[Schedule, ...] = (), *, thorough: bool = False) -> Optimizer:
+        own = joint if folder == common else JointFit(model, calibration, judge.costs, FIT, search=QUICK, folder=folder)
+        return Optimizer(judge, own, thorough=thorough, known=known, folder=folder / "plans", on_stage=silent)
 
     return made
 
