@@ -201,8 +201,8 @@ class Schedule:
         if not path.exists():
             if str(path) not in shipped_schedules():
                 raise ArtifactError(
-                    f"There is no schedule at {path}; make one with `ddt-accel solve --budget 10`, or take a shipped "
-                    f"one: {', '.join(shipped_schedules())}."
+                    f"There is no schedule at {path}; make one with `ddt-accel solve`, or take a shipped one: "
+                    f"{', '.join(shipped_schedules())}."
                 )
             path = SHIPPED / f"{path}.json"
         content = read_json(path, FORMAT, VERSION)

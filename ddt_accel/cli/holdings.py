@@ -132,7 +132,12 @@ def _calibration(path: Path) -> Held:
     samples = sum(r["stop"] - r["first"] for r in content["ranges"])
     return Held(
         text=f"{samples} samples, {recipe(spec)}, latents {sizes(content['latent_shape'])}",
-        facts={"samples": samples, "checkpoint_sha256": content["checkpoint_sha256"], "spec": asdict(spec)},
+        facts={
+            "samples": samples,
+            "checkpoint_sha256": content["checkpoint_sha256"],
+            "spec": asdict(spec),
+            "evaluations": spec.num_evaluations,
+        },
     )
 
 
