@@ -312,6 +312,7 @@ def test_results_that_are_not_finite_are_refused(cli, workspace, tmp_path) -> No
 
 
 def test_a_shorter_run_leaves_no_pictures_of_a_longer_one(cli, workspace) -> None:
-    for images in (5, 2):
-        assert cli("sample", "-w", workspace, "-n", images).code == 0
+    for images, told in ((5, "5 images,"), (1, "1 image,")):
+        ran = cli("sample", "-w", workspace, "-n", images)
+        assert (ran.code, ran.out.startswith(told)) == (0, True)
         assert len(list((workspace / "samples").glob("0*.png"))) == images

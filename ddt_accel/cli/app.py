@@ -57,7 +57,7 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
 
 
-class Mistake(DDTAccelError):
+class Mistake(DDTAccelError):  # noqa: N818
     """Of the library's, in the words of the command line."""
 
 

@@ -191,7 +191,7 @@ def _speeds(place: Workspace) -> Held:
     batch = int(conditions["batch"])
     ordered = dict(sorted(seconds.items(), key=lambda item: item[1]))
     told = ", ".join(f"{name} {1e3 * taken / batch:.1f} ms" for name, taken in ordered.items())
-    text = f"{told} per image for one encoder and five decoder runs, {batch} images at a time, {conditions['device']}"
+    text = f"{told} per image for one encoder and five decoder runs, {batch} image{'' if batch == 1 else 's'} at a time, {conditions['device']}"
     return Held(text=text, facts={"seconds": ordered, "conditions": conditions})
 
 

@@ -33,7 +33,12 @@ REFINE_SEEDS = (1 << 20, (1 << 20) + 1)
 
 def solve(
     budget: Annotated[
-        int | None, typer.Option("--budget", "-k", help="How often the encoder may run. Without a target: 10, or of 10 steps or fewer a fifth.")
+        int | None,
+        typer.Option(
+            "--budget",
+            "-k",
+            help="How often the encoder may run; without a target 10, of 10 steps or fewer a fifth.",
+        ),
     ] = None,
     target_speedup: Annotated[float | None, typer.Option(help="Over the unshared trajectory, at least.")] = None,
     target_ms: Annotated[float | None, typer.Option(help="Milliseconds per image, as bench measured, at most.")] = None,

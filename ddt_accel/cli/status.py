@@ -11,7 +11,7 @@ from ddt_accel.cli.options import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ddt_accel.cli.holdings import Holdings, ScheduleRow
+    from ddt_accel.cli.holdings import Held, Holdings, ScheduleRow
 
 
 def status(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = False) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ddt_accel.errors import CheckpointError, listed
+from ddt_accel.networks.archives import ORDINARY
 from ddt_accel.networks.config import DDTConfig, Source
 from ddt_accel.networks.contents import Contents, Entry, open_checkpoint
 from ddt_accel.networks.ddt import DDT
@@ -100,7 +101,14 @@ def _check_sum(contents: Contents, path: Path) -> None:
 
 
 def _filled(config: DDTConfig, chosen: WeightSet, path: Path) -> DDT:
-    """The network with its weights in float32; says which tensors are missing, extra or misshapen."""
+    """The network with its weights in float32; says which tensors are unusual, missing, extra or misshapen."""
+    unusual = {name: entry.unusual for name, entry in chosen.tensors.items() if entry.unusual}
+    if unusual:
+        kinds = " and ".join(sorted(set(unusual.values())))
+        raise CheckpointError(
+            f"{path} holds {len(unusual)} of its weights {chosen.name} as {kinds} tensors ({listed(list(unusual))}); "
+            f"{ORDINARY}."
+        )
     with torch.device("meta"):  # so that a size that is wrong by orders of magnitude takes no memory
         expected, stored = DDT(config).state_dict(), chosen.tensors
     missing = [name for name in expected if name not in stored]
