@@ -41,7 +41,7 @@ class Schedule:
 
     `times` [E] and `integrator`, a row for each evaluation, are numbers of the schedule's own instead of those that the
     spec's recipe gives; guidance stays at the evaluations where the recipe has it. `fitted_on` names the images that
-    fits have used: of a seed those first … stop − 1.
+    fits have used, and a plan was chosen on: of a seed those first … stop − 1.
 
     The unconditional branch of guidance does as the conditional one, or has `unconditional_steps` and
     `unconditional_forecasts` of its own. With the Heun solver steps are counted in evaluations, two per step of the

@@ -142,6 +142,26 @@ def test_a_mistake_is_a_sentence(cli, workspace, arguments: list[object], said: 
         assert path.read_bytes() == content
 
 
+def test_images_that_a_plan_was_chosen_on_are_not_reported_on(cli, workspace) -> None:
+    """Neither by `bench`, which says so, nor by `optimize`, which takes others."""
+    from ddt_accel.cli.preparation import QUICK, held_out, known
+    from ddt_accel.workspace import Workspace
+
+    place = Workspace(workspace)
+    calibration = place.calibration()
+    usual = held_out(calibration, QUICK, known(place, calibration))
+    assert {name: images.seed for name, images in usual.items()} == {"reporting": 1, "choosing": 2, "fitting": 3}
+    for seed in (1, 2):
+        assert cli("plan", "-w", workspace, "--cost", 0.7, "-n", 2, "--seed", seed).code == 0
+        assert (seed, 0, 2) in place.schedule().fitted_on
+        ran = cli("bench", "-w", workspace, "--backend", "torch", "-n", 2, "--seed", seed)
+        assert ran.code == 2
+        assert f"fitted on images of seed {seed}, or chosen by them; measure with another --seed" in ran.err
+        others = held_out(calibration, QUICK, known(place, calibration))
+        assert others["fitting"] == usual["fitting"]
+        assert not {others["reporting"].seed, others["choosing"].seed} & {seed, others["fitting"].seed}
+
+
 def test_a_fit_that_is_replaced_stays_among_the_plans(workspace) -> None:
     from ddt_accel.cli.preparation import keep
     from ddt_accel.workspace import Workspace

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from ddt_accel.networks.ddt import DDT
     from ddt_accel.report.study import Study
     from ddt_accel.sampling.noise import ImageRange
+    from ddt_accel.schedule import Schedule
     from ddt_accel.stages import OnStage
     from ddt_accel.workspace import Workspace
 
@@ -175,10 +176,13 @@ def _run(
         compiling = effort.thorough or device != "cpu"
         networks = open_networks(place, backend, None, said, device, batch_size, compiling=compiling)
         costs = timed(place, networks, calibration.spec, batch_size)
-        images = held_out(calibration, effort)
+        there = known(place, calibration)
+        images = held_out(calibration, effort, there)
         say("3/5  Searching: which steps, integrator and encoder runs end closest to the reference solution?")
         with making(place.fit_path, say), stages() as on_stage:
-            choice = _choose(place, network, networks, calibration, costs, images, target, effort, on_stage, batch_size)
+            choice = _choose(
+                place, network, networks, calibration, costs, images, there, target, effort, on_stage, batch_size
+            )
             path = place.schedule_path
             if choice.met:
                 keep(place, choice.best.schedule)
@@ -200,7 +204,8 @@ def _run(
 
 def _choose(
     place: Workspace, network: DDT, networks: Opened, calibration: Calibration, costs: Costs,
-    images: dict[str, ImageRange], target: Target, effort: Effort, on_stage: OnStage, batch_size: int,
+    images: dict[str, ImageRange], there: list[Schedule], target: Target, effort: Effort, on_stage: OnStage,
+    batch_size: int,
 ) -> Choice:  # fmt: skip
     from ddt_accel.evaluation.judge import Judge
     from ddt_accel.fitting import search
@@ -240,7 +245,6 @@ def _choose(
         folder=place.fit_path,
         on_stage=on_stage,
     )
-    there = known(place, calibration, [images["choosing"].seed, images["reporting"].seed])
     optimizer = Optimizer(
         judge, joint, thorough=effort.thorough, known=there, folder=place.plans_path, on_stage=on_stage
     )

@@ -8,7 +8,7 @@ that has it is taken.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from ddt_accel.errors import ArtifactError, ConfigError
 from ddt_accel.evaluation.budgets import Target
 from ddt_accel.evaluation.costs import Costs
 from ddt_accel.evaluation.judge import Judge, Plan, closest
-from ddt_accel.evaluation.plan import choose_plans, fewer_steps
+from ddt_accel.evaluation.plan import choose_plans, fewer_steps, fewest_steps
 from ddt_accel.fitting.joint import JointFit
 from ddt_accel.fitting.search import STEPS
 from ddt_accel.schedule import Schedule
@@ -32,7 +32,8 @@ RUNG = 1.25
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Choice:
-    """The schedule that was chosen, and what it was chosen from: the best with sharing and without of at most `limit`.
+    """The schedule that was chosen, and what it was chosen from: the best with sharing and without of at most `limit`,
+    or the cheapest that are close enough.
 
     `met` is whether the target is, as far as the images tell that it was chosen on, and the costs.
     """
@@ -117,7 +118,7 @@ class Optimizer:
         return min(1.0, max(SPARE * limit, self.least)) * (1 + 1e-9)
 
     def _as_close(self, psnr: float) -> Choice:
-        """The cheapest that is at least that close."""
+        """The cheapest that is at least that close, beside the cheapest of the other kind that is."""
         rungs = 1 + math.ceil(math.log(1 / self.least) / math.log(RUNG)) if self.least < 1 else 1
         ladder = [max(self.least, RUNG ** (k + 1 - rungs)) * (1 + 1e-9) for k in range(rungs)]
         low, high = 0, len(ladder)  # the first rung that has it lies between
@@ -133,16 +134,23 @@ class Optimizer:
                 low -= 1
             if _cheapest(self._plans(ladder[low], thorough=True), psnr) is None:
                 low += 1
-        met = low < len(ladder)
         cost = ladder[min(low, len(ladder) - 1)]
-        plans = self._plans(cost, thorough=self.thorough)
-        best = _cheapest(plans, psnr) if met else closest(plans)
-        assert best is not None
-        return self._chosen(best, plans, cost, met=met)
+        # Rungs are far apart, and what is found at one costs about as much: fewer steps may do with less.
+        plans = self._plans(cost, thorough=self.thorough) + fewest_steps(self.judge, psnr, self.on_stage)
+        best = _cheapest(plans, psnr)
+        if best is None:
+            nearest = closest(plans)
+            assert nearest is not None
+            return self._chosen(nearest, plans, cost, met=False)
+        return self._chosen(best, plans, cost, met=True, among=lambda own: _cheapest(own, psnr) or closest(own))
 
-    def _chosen(self, best: Plan, plans: list[Plan], limit: float, *, met: bool) -> Choice:
-        shared, unshared = ([plan for plan in plans if plan.schedule.shares is kind] for kind in (True, False))
-        return Choice(best=best, limit=limit, shared=closest(shared), unshared=closest(unshared), met=met)
+    def _chosen(
+        self, best: Plan, plans: list[Plan], limit: float, *, met: bool,
+        among: Callable[[list[Plan]], Plan | None] = closest,
+    ) -> Choice:  # fmt: skip
+        """The choice beside the best with sharing and without, as `among` takes them."""
+        shared, unshared = (among([plan for plan in plans if plan.schedule.shares is kind]) for kind in (True, False))
+        return Choice(best=best, limit=limit, shared=shared, unshared=unshared, met=met)
 
     def _plans(self, cost: float, *, thorough: bool) -> list[Plan]:
         """The best plans of at most that cost, of every kind."""
@@ -196,9 +204,9 @@ def _cheapest(plans: list[Plan], psnr: float) -> Plan | None:
     return min((plan for plan in plans if plan.interval.low >= psnr), key=lambda plan: plan.cost, default=None)
 
 
-def comparable(schedule: Schedule, calibration: Calibration, seeds: Collection[int]) -> bool:
-    """Whether a schedule is for the checkpoint of a calibration, leads where its sampler does, with no more encoder
-    runs, and was not fitted on images of these seeds."""
+def comparable(schedule: Schedule, calibration: Calibration) -> bool:
+    """Whether a schedule is for the checkpoint of a calibration, and leads where its sampler does, with no more encoder
+    runs."""
     own, spec = schedule.spec, calibration.spec
     return (
         schedule.checkpoint_sha256 == calibration.checkpoint_sha256
@@ -206,5 +214,4 @@ def comparable(schedule: Schedule, calibration: Calibration, seeds: Collection[i
         and (own.guidance, own.guidance_interval, own.final_step)
         == (spec.guidance, spec.guidance_interval, spec.final_step)
         and schedule.budget <= spec.num_evaluations
-        and not any(seed in seeds for seed, _, _ in schedule.fitted_on)
     )
