@@ -41,7 +41,7 @@ class Schedule:
 
     `times` [E] and `integrator`, a row for each evaluation, are numbers of the schedule's own instead of those that the
     spec's recipe gives; guidance stays at the evaluations where the recipe has it. `fitted_on` names the images that
-    fits have used: of a seed those first … stop − 1.
+    fits have used, and a plan was chosen on: of a seed those first … stop − 1.
 
     The unconditional branch of guidance does as the conditional one, or has `unconditional_steps` and
     `unconditional_forecasts` of its own. With the Heun solver steps are counted in evaluations, two per step of the
@@ -201,8 +201,8 @@ class Schedule:
         if not path.exists():
             if str(path) not in shipped_schedules():
                 raise ArtifactError(
-                    f"There is no schedule at {path}; make one with `ddt-accel solve --budget 10`, or take a shipped "
-                    f"one: {', '.join(shipped_schedules())}."
+                    f"There is no schedule at {path}; make one with `ddt-accel solve`, or take a shipped one: "
+                    f"{', '.join(shipped_schedules())}."
                 )
             path = SHIPPED / f"{path}.json"
         content = read_json(path, FORMAT, VERSION)

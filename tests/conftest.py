@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from filelock import FileLock
 from torch import Tensor
 
-from ddt_accel import SamplingSpec, calibrate, load_model, solve
+from ddt_accel import SamplingSpec, calibrate, export, load_model, solve
 from ddt_accel.cli.app import main
+from ddt_accel.exporting import export as exporting
 from ddt_accel.networks.checkpoints import tensors_sha256
 from ddt_accel.networks.ddt.config import DDTConfig
 from ddt_accel.networks.ddt.network import DDT
@@ -65,9 +68,30 @@ def reference(request) -> Reference:
 
 
 @pytest.fixture(scope="session")
-def tiny_model_path(tmp_path_factory) -> Path:
+def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Makes a folder by name, unless another worker of pytest-xdist has: what lies there is only read."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def shared(name: str, make: Callable[[Path], object]) -> Path:
+        folder = base / "shared" / name
+        folder.parent.mkdir(exist_ok=True)
+        with FileLock(folder.with_name(f"{name}.lock")):
+            if not folder.exists():
+                making = folder.with_name(f"{name}.making")
+                shutil.rmtree(making, ignore_errors=True)  # of a worker that failed
+                making.mkdir()
+                make(making)
+                making.rename(folder)
+        return folder
+
+    return shared
+
+
+@pytest.fixture(scope="session")
+def tiny_model_path(once) -> Path:
     """A network for [3, 8, 8] with four named classes, all of its weights random, released as training does it."""
-    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny.safetensors", seed=0)
+    return once("tiny", lambda folder: write_tiny_model(folder / "tiny.safetensors", seed=0)) / "tiny.safetensors"
 
 
 def write_tiny_model(path: Path, *, seed: int) -> Path:
@@ -99,18 +123,24 @@ def assert_sentence(ran: Result, said: str) -> None:
     assert ran.out == ""
 
 
-@pytest.fixture
-def cli(capfd, monkeypatch):
-    """Runs a command line in this process."""
-
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["ddt-accel", *map(str, arguments)])
-        capfd.readouterr()
-        code = 0
+def typed(*arguments: object) -> int:
+    """The exit code of a command line that is run in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["ddt-accel", *map(str, arguments)])
         try:
             main()
         except SystemExit as end:
-            code = int(end.code or 0)
+            return int(end.code or 0)
+    return 0
+
+
+@pytest.fixture
+def cli(capfd):
+    """Runs a command line in this process, and tells what it said."""
+
+    def run(*arguments: object) -> Result:
+        capfd.readouterr()
+        code = typed(*arguments)
         captured = capfd.readouterr()
         return Result(code, captured.out, captured.err)
 
@@ -118,17 +148,51 @@ def cli(capfd, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def made(tiny_model_path, tmp_path_factory) -> Path:
-    """A workspace with a calibration, a schedule and an export of the tiny model."""
-    folder = tmp_path_factory.mktemp("made") / "run"
-    for command in (
-        ["calibrate", "--model", tiny_model_path, "--steps", "6", "--samples", 2],
-        ["solve", "--budget", 2],
-        ["export"],
-    ):
-        line = [sys.executable, "-m", "ddt_accel", *map(str, command), "--workspace", str(folder)]
-        subprocess.run(line, check=True, capture_output=True)
-    return folder
+def made(tiny_model_path, once) -> Path:
+    """A workspace with a calibration, a schedule and an export of the tiny model; `workspace` is a copy to change."""
+
+    def make(folder: Path) -> None:
+        for command in (
+            ["calibrate", "--model", tiny_model_path, "--steps", 6, "--samples", 2],
+            ["solve", "--budget", 2],
+            ["export"],
+        ):
+            assert typed(*command, "--workspace", folder) == 0
+
+    return once("made", make)
+
+
+# An export takes seconds: those of the tiny model, by name.
+EXPORTS: dict[str, dict[str, Any]] = {
+    "fp16": {"precision": "fp16"}, "forecasts": {"sources": 2}, "states": {"sources": 3, "cache": "state"}
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def exports(tiny_model_path, made, once) -> Callable[[str], Path]:
+    """The tiny model's export of `EXPORTS`, or that in fp32, made when it is asked for."""
+
+    def exported(name: str) -> Path:
+        if name == "fp32":
+            return made / "export"
+        return once(name, lambda folder: export(load_model(tiny_model_path), folder, **EXPORTS[name]))
+
+    return exported
+
+
+@pytest.fixture
+def exporting_at_once(exports, monkeypatch) -> Callable[[str], None]:
+    """Makes exports of the tiny model take no time, for tests of what becomes of them: as those of a name are."""
+
+    def by(name: str) -> None:
+        folder = exports(name)
+
+        def copied(network: object, inputs: object, output: str, path: Path) -> None:
+            shutil.copyfile(folder / path.name, path)
+
+        monkeypatch.setattr(exporting, "write_network", copied)
+
+    return by
 
 
 @pytest.fixture

@@ -39,19 +39,6 @@ GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason
 
 
 @pytest.fixture(scope="session")
-def exports(tiny_model_path, tmp_path_factory) -> dict[str, Path]:
-    model = load_model(tiny_model_path)
-    folders = {}
-    for precision in ("fp32", "fp16"):
-        folders[precision] = tmp_path_factory.mktemp(precision)
-        export(model, folders[precision], format="onnx", precision=precision)
-    for name, cut in {"forecasts": {"sources": 2}, "states": {"sources": 3, "cache": "state"}}.items():
-        folders[name] = tmp_path_factory.mktemp(name)
-        export(model, folders[name], **cut)
-    return folders
-
-
-@pytest.fixture(scope="session")
 def compiled(tiny_model_path) -> Callable[[str, str], CompiledBackend]:
     """By precision and device, each compiled once."""
     settings = {"states": {"precision": "fp32", "cache": "state"}}
@@ -75,8 +62,8 @@ def backend(request, tiny_model_path, exports, compiled):
     if runner == "onnx" and place and provider not in onnxruntime.get_available_providers():
         pytest.skip(f"this ONNX Runtime has no {provider}")
     if kind == "tensorrt":
-        return OnnxRuntimeBackend(exports["fp32"], device=device, tensorrt=True), tolerance
-    return open_backend(exports[kind], device=device), tolerance
+        return OnnxRuntimeBackend(exports("fp32"), device=device, tensorrt=True), tolerance
+    return open_backend(exports(kind), device=device), tolerance
 
 
 def close(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
@@ -134,7 +121,7 @@ def test_batches_of_any_size(backend) -> None:
 
 def test_modulations_are_neither_copied_nor_reallocated(exports) -> None:
     """The decoder reads the very buffer that the encoder wrote, for the whole trajectory."""
-    session = open_backend(exports["fp32"]).open(2, SHAPE, 1)
+    session = open_backend(exports("fp32")).open(2, SHAPE, 1)
     (slot,) = session.slots[0]
     address = slot.data_ptr()
     session.latents.normal_()
@@ -157,7 +144,7 @@ def test_modulations_are_neither_copied_nor_reallocated(exports) -> None:
 def test_half_precision_keeps_norms_softmax_and_timestep_in_float32(exports) -> None:
     import onnx
 
-    model = onnx.shape_inference.infer_shapes(onnx.load(exports["fp16"] / "encoder.onnx"))
+    model = onnx.shape_inference.infer_shapes(onnx.load(exports("fp16") / "encoder.onnx"))
     types = {v.name: v.type.tensor_type.elem_type for v in (*model.graph.value_info, *model.graph.input)}
     types |= {init.name: init.data_type for init in model.graph.initializer}
     kept = {"Softmax", "Cos", "Sin", "ReduceMean", "Sqrt", "Reciprocal"}
@@ -185,15 +172,18 @@ def test_large_networks_keep_their_weights_in_a_file_beside_the_graph(tiny_model
 def test_the_manifest_tells_the_parity(exports) -> None:
     for precision in ("fp32", "fp16"):
         limit = exporting.TOLERANCE[precision]
-        told = open_backend(exports[precision]).manifest
+        told = open_backend(exports(precision)).manifest
         assert 0 < max(told.parity.values()) <= limit
         assert set(told.files) == {"encoder.onnx", "decoder.onnx"}
         assert told.precision == precision
 
 
-def test_an_export_out_of_tolerance_fails_and_keeps_the_earlier_one(tiny_model_path, tmp_path, monkeypatch) -> None:
+def test_an_export_out_of_tolerance_fails_and_keeps_the_earlier_one(
+    tiny_model_path, exports, exporting_at_once, tmp_path, monkeypatch
+) -> None:
     model = load_model(tiny_model_path)
-    export(model, tmp_path)
+    shutil.copytree(exports("fp32"), tmp_path, dirs_exist_ok=True)
+    exporting_at_once("fp16")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     monkeypatch.setitem(exporting.TOLERANCE, "fp16", 1e-9)
     with pytest.raises(ParityError, match="away from PyTorch"):
@@ -205,8 +195,8 @@ def test_an_export_out_of_tolerance_fails_and_keeps_the_earlier_one(tiny_model_p
 def test_an_export_killed_while_it_is_published_is_whole(exports, tmp_path, monkeypatch, renames: int) -> None:
     """After any number of its renames a reader finds the earlier export or the new one, never a mixture."""
     folder = tmp_path / "export"
-    shutil.copytree(exports["fp32"], folder)
-    shutil.copytree(exports["fp16"], folder / "staging")
+    shutil.copytree(exports("fp32"), folder)
+    shutil.copytree(exports("fp16"), folder / "staging")
     replace, done = os.replace, []
 
     def dying(source: Path, target: Path) -> None:
@@ -225,14 +215,14 @@ def test_an_export_killed_while_it_is_published_is_whole(exports, tmp_path, monk
 
 def test_another_kind_of_export_leaves_no_files_of_the_last(exports, tmp_path) -> None:
     folder = tmp_path / "export"
-    shutil.copytree(exports["fp32"], folder)
+    shutil.copytree(exports("fp32"), folder)
     told = manifest.Manifest.load(folder)
     for name in ("encoder.onnx.data", "notes.txt"):
         (folder / name).write_bytes(b"weights")
     dataclasses.replace(told, files=told.files | {"encoder.onnx.data": sha256_of(folder / "encoder.onnx.data")}).save(
         folder
     )
-    shutil.copytree(exports["fp16"], folder / "staging")
+    shutil.copytree(exports("fp16"), folder / "staging")
     manifest.publish(folder / "staging", folder)
     assert sorted(path.name for path in folder.iterdir()) == [
         "decoder.onnx", "encoder.onnx", "manifest.json", "notes.txt"
@@ -241,13 +231,14 @@ def test_another_kind_of_export_leaves_no_files_of_the_last(exports, tmp_path) -
 
 
 def test_what_onnx_runtime_refuses_is_a_sentence(exports) -> None:
-    session = open_backend(exports["fp32"]).open(2, SHAPE, 1)
+    session = open_backend(exports("fp32")).open(2, SHAPE, 1)
     session.labels.fill_(10**6)  # beyond the table
     with pytest.raises(ArtifactError, match="encoder"):
         session.encode(0, slice(0, 2))
 
 
-def test_what_a_killed_export_left_behind_is_removed(tiny_model_path, tmp_path) -> None:
+def test_what_a_killed_export_left_behind_is_removed(tiny_model_path, exporting_at_once, tmp_path) -> None:
+    exporting_at_once("fp32")
     (tmp_path / f"{exporting.STAGING_PREFIX}abc").mkdir()
     (tmp_path / f"{exporting.STAGING_PREFIX}abc" / "encoder.onnx").write_bytes(b"half")
     export(load_model(tiny_model_path), tmp_path)
@@ -257,7 +248,7 @@ def test_what_a_killed_export_left_behind_is_removed(tiny_model_path, tmp_path) 
 @pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx"])
 def test_a_damaged_engine_is_refused(exports, tmp_path, name: str) -> None:
     folder = tmp_path / "export"
-    shutil.copytree(exports["fp32"], folder)
+    shutil.copytree(exports("fp32"), folder)
     data = bytearray((folder / name).read_bytes())
     data[len(data) // 2] ^= 1
     (folder / name).write_bytes(data)
@@ -271,7 +262,7 @@ def test_a_damaged_engine_is_refused(exports, tmp_path, name: str) -> None:
 def test_another_latent_shape_is_refused(exports) -> None:
     with pytest.raises(ConfigError, match="export is for"):
         sample(
-            open_backend(exports["fp32"]),
+            open_backend(exports("fp32")),
             Schedule.full(SamplingSpec(num_steps=2)),
             torch.zeros(1, 3, 16, 16),
             torch.tensor([0]),

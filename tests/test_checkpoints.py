@@ -330,6 +330,39 @@ def test_quantised_weights_are_no_weights(reference, tmp_path: Path) -> None:
         load_model(tmp_path / "x.pt", config=reference.config)
 
 
+@pytest.mark.filterwarnings("ignore")  # PyTorch's of its own quantised tensors
+@pytest.mark.parametrize("kind", ["quantised", "sparse", "sparse rows"])
+def test_unusual_tensors_are_called_what_they_are(reference, tmp_path: Path, kind: str) -> None:
+    """Not missing; and what makes ordinary ones of them loads."""
+    ways = {
+        "quantised": lambda tensor: torch.quantize_per_tensor(tensor, 0.01, 0, torch.qint8),
+        "sparse": torch.Tensor.to_sparse,
+        "sparse rows": torch.Tensor.to_sparse_csr,
+    }
+    tensors = {name: ways[kind](tensor) if tensor.ndim == 2 else tensor for name, tensor in ema(reference).items()}
+    torch.save(tensors, tmp_path / "x.pt")
+    back = "dequantize" if kind == "quantised" else "to_dense"
+    named = rf"as {kind.split()[0]} tensors \(x_embedder\.proj\.weight, .*{back}"
+    with pytest.raises(CheckpointError, match=named) as refused:
+        load_model(tmp_path / "x.pt", config=reference.config)
+    assert "missing" not in str(refused.value)
+    ordinary = {name: getattr(tensor, back)() if tensor.ndim == 2 else tensor for name, tensor in tensors.items()}
+    torch.save(ordinary, tmp_path / "x.pt")
+    assert same(load_model(tmp_path / "x.pt", config=reference.config), ordinary)
+
+
+def test_a_list_that_fits_no_order_is_called_one(reference, tmp_path: Path) -> None:
+    averaged = ema(reference)
+    sorted_raw = {name: averaged[name] + 0.01 for name in sorted(averaged)}
+    buffered = {"table": torch.zeros(3, 3), **averaged}
+    for raw in (sorted_raw, buffered):
+        torch.save({"model": raw, "ema": {"decay": 0.9, "shadow_params": list(averaged.values())}}, tmp_path / "x.pt")
+        said = rf"a list of {len(averaged)} averaged tensors without names \(ema\.shadow_params\), .*save the average"
+        with pytest.raises(CheckpointError, match=said) as refused:
+            load_model(tmp_path / "x.pt", config=reference.config)
+        assert "shadow_params.0" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     "program",
     [

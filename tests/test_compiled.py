@@ -16,12 +16,14 @@ from ddt_accel import SamplingSpec, Schedule, draw_labels, draw_noise, load_mode
 from ddt_accel.backends.choose import measure_all, seconds_a_refresh
 from ddt_accel.backends.compiled import CompiledBackend
 from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel.cli.networks import open_networks
 from ddt_accel.errors import ConfigError, MismatchError
 from ddt_accel.evaluation.benchmark import measure
 from ddt_accel.networks import prepared_layers
 from ddt_accel.networks.ddt.network import DDT
 from ddt_accel.networks.families import prepare
 from ddt_accel.networks.prepared import Arithmetic
+from ddt_accel.workspace import Workspace
 
 SHAPE = (3, 8, 8)
 
@@ -181,7 +183,29 @@ def test_the_fastest_is_found_and_what_does_not_run_is_told(model, monkeypatch) 
     assert seconds_a_refresh(Slow(model), SHAPE, 2, within=0.0) > 0.05
 
 
-def test_auto_measures_once(cli, tiny_model_path, tmp_path) -> None:
+def test_what_was_measured_without_compiling_is_not_measured_again(cli, workspace, monkeypatch) -> None:
+    """As `optimize --quick` leaves it; a thorough one wants to know of all."""
+    asked = []
+
+    def measured(candidates, shape, batch) -> tuple[dict[str, float], dict[str, str]]:
+        asked.append(list(candidates))
+        return {name: 1.0 + (name != "onnx") for name in candidates}, {}
+
+    monkeypatch.setattr("ddt_accel.backends.choose.measure_all", measured)
+    place = Workspace(workspace)
+    line = ["sample", "-w", workspace, "-n", 4, "--backend", "auto"]
+    for compiling, names in ((False, ["torch", "onnx"]), (None, None), (True, ["compiled", "torch", "onnx"])):
+        asked.clear()
+        opened = open_networks(place, "auto", None, {}, "cpu", 4, compiling=compiling)
+        assert (asked, opened.option) == ([names] if names else [], "onnx")
+        if compiling is False:
+            ran = cli(*line)
+            assert (ran.code, asked) == (0, [names])
+            assert "not tried: --backend compiled" in ran.err
+    assert "not tried" not in cli(*line).err
+
+
+def test_auto_measures_once(cli, tiny_model_path, tmp_path, monkeypatch) -> None:
     schedule = tmp_path / "schedule.json"
     Schedule.uniform(SamplingSpec(num_steps=3), 2).save(schedule)
     where = ["-w", str(tmp_path / "run"), "--model", str(tiny_model_path), "--schedule", str(schedule)]
@@ -196,6 +220,12 @@ def test_auto_measures_once(cli, tiny_model_path, tmp_path) -> None:
     assert again.code == 0
     assert "Measuring" not in again.err
     assert "Backend: " in again.err
+
+    # From here on only whether it is measured matters, which takes long where something is compiled for it.
+    def at_once(found, *_: object) -> tuple[dict[str, float], dict[str, str]]:
+        return {name: 1.0 + (name != "torch") for name in found}, {}
+
+    monkeypatch.setattr("ddt_accel.backends.choose.measure_all", at_once)
     assert "Measuring" in cli("sample", *where, "--backend", "auto", "-n", "3").err  # another batch
     explained = cli("inspect", speeds)
     assert explained.code == 0

@@ -142,12 +142,10 @@ def test_prepared_for_inference_it_computes_the_same(network, shape, written_out
     t = torch.tensor([0.0, 0.4, 1.0])
     prepared = prepare(network, shape, Arithmetic.of("fp32", written_out=written_out))
     state = network.encode(x, t, y)
-    torch.testing.assert_close(prepared.encode(x, t, y), state, rtol=1e-4, atol=1e-5)
+    assert close(prepared.encode(x, t, y), state, 1e-5)
     modulations = prepared.modulations(state)
-    torch.testing.assert_close(modulations, network.modulations(state), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(
-        prepared.decode_modulated(x, modulations), network.decode(x, state), rtol=1e-4, atol=1e-4
-    )
+    assert close(modulations, network.modulations(state), 1e-5)
+    assert close(prepared.decode_modulated(x, modulations), network.decode(x, state), 1e-5)
 
 
 @pytest.mark.parametrize("name", TOLERANCE)

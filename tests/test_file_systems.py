@@ -124,7 +124,18 @@ def test_a_read_only_workspace_draws(cli, read_only, tiny_model_path, tmp_path, 
     assert content(read_only) == before
 
 
-@pytest.mark.parametrize("line", [["calibrate", *CALIBRATE], ["export"], ["sample"], ["fit"]])
+def test_a_read_only_workspace_is_measured(cli, read_only, tmp_path) -> None:
+    """Its report lies elsewhere, and what would have been kept there is said not to be."""
+    before = content(read_only)
+    ran = cli("bench", "-w", read_only, "-n", 2, "--curve-images", 2, "--out", tmp_path / "report")
+    assert ran.code == 0, ran.err
+    assert "What the parts take is not kept" in ran.err
+    assert "read-only" in ran.err
+    assert (tmp_path / "report" / "report.html").exists()
+    assert content(read_only) == before
+
+
+@pytest.mark.parametrize("line", [["calibrate", *CALIBRATE], ["export"], ["sample"], ["fit"], ["bench"]])
 def test_what_must_write_says_so(cli, read_only, line: list[object]) -> None:
     ran = cli(*line, "-w", read_only)
     assert ran.code == 2, ran.err

@@ -13,7 +13,7 @@ from ddt_accel import Calibration, SamplingSpec, Schedule, calibrate, draw_label
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.evaluation.budgets import Target
 from ddt_accel.evaluation.candidates import INTEGRATORS
-from ddt_accel.evaluation.costs import counted_costs
+from ddt_accel.evaluation.costs import added_up, counted_costs, forecast_reads, implied_costs
 from ddt_accel.evaluation.fidelity import latent_decibels
 from ddt_accel.evaluation.judge import Judge
 from ddt_accel.fitting.fit_spec import FitSpec
@@ -21,6 +21,7 @@ from ddt_accel.fitting.joint import JointFit
 from ddt_accel.fitting.optimize import RUNG, Optimizer, comparable
 from ddt_accel.fitting.search import QUICK
 from ddt_accel.sampling.noise import ImageRange
+from ddt_accel.sampling.program import compile_program
 from ddt_accel.sampling.reference import converged
 from ddt_accel.stages import silent
 
@@ -47,11 +48,13 @@ def judge(model, calibration) -> Judge:
 
 @pytest.fixture(scope="module")
 def optimizer(model, calibration, judge, tmp_path_factory) -> Callable[..., Optimizer]:
-    folder = tmp_path_factory.mktemp("optimizer")
+    """In a folder of its own, or in one that all tests share, with all that was searched there."""
+    common = tmp_path_factory.mktemp("optimizer")
+    joint = JointFit(model, calibration, judge.costs, FIT, search=QUICK, folder=common)
 
-    def made(folder: Path = folder, known: tuple[Schedule, ...] = (), *, thorough: bool = False) -> Optimizer:
-        joint = JointFit(model, calibration, judge.costs, FIT, search=QUICK, folder=folder)
-        return Optimizer(judge, joint, thorough=thorough, known=known, folder=folder / "plans", on_stage=silent)
+    def made(folder: Path = common, known: tuple[Schedule, ...] = (), *, thorough: bool = False) -> Optimizer:
+        own = joint if folder == common else JointFit(model, calibration, judge.costs, FIT, search=QUICK, folder=folder)
+        return Optimizer(judge, own, thorough=thorough, known=known, folder=folder / "plans", on_stage=silent)
 
     return made
 
@@ -108,6 +111,45 @@ def test_what_was_found_is_not_searched_again(optimizer, tmp_path) -> None:
     assert optimizer(tmp_path).choose(Target(speedup=2.5)).best.mean == pytest.approx(first.best.mean, abs=1e-3)
 
 
+def test_what_takes_longer_is_chosen_once_more(model, calibration, judge, tmp_path) -> None:
+    """By the costs that whole trajectories imply: the closest of all that was measured and is as cheap by them."""
+    own = Judge(judge.backend, calibration, judge.costs, judge.images, 4)
+    joint = JointFit(model, calibration, own.costs, FIT, search=QUICK, folder=tmp_path)
+    chosen = Optimizer(own, joint, thorough=False, known=(), folder=tmp_path / "plans", on_stage=silent)
+    first = chosen.choose(Target(speedup=2))
+    # So dear that what was chosen is not affordable any more.
+    costs = own.costs
+    dearer = dataclasses.replace(
+        costs,
+        forecast=costs.forecast + 0.1 * costs.of(first.best.schedule) / max(1, reads(first.best.schedule)),
+        evaluation=0.1 * costs.encoder,
+    )
+    seconds = 0.97 * dearer.of(first.best.schedule)
+    again = chosen.once_more(first, dearer, seconds)
+    assert again.met
+    assert again.best.cost == pytest.approx(dearer.of(again.best.schedule) / dearer.of(Schedule.full(SPEC)))
+    assert dearer.of(again.best.schedule) <= seconds
+    affordable = [plan for plan in own.plans if dearer.of(plan.schedule) <= 0.97 * seconds]
+    assert again.best.mean == max(plan.mean for plan in affordable)
+    assert any(plan.schedule.is_fitted for plan in affordable)
+
+
+def reads(schedule: Schedule) -> int:
+    return forecast_reads(compile_program(schedule))
+
+
+def test_implied_costs_add_up_to_what_both_trajectories_took(judge) -> None:
+    shared = Schedule(spec=SPEC, refresh_steps=(0, 1, 6), forecasts={3: ((1, 1.5), (0, -0.5))})
+    full, parts = Schedule.full(SPEC), dataclasses.replace(judge.costs, unit="seconds", evaluation=1e6)
+    unshared, own = added_up("unshared", full, parts), added_up("own", shared, parts)
+    own = dataclasses.replace(own, seconds=1.2 * own.seconds)
+    implied = implied_costs(unshared, SPEC, own, shared, "", judge.costs)
+    assert implied.of(full) == pytest.approx(unshared.seconds)
+    assert implied.of(shared) == pytest.approx(own.seconds)
+    assert implied.encoder == pytest.approx(parts.encoder)
+    assert implied.forecast > parts.forecast
+
+
 def test_a_fidelity_gets_the_cheapest_that_has_it(optimizer) -> None:
     """As a look at every rung of the ladder finds it."""
     chosen = optimizer()
@@ -122,6 +164,20 @@ def test_a_fidelity_gets_the_cheapest_that_has_it(optimizer) -> None:
         rung /= RUNG
     assert not cheaper
     assert choice.best.cost <= at_half.cost * RUNG
+
+
+def test_the_cheapest_steps_that_are_close_enough_stand_beside_it(optimizer) -> None:
+    """Of all integrators, by a look at every number of steps; or they are it, where nothing is cheaper."""
+    chosen = optimizer()
+    grids = [SPEC.on_grid(steps, timeshift=SPEC.timeshift, solver=s) for s in INTEGRATORS for steps in range(4, 13)]
+    every = list(map(chosen.judge.measure, map(Schedule.full, grids)))
+    psnr = sorted(plan.interval.low for plan in every)[-6]
+    enough = [plan for plan in every if plan.interval.low >= psnr]
+    choice = chosen.choose(Target(psnr=psnr))
+    assert choice.met
+    assert choice.unshared.interval.low >= psnr
+    assert choice.best.cost <= choice.unshared.cost <= min(plan.cost for plan in enough)
+    assert all(plan.interval.low >= psnr for plan in choice.others.values())
 
 
 def test_what_cannot_be_reached_gets_the_nearest(optimizer) -> None:
@@ -147,15 +203,14 @@ def test_only_schedules_for_this_sampler_are_compared(calibration) -> None:
         Schedule.full(dataclasses.replace(SPEC, num_steps=5)), checkpoint_sha256=calibration.checkpoint_sha256,
         fitted_on=((3, 0, 9),),
     )  # fmt: skip
-    assert comparable(mine, calibration, [1, 2])
+    assert comparable(mine, calibration)
     others = [
         dataclasses.replace(mine, checkpoint_sha256="another"),
         dataclasses.replace(mine, spec=dataclasses.replace(mine.spec, guidance=3.0)),
         dataclasses.replace(mine, spec=dataclasses.replace(mine.spec, guidance_interval=(0.0, 1.0))),
         dataclasses.replace(mine, spec=dataclasses.replace(mine.spec, last_step=0.04)),
         dataclasses.replace(mine, spec=dataclasses.replace(mine.spec, solver="sde")),
-        dataclasses.replace(mine, fitted_on=((3, 0, 9), (1, 7, 8))),
         Schedule.full(dataclasses.replace(SPEC, num_steps=13)),
     ]
-    assert not any(comparable(other, calibration, [1, 2]) for other in others)
+    assert not any(comparable(other, calibration) for other in others)
     assert np.isfinite(calibration.coarser_error(5)).all()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from ddt_accel.errors import ConfigError
 from ddt_accel.training.images import load_images
@@ -44,8 +45,44 @@ def test_splits_of_an_npz(tmp_path: Path) -> None:
     assert np.array_equal(data.labels, LABELS[::-1])
     with pytest.raises(ConfigError, match=r"x_train uint8 \[6, 4, 4, 3\], y_train .*--split"):
         load_images(path, size=4, split="val")
+    only = npz(tmp_path, x_test=IMAGES, y_test=LABELS)
+    with pytest.raises(ConfigError, match=r"x_test uint8 .*; --split test takes what is there"):
+        load_images(only, size=4)
+    assert load_images(only, size=4, split="test").account.split == "test"
     medical = npz(tmp_path, train_images=IMAGES, train_labels=LABELS, val_images=255 - IMAGES, val_labels=LABELS)
     assert np.array_equal(load_images(medical, size=4, split="val").images, 255 - IMAGES)
+
+
+def test_of_two_pairs_it_is_said_which_is_taken(tmp_path: Path) -> None:
+    path = npz(tmp_path, x_train=255 - IMAGES, y_train=LABELS[::-1], images=IMAGES, labels=LABELS, y=LABELS)
+    data = load_images(path, size=4)
+    assert np.array_equal(data.images, IMAGES)
+    assert "images and labels are taken; x_train and y_train, images and y would do, too" in data.lines
+    alone = load_images(npz(tmp_path, images=IMAGES, labels=LABELS, x_test=IMAGES, y_test=LABELS), size=4)
+    assert not any("taken" in line for line in alone.lines)  # another split is no choice
+
+
+def test_a_split_of_what_has_none_is_said_to_make_no_difference(tmp_path: Path) -> None:
+    path = npz(tmp_path, images=IMAGES, labels=LABELS)
+    for name in ("a", "b"):
+        (tmp_path / "folder" / name).mkdir(parents=True)
+        Image.fromarray(IMAGES[0]).save(tmp_path / "folder" / name / "0.png")
+    for data in (path, tmp_path / "folder"):
+        assert any("--split test makes no difference" in line for line in load_images(data, size=4, split="test").lines)
+        assert not any("--split" in line for line in load_images(data, size=4).lines)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "advice"),
+    [(".npy", "np.savez"), (".parquet", "image folder"), (".7z", "unpack it"), (".bin", "a zip of one, or an npz")],
+)
+def test_other_kinds_of_files_are_told_what_to_become(tmp_path: Path, suffix: str, advice: str) -> None:
+    path = tmp_path / f"data{suffix}"
+    path.write_bytes(b"PAR1 7z whatever")
+    with pytest.raises(ConfigError, match="no kind of data that can be trained on") as refused:
+        load_images(path, size=4)
+    assert advice in str(refused.value)
+    assert "zip (" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from ddt_accel import (
     Schedule,
     draw_noise,
     draw_step_noise,
-    export,
     load_model,
     open_backend,
     sample,
@@ -40,15 +39,12 @@ def expected(model, labels: list[int], seeds: list[int]) -> torch.Tensor:
     return sample(model, SCHEDULE, noise, torch.tensor(labels))
 
 
-def test_an_image_depends_on_its_label_and_seed_alone(model, tmp_path) -> None:
+def test_an_image_depends_on_its_label_and_seed_alone(model, exports) -> None:
     """Through PyTorch and ONNX Runtime, in one batch or several, and again with the buffers of the last call."""
-    export(model, tmp_path / "forecasts outside")
-    export(model, tmp_path / "inside", sources=2)
-    export(model, tmp_path / "of states", sources=2, cache="state")
-    exports = [open_backend(folder) for folder in sorted(tmp_path.iterdir())]
+    exported = [open_backend(exports(kind)) for kind in ("fp32", "forecasts", "states")]
     labels, seeds = [0, 3, 1, 1, 2], [7, 8, 9, 10, 11]
     whole = expected(model, labels, seeds)
-    for networks in (model, TorchBackend(model), CompiledBackend(model, precision="fp32"), *exports):
+    for networks in (model, TorchBackend(model), CompiledBackend(model, precision="fp32"), *exported):
         given = {} if networks is model or hasattr(networks, "latent_shape") else {"latent_shape": SHAPE}
         sampler = Sampler(networks, SCHEDULE, batch_size=2, **given)
         for _ in range(2):

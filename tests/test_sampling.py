@@ -18,7 +18,6 @@ from ddt_accel import (
     draw_labels,
     draw_noise,
     draw_step_noise,
-    export,
     load_model,
     open_backend,
     sample,
@@ -356,13 +355,12 @@ def test_there_are_as_many_slots_as_refreshes_that_are_read_later(name: str, slo
     assert asked == [slots]
 
 
-def test_forecasts_inside_the_decoder_take_no_slot(tiny_model_path, tmp_path) -> None:
+def test_forecasts_inside_the_decoder_take_no_slot(tiny_model_path, exports) -> None:
     model = load_model(tiny_model_path)
     schedule = Schedule(
         spec=SamplingSpec(num_steps=5), refresh_steps=(0, 1), forecasts={3: ((0, -1.0), (1, 2.0)), 4: ((1, 1.0),)}
     )
-    export(model, tmp_path, sources=2)
-    for backend, made in ((TorchBackend(model), 3), (open_backend(tmp_path), 2)):
+    for backend, made in ((TorchBackend(model), 3), (open_backend(exports("forecasts")), 2)):
         noise, labels = draw_noise((3, 8, 8), seed=1, indices=range(2)), torch.tensor([0, 3])
         trajectory = Trajectory(backend, compile_program(schedule), noise, labels)
         trajectory.run()

@@ -172,11 +172,27 @@ def test_damage_is_a_line_of_the_listing(cli, workspace, damage: bytes) -> None:
             path.write_bytes(before)
 
 
-def test_costs_are_relative_to_the_same_trajectory(cli, workspace) -> None:
+def test_costs_are_relative_to_the_sampler_that_a_schedule_is_for(cli, workspace) -> None:
     """As `inspect` tells them, by the network that the export beside the schedule is of."""
     schedule = Schedule.load(workspace / "schedule.json")
     costs = counted_costs(TINY, (3, 8, 8))
     share = costs.of(schedule) / costs.of(Schedule.full(schedule.spec))
     assert json.loads(cli("inspect", workspace / "schedule.json", "--json").out)["cost"].startswith(
         f"{share:.3f} of the multiply-adds"
+    )
+    # Of fewer steps with times of its own, too: what was calibrated is what it stands in for.
+    times = (0.0, 0.3, 0.7)
+    spec = SamplingSpec(num_steps=3, solver="ab2")
+    fitted = Schedule(
+        spec=spec, refresh_steps=(0, 1), times=times, objective="fitted", checkpoint_sha256=schedule.checkpoint_sha256
+    )
+    fitted.save(workspace / "fitted.json")
+    share = costs.of(fitted) / costs.of(Schedule.full(schedule.spec))
+    told = json.loads(cli("inspect", workspace / "fitted.json", "--json").out)["cost"]
+    assert told == f"{share:.3f} of the multiply-adds of the calibrated sampler without sharing, 6 steps of euler"
+    (workspace / "calibration.safetensors").unlink()
+    share = costs.of(fitted) / costs.of(Schedule.full(spec))
+    told = json.loads(cli("inspect", workspace / "fitted.json", "--json").out)["cost"]
+    assert (
+        told == f"{share:.3f} of the multiply-adds of its own trajectory without sharing, 3 steps of its own integrator"
     )

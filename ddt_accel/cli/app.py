@@ -22,6 +22,7 @@ from ddt_accel.cli.console import Interrupted, err
 from ddt_accel.cli.inspection.command import inspect
 from ddt_accel.cli.options import DEFAULT_WORKSPACE
 from ddt_accel.cli.plain import adapt
+from ddt_accel.cli.sentences import spoken
 from ddt_accel.errors import DDTAccelError
 
 
@@ -56,15 +57,22 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
 
 
+class Mistake(DDTAccelError):  # noqa: N818
+    """Of the library's, in the words of the command line."""
+
+
 class Command(TyperCommand):
-    """A command in whose paths ~ is the user's folder, however they were quoted."""
+    """A command in whose paths ~ is the user's folder, however they were quoted; whose mistakes name its workspace."""
 
     def invoke(self, ctx: Any) -> Any:
         for name, value in ctx.params.items():
             if isinstance(value, Path):
                 with contextlib.suppress(RuntimeError):  # there is no such user
                     ctx.params[name] = value.expanduser()
-        return super().invoke(ctx)
+        try:
+            return super().invoke(ctx)
+        except DDTAccelError as error:
+            raise Mistake(spoken(str(error), ctx.params.get("workspace"))) from error
 
 
 app = typer.Typer(

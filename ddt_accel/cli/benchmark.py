@@ -61,7 +61,7 @@ def bench(
 ) -> None:
     """Measure speed and fidelity, and write the report."""
     from ddt_accel.artifacts import check_writable
-    from ddt_accel.errors import ConfigError
+    from ddt_accel.errors import ArtifactError, ConfigError
     from ddt_accel.evaluation.budgets import Target
     from ddt_accel.locks import making
     from ddt_accel.workspace import Workspace
@@ -72,15 +72,21 @@ def bench(
             "least 2 images, and a batch 1."
         )
     target = Target(milliseconds=budget_ms, speedup=speedup, psnr=min_psnr)
-    place = Workspace(workspace)
+    place = Workspace(workspace, say)
     check_writable((folder or place.folder) / "report.html")
-    check_writable(place.costs_path)
+    keeps = True
+    try:
+        check_writable(place.costs_path)
+    except ArtifactError as error:
+        keeps = False
+        say(f"What the parts take is not kept for `solve --target-ms` and `plan`: {error}")
     said = model_options(model, config, weights, latent_shape)
     networks = open_networks(place, backend, export_folder, said, device, batch_size)
     statistics, plan = place.calibration(calibration), place.schedule(schedule)
     with making((folder or place.folder) / "report.html", say):  # two at once would measure each other
         study = _study(networks, statistics, plan, target, images, curve_images, seed, batch_size)
-        _costs(study, networks).save(place.costs_path)
+        if keeps:
+            _costs(study, networks).save(place.costs_path)
         used = f" --backend {networks.option}{given('--export', export_folder)}{given('--schedule', schedule)}"
         sampling = f"ddt-accel sample{used}{'' if device == 'cpu' else f' --device {device}'}"
         _report(study, folder or place.folder, [sampling], workspace, as_json=json)

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from ddt_accel.artifacts import read_json
 from ddt_accel.backends.manifest import FILE_NAME, FORMAT, VERSION
-from ddt_accel.cli.headers import metadata
+from ddt_accel.cli.headers import document, metadata
 from ddt_accel.errors import DDTAccelError
 from ddt_accel.evaluation.costs import SECONDS, Costs, counted_costs
 from ddt_accel.networks.families import config_of
 from ddt_accel.networks.locate import EMBEDDED, embedded_models
 from ddt_accel.schedule import SHIPPED, Schedule
+from ddt_accel.spec import SamplingSpec
 from ddt_accel.workspace import Workspace
 
 
@@ -26,22 +27,41 @@ def measured_costs_of(place: Workspace, schedule: Schedule) -> Costs | None:
     return costs if costs.unit == SECONDS and same else None
 
 
-def share_of_unshared(path: Path, schedule: Schedule) -> tuple[float, str] | None:
-    """The cost of a schedule over that of its trajectory without sharing, and in what; None where nothing tells.
+def share_of_unshared(path: Path, schedule: Schedule) -> str | None:
+    """The cost of a schedule over that of the sampler without sharing that it is for, in words; None where nothing
+    tells.
 
     Looked for in the workspace that the schedule's file lies in, or for a shipped one in the embedded model.
     """
+    base, what = schedule.unshared(), "its own trajectory"
     for folder in (path.parent, path.parent.parent):
         place = Workspace(folder)
         costs = measured_costs_of(place, schedule) or counted_by_export(place, schedule.checkpoint_sha256)
         if costs is not None:
+            if (spec := _calibrated_spec(place, schedule)) is not None:
+                base, what = Schedule.full(spec), "the calibrated sampler"
             break
     else:
         costs = _counted_by_name(path) if path.parent == SHIPPED else None
     if costs is None:
         return None
     unit = "time" if costs.unit == SECONDS else costs.unit
-    return costs.of(schedule) / costs.of(schedule.unshared()), unit
+    own = f"{base.spec.num_steps} steps of {'its own integrator' if base.is_fitted else base.spec.solver}"
+    return f"{costs.of(schedule) / costs.of(base):.3f} of the {unit} of {what} without sharing, {own}"
+
+
+def _calibrated_spec(place: Workspace, schedule: Schedule) -> SamplingSpec | None:
+    """The sampling that the workspace is calibrated for, where a schedule leads there: what `bench` compares it with
+    (report/baseline.py)."""
+    try:
+        content = document(place.calibration_path)
+        if content is None or content["checkpoint_sha256"] != schedule.checkpoint_sha256:
+            return None
+        spec = SamplingSpec.from_dict(content["spec"])
+    except (DDTAccelError, KeyError, TypeError):
+        return None
+    leads = [(one.guidance, one.guidance_interval, one.final_step) for one in (spec, schedule.spec)]
+    return spec if leads[0] == leads[1] and "sde" not in (spec.solver, schedule.spec.solver) else None
 
 
 def counted_by_export(place: Workspace, checkpoint_sha256: str | None) -> Costs | None:

@@ -94,8 +94,7 @@ def _speed(study: Study, choice: Choice, target: Target) -> str:
         return f"{asked} was reached on the images that it was chosen on, and is missed on these: {told}."
     if not reached:
         return (
-            f"{asked} was asked for, and missed by this measurement, though not by what the parts had cost before: "
-            f"{told}."
+            f"{asked} was asked for, and missed by this measurement, though not by those that it was chosen by: {told}."
         )
     return f"{asked} was asked for, and is reached: {told}."
 

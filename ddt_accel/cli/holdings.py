@@ -135,7 +135,12 @@ def _calibration(path: Path) -> Held:
     samples = sum(r["stop"] - r["first"] for r in content["ranges"])
     return Held(
         text=f"{samples} samples, {recipe(spec)}, latents {sizes(content['latent_shape'])}",
-        facts={"samples": samples, "checkpoint_sha256": content["checkpoint_sha256"], "spec": asdict(spec)},
+        facts={
+            "samples": samples,
+            "checkpoint_sha256": content["checkpoint_sha256"],
+            "spec": asdict(spec),
+            "evaluations": spec.num_evaluations,
+        },
     )
 
 
@@ -189,8 +194,8 @@ def _speeds(place: Workspace) -> Held:
     batch = int(conditions["batch"])
     ordered = dict(sorted(seconds.items(), key=lambda item: item[1]))
     told = ", ".join(f"{name} {1e3 * taken / batch:.1f} ms" for name, taken in ordered.items())
-    text = f"{told} per image for one encoder and five decoder runs, {batch} images at a time, {conditions['device']}"
-    return Held(text=text, facts={"seconds": ordered, "conditions": conditions})
+    text = f"{told} per image for one encoder and five decoder runs, {batch} image{'' if batch == 1 else 's'} at a time"
+    return Held(text=f"{text}, {conditions['device']}", facts={"seconds": ordered, "conditions": conditions})
 
 
 def _costs(place: Workspace) -> Held:

@@ -46,10 +46,11 @@ def open_networks(
     device: str,
     batch: int,
     *,
-    compiling: bool = True,
+    compiling: bool | None = None,
 ) -> Opened:
     """The workspace's export or that of `folder`, or the chosen model by PyTorch; `batch` is how many images will be
-    drawn at once. Only with `compiling` the fastest may be one that is compiled first."""
+    drawn at once. With `compiling` the fastest may be one that is compiled first; where nothing is said, unless the
+    workspace knows how fast the others are."""
     device = check_device(device)
     if backend == "auto":
         backend = _fastest(place, folder, said, device, batch, compiling)
@@ -130,7 +131,7 @@ def _open_export(place: Workspace, backend: str, folder: Path | None, said: dict
 
 
 def _fastest(
-    place: Workspace, folder: Path | None, said: dict[str, Any], device: str, batch: int, compiling: bool
+    place: Workspace, folder: Path | None, said: dict[str, Any], device: str, batch: int, compiling: bool | None
 ) -> str:
     """The name of what is fastest here with the chosen model, measured unless the workspace knows."""
     import torch
@@ -176,9 +177,11 @@ def _fastest(
     names = ["compiled", "torch", *exports]
     seconds = place.speeds(conditions)
     if seconds is None and not compiling:
-        names.remove("compiled")
-        conditions["left out"] = "compiled"
-        seconds = place.speeds(conditions)
+        fewer = {**conditions, "left out": "compiled"}
+        seconds = place.speeds(fewer)
+        if seconds is not None or compiling is False:
+            names.remove("compiled")
+            conditions = fewer
 
     def measured() -> dict[str, float]:
         keeps = True
@@ -187,7 +190,7 @@ def _fastest(
         except ArtifactError as error:
             keeps = False
             say(f"The choice cannot be kept, and is made anew next time unless --backend names it: {error}")
-        took = " (compiling takes half a minute, once)" if compiling else ""
+        took = " (compiling takes half a minute, once)" if "compiled" in names else ""
         say(f"Measuring which backend is fastest for batches of {batch}{took} ...")
         candidates = {name: partial(opened, name) for name in names}
         seconds, reasons = measure_all(candidates, model.latent_shape, batch)
@@ -203,5 +206,6 @@ def _fastest(
     fastest_first = sorted(seconds.items(), key=itemgetter(1))
     chosen = fastest_first[0][0]
     shown = ", ".join(f"{name} {1e3 * taken / batch:.1f} ms" for name, taken in fastest_first)
-    say(f"Backend: {chosen}. Measured: one encoder and five decoder runs, per image: {shown}")
+    untried = "" if "compiled" in names else "; not tried: --backend compiled"
+    say(f"Backend: {chosen}. Measured: one encoder and five decoder runs, per image: {shown}{untried}")
     return chosen

@@ -82,6 +82,7 @@ def plan(
     from ddt_accel.fitting.fit_spec import FitSpec
     from ddt_accel.fitting.joint import JointFit
     from ddt_accel.locks import making
+    from ddt_accel.sampling.noise import ImageRange
     from ddt_accel.workspace import Workspace
 
     if not fit and (iterations is not None or fit_seed is not None):
@@ -134,7 +135,9 @@ def plan(
         )
     best = rows[-1].best
     if best is not None:
-        keep(place, best.schedule, path)
+        # That it was chosen on these images is remembered as that a fit has used them: neither is reported on.
+        chosen_on = ImageRange(seed=seed, first=0, stop=images).joined(best.schedule.fitted_on)
+        keep(place, dataclasses.replace(best.schedule, fitted_on=chosen_on), path)
     if not json:
         _print(rows)
     emit(

@@ -148,22 +148,26 @@ def timed(place: Workspace, networks: Opened, spec: SamplingSpec, batch_size: in
     return costs
 
 
-def held_out(calibration: Calibration, effort: Effort) -> dict[str, ImageRange]:
-    """Which images are for what: none of them calibrated on, none of them used twice."""
-    from itertools import count, islice
+def held_out(calibration: Calibration, effort: Effort, there: list[Schedule]) -> dict[str, ImageRange]:
+    """Which images are for what: none of them calibrated on, none of them used twice; those to choose and to report on
+    are none that a schedule that is `there` already was fitted or chosen on."""
+    from itertools import count
 
     from ddt_accel.sampling.noise import ImageRange
 
     calibrated = {one.seed for one in calibration.ranges}
-    seeds = islice((seed for seed in count(1) if seed not in calibrated), 3)
+    seen = {seed for schedule in there for seed, _, _ in schedule.fitted_on}
+    seeds = (seed for seed in count(1) if seed not in calibrated)
+    usual = {name: next(seeds) for name in ("reporting", "choosing", "fitting")}
+    fresh = (seed for seed in seeds if seed not in seen)
     counts = {"reporting": effort.reporting, "choosing": effort.choosing, "fitting": effort.fitting}
     return {
-        name: ImageRange(seed=seed, first=0, stop=images)
-        for seed, (name, images) in zip(seeds, counts.items(), strict=True)
+        name: ImageRange(seed=next(fresh) if seed in seen and name != "fitting" else seed, first=0, stop=counts[name])
+        for name, seed in usual.items()
     }
 
 
-def known(place: Workspace, calibration: Calibration, seeds: list[int]) -> list[Schedule]:
+def known(place: Workspace, calibration: Calibration) -> list[Schedule]:
     """Schedules that come with the package or lie in the workspace, and are for this very checkpoint and sampling."""
     from ddt_accel.errors import ArtifactError
     from ddt_accel.fitting.optimize import comparable
@@ -176,7 +180,7 @@ def known(place: Workspace, calibration: Calibration, seeds: list[int]) -> list[
             schedule = Schedule.load(name)
         except ArtifactError:
             continue  # there is none, or it is damaged
-        if comparable(schedule, calibration, seeds):
+        if comparable(schedule, calibration):
             known.append(schedule)
     if known:
         say(f"Beside what is found now stand {len(known)} schedules for this checkpoint that are there already.")

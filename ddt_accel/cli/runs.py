@@ -232,7 +232,8 @@ def sample(
             "files": [str(path) for path in writer.files()],
         },
         as_json=json,
-        text=f"{images} images, {seconds:.3f} s each, {plan.budget} encoder runs of {plan.spec.num_evaluations}"
+        text=f"{images} image{'' if images == 1 else 's'}, {seconds:.3f} s each, "
+        f"{plan.budget} encoder runs of {plan.spec.num_evaluations}"
         + (f", compiled in {compiling:.0f} s before" if compiling else "")
         + f" → {folder}"
         + (f"\nAt a glance: {sheet}" if sheet else "")

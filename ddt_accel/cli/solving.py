@@ -33,7 +33,12 @@ REFINE_SEEDS = (1 << 20, (1 << 20) + 1)
 
 def solve(
     budget: Annotated[
-        int | None, typer.Option("--budget", "-k", help="How often the encoder may run; 10 without a target.")
+        int | None,
+        typer.Option(
+            "--budget",
+            "-k",
+            help="How often the encoder may run; without a target 10, of 10 steps or fewer a fifth.",
+        ),
     ] = None,
     target_speedup: Annotated[float | None, typer.Option(help="Over the unshared trajectory, at least.")] = None,
     target_ms: Annotated[float | None, typer.Option(help="Milliseconds per image, as bench measured, at most.")] = None,
@@ -100,7 +105,8 @@ def solve(
                         stale.unlink()
         return
     if target == Target():
-        chosen = solve_curve(statistics, DEFAULT_BUDGET if budget is None else budget, method)[-1]
+        usual = DEFAULT_BUDGET if evaluations > DEFAULT_BUDGET else max(1, evaluations // 5)
+        chosen = solve_curve(statistics, usual if budget is None else budget, method)[-1]
         costs = None
         with contextlib.suppress(DDTAccelError):  # of a calibration from elsewhere nothing tells the costs
             costs = costs_of(place, calibrated)

@@ -11,7 +11,7 @@ from ddt_accel.cli.options import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ddt_accel.cli.holdings import Holdings, ScheduleRow
+    from ddt_accel.cli.holdings import Held, Holdings, ScheduleRow
 
 
 def status(workspace: WorkspaceOption = DEFAULT_WORKSPACE, json: JsonOption = False) -> None:
@@ -47,7 +47,7 @@ def next_commands(found: Holdings) -> tuple[str, ...]:
         return ()
     if not usable:
         return "ddt-accel optimize --speedup 5", *(
-            ["ddt-accel solve --budget 10"] if found.has("calibration") else ["ddt-accel calibrate"]
+            [_solving(found.held["calibration"])] if found.has("calibration") else ["ddt-accel calibrate"]
         )
     measured = any(row.measured_ms is not None for row in found.schedules)
     if not found.has("export") and not found.has("engines"):
@@ -56,6 +56,11 @@ def next_commands(found: Holdings) -> tuple[str, ...]:
         )  # fmt: skip
     by = "" if found.has("export") else " --backend trt --device cuda"
     return (f"ddt-accel sample{by}",) if measured else (f"ddt-accel bench{by}", f"ddt-accel sample{by}")
+
+
+def _solving(calibration: Held) -> str:
+    """As `calibrate` proposes it."""
+    return f"ddt-accel solve --budget {max(1, calibration.facts['evaluations'] // 5)}"
 
 
 def as_facts(found: Holdings) -> dict[str, object]:

@@ -27,7 +27,9 @@ def train(
         int, typer.Option(min=1, help="Images to train on, repeats counted; more than before extend a run.")
     ] = 4_200_000,
     size: Annotated[int, typer.Option(min=1, max=16384, help="Side of the images in pixels.")] = 32,
-    split: Annotated[str, typer.Option(help="Which split, where the data has several.")] = "train",
+    split: Annotated[
+        str | None, typer.Option(help="Which split, where the data has several; train by default.")
+    ] = None,
     family: Annotated[
         str | None, typer.Option(help="Family of the network: ddt, the default, or pixnerd.", show_default=False)
     ] = None,

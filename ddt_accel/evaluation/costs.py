@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,6 +113,26 @@ def measured_costs(
         conditions=conditions,
         checkpoint_sha256=schedule.checkpoint_sha256,
     )
+
+
+def implied_costs(
+    unshared: Measurement,
+    spec: SamplingSpec,
+    solved: Measurement,
+    schedule: Schedule,
+    conditions: str,
+    counted: Costs,
+) -> Costs:
+    """Seconds by which both whole trajectories cost what they took.
+
+    What `schedule` took beyond its parts is laid on its forecasts, which the unshared trajectory has none of. Without
+    any it remains a difference.
+    """
+    costs = measured_costs(unshared, spec, solved, schedule, conditions, counted)
+    reads = forecast_reads(compile_program(schedule))
+    if reads == 0:
+        return costs
+    return replace(costs, forecast=max(0.0, costs.forecast + (solved.seconds - costs.of(schedule)) / reads))
 
 
 def added_up(name: str, schedule: Schedule, costs: Costs) -> Measurement:

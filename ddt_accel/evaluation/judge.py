@@ -62,13 +62,24 @@ class Judge:
         self, backend: Backend, calibration: Calibration, costs: Costs, images: ImageRange, batch_size: int, *,
         reference_steps: int | None = None, cache: Path | None = None,
     ) -> None:  # fmt: skip
-        self.backend, self.calibration, self.costs = backend, calibration, costs
+        self.backend, self.calibration = backend, calibration
         self.images, self._batch_size = images, batch_size
-        self.unit = costs.of(Schedule.full(calibration.spec))
         spec, shape = calibration.spec, calibration.latent_shape
         steps = reference_steps or CONVERGED * spec.num_steps
         self._reference = converged_ends(backend, spec, steps, images, shape, batch_size, cache=cache)
         self._measured: dict[tuple[str, bool], Plan] = {}
+        self.reprice(costs)
+
+    @property
+    def plans(self) -> list[Plan]:
+        """All that was measured so far."""
+        return list(self._measured.values())
+
+    def reprice(self, costs: Costs) -> None:
+        """Goes by other costs from now on, of what was measured, too."""
+        self.costs, self.unit = costs, costs.of(Schedule.full(self.calibration.spec))
+        for key, plan in self._measured.items():
+            self._measured[key] = dataclasses.replace(plan, cost=self.cost(plan.schedule))
 
     def confirm(self, plan: Plan | None, *, copying: bool = False) -> Plan | None:
         """The same plan on these images."""

@@ -12,8 +12,10 @@ forecasts, which the calibration predicts. The most promising plans of every cos
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TypeVar
 
 import numpy as np
@@ -22,7 +24,7 @@ from ddt_accel.calibration.resample import POINTS
 from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ConfigError, MismatchError
 from ddt_accel.evaluation import candidates
-from ddt_accel.evaluation.candidates import INTEGRATORS, SHIFTS, finest, grids
+from ddt_accel.evaluation.candidates import INTEGRATORS, SHIFTS, STEPS, finest, grids
 from ddt_accel.evaluation.costs import Costs
 from ddt_accel.evaluation.judge import Judge, Plan, closest
 from ddt_accel.sampling.backend import Backend
@@ -204,6 +206,37 @@ def fewer_steps(judge: Judge, target: float, on_stage: OnStage) -> Plan | None:
     found = [grid for solver in INTEGRATORS for grid in finest(spec, solver, spec.timeshift, price, target)]
     counted = _counted("measuring fewer steps", found, on_stage)
     return closest([judge.measure(Schedule.full(grid)) for grid in counted])
+
+
+def fewest_steps(judge: Judge, psnr: float, on_stage: OnStage) -> list[Plan]:
+    """Of every one of `INTEGRATORS` the fewest steps without sharing that end within `psnr` dB of the reference
+    solution, at the calibrated time shift; of the cheapest of them at `SHIFTS`, too, where that takes fewer.
+
+    More steps are taken to end closer, so that few numbers of them are run.
+    """
+    spec = judge.calibration.spec
+    advance = on_stage("measuring how few steps are enough", len(INTEGRATORS) + len(SHIFTS))
+
+    def fewest(solver: str, timeshift: float, most: int) -> Plan | None:
+        @cache
+        def plan(steps: int) -> Plan:
+            return judge.measure(Schedule.full(spec.on_grid(steps, timeshift=timeshift, solver=solver)))
+
+        counts = range(min(STEPS[0], most), most + 1)
+        try:
+            found = bisect_left(counts, True, key=lambda steps: plan(steps).interval.low >= psnr)
+        except ConfigError:  # the time shift is out of range
+            found = len(counts)
+        advance()
+        return plan(counts[found]) if found < len(counts) else None
+
+    plans = [plan for solver in INTEGRATORS if (plan := fewest(solver, spec.timeshift, spec.num_steps))]
+    best = min(plans, key=lambda plan: plan.cost, default=None)
+    if best is not None and best.schedule.spec.num_steps > STEPS[0]:
+        own = best.schedule.spec
+        shifted = [fewest(own.solver, spec.timeshift * shift, own.num_steps - 1) for shift in SHIFTS]
+        plans += [plan for plan in shifted if plan is not None]
+    return plans
 
 
 def _unshared(spec: SamplingSpec, judge: Judge, targets: list[float], on_stage: OnStage) -> dict[SamplingSpec, Plan]:

@@ -1,16 +1,17 @@
-"""What the parts of a trajectory take here, measured before any schedule is there."""
+"""What the parts of a trajectory take here: measured before any schedule is there, and then with one."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ddt_accel.evaluation.benchmark import measure
-from ddt_accel.evaluation.costs import Costs, counted_costs, measured_costs
+from ddt_accel.evaluation.costs import Costs, counted_costs, implied_costs, measured_costs
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.schedule import Schedule
 from ddt_accel.spec import SamplingSpec
+from ddt_accel.stages import OnStage
 
-# The trajectories that are timed: their steps, and how many batches of them.
+# The short trajectories that are timed: their steps; and how many batches of any.
 STEPS, ROUNDS = 8, 2
 
 
@@ -33,3 +34,41 @@ def timed_costs(
     )
     counted = counted_costs(backend.config, latent_shape)
     return measured_costs(unshared, short, forecasting, shared, conditions, counted)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """Seconds an image along whole trajectories, unshared and of a schedule, and the costs that they imply."""
+
+    unshared: float
+    seconds: float
+    costs: Costs
+
+
+def whole_costs(
+    backend: Backend,
+    spec: SamplingSpec,
+    schedule: Schedule,
+    latent_shape: tuple[int, int, int],
+    batch_size: int,
+    conditions: str,
+    on_stage: OnStage,
+) -> Whole:
+    """What the unshared sampler of `spec` and a schedule take, side by side in batches of `batch_size`.
+
+    Along a whole trajectory parts are dearer than along a short one: other states lie in the caches, and an integrator
+    of many rows reads more.
+    """
+    full = replace(Schedule.full(spec), checkpoint_sha256=backend.checkpoint_sha256)
+    (unshared, own), _ = measure(
+        backend,
+        {"unshared": full, "chosen": schedule},
+        latent_shape=latent_shape,
+        num_images=ROUNDS * batch_size,
+        seed=0,
+        batch_size=batch_size,
+        on_run=on_stage("timing whole trajectories", 2 * ROUNDS),
+    )
+    counted = counted_costs(backend.config, latent_shape)
+    costs = implied_costs(unshared, spec, own, schedule, conditions, counted)
+    return Whole(unshared=unshared.seconds, seconds=own.seconds, costs=costs)

@@ -59,13 +59,17 @@ class JointFit:
             raise MismatchError(f"Images of seed {spec.seed} were calibrated on; fit to those of another seed.")
         if steps == 1 and own.final_step is not None:
             raise ConfigError("A single step has no final step beside it, which the calibration has; give --steps 2.")
-        self.model, self.calibration, self.costs = model, calibration, costs
+        self.model, self.calibration = model, calibration
         self.folder, self.on_stage = folder, on_stage
         self.backend, self.search = backend or TorchBackend(model), search
         self.steps, self.most = steps, steps or max(any_steps(own.num_steps))
         most = spec.reference_steps or reference_steps(self.most)
         self.spec = dataclasses.replace(spec, reference_steps=most)
-        self.unit = costs.of(Schedule.full(own))
+        self.reprice(costs)
+
+    def reprice(self, costs: Costs) -> None:
+        """Goes by other costs from now on."""
+        self.costs, self.unit = costs, costs.of(Schedule.full(self.calibration.spec))
 
     def find(
         self, *, budget: int | None = None, cost: float | None = None, shared: bool | None = None

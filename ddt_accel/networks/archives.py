@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 from ddt_accel.errors import CheckpointError
-from ddt_accel.networks.unpickle import NumpyArray, StoredTensor, Unpickler
+from ddt_accel.networks.unpickle import NumpyArray, StoredTensor, Unpickler, Unusual
 
+# What to do about quantised and sparse tensors.
+ORDINARY = "save them as ordinary ones: `.dequantize()` of what is quantised, `.to_dense()` of what is sparse"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
@@ -53,8 +55,13 @@ class PickledCheckpoint:
             reason = str(error)[:200] or type(error).__name__
             raise CheckpointError(f"{path} is damaged or not a PyTorch checkpoint ({reason}).") from None
 
-    def read(self, stored: StoredTensor | NumpyArray) -> Tensor:
-        """The tensor, mapped from the file; a NumPy array has come along with the content."""
+    def read(self, stored: StoredTensor | NumpyArray | Unusual) -> Tensor:
+        """The tensor, mapped from the file; a NumPy array has come along with the content.
+
+        Raises CheckpointError for what is quantised or sparse.
+        """
+        if isinstance(stored, Unusual):
+            raise CheckpointError(f"{self._path} holds {stored.kind} tensors, which cannot be read; {ORDINARY}.")
         if isinstance(stored, NumpyArray):
             return stored.read()
         storage = stored.storage

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ddt_accel.errors import CheckpointError, ConfigError, listed
+from ddt_accel.networks.archives import ORDINARY
 from ddt_accel.networks.config import Source, SplitConfig
 from ddt_accel.networks.contents import Contents, Entry, open_checkpoint
 from ddt_accel.networks.families import (
@@ -116,8 +117,15 @@ def _check_sum(contents: Contents, path: Path) -> None:
 def _filled(config: SplitConfig, chosen: WeightSet, path: Path) -> tuple[SplitNetwork, set[str]]:
     """The network with its weights in float32, and the names in the file that are its.
 
-    Says which tensors are missing, extra or misshapen.
+    Says which tensors are unusual, missing, extra or misshapen.
     """
+    unusual = {name: entry.unusual for name, entry in chosen.tensors.items() if entry.unusual}
+    if unusual:
+        kinds = " and ".join(sorted(set(unusual.values())))
+        raise CheckpointError(
+            f"{path} holds {len(unusual)} of its weights {chosen.name} as {kinds} tensors ({listed(list(unusual))}); "
+            f"{ORDINARY}."
+        )
     published, expected = published_of(config), blank_tensors(config)
     parts = NETWORK | published.PARTS
     stored = {name: entry for name, entry in chosen.tensors.items() if name.split(".")[0] in parts}

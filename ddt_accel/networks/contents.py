@@ -18,7 +18,7 @@ from ddt_accel.errors import CheckpointError
 from ddt_accel.networks.archives import PickledCheckpoint
 from ddt_accel.networks.headers import artefact_of
 from ddt_accel.networks.shards import shards_of
-from ddt_accel.networks.unpickle import Inert, NumpyArray, StoredTensor
+from ddt_accel.networks.unpickle import Inert, NumpyArray, StoredTensor, Unusual
 
 Keys = tuple[str, ...]
 _SAFETENSORS_DTYPES = {
@@ -47,12 +47,16 @@ class TensorFile(Protocol):
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor in a file; two are equal where they are the same one. `dtype` is None for types of no use here."""
+    """A tensor in a file; two are equal where they are the same one. `dtype` is None for types of no use here.
+
+    What is `unusual`, quantised or sparse, cannot be read.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype | None
     place: Any
     file: TensorFile
+    unusual: str | None = None
 
     def read(self) -> Tensor:
         return self.file.read(self.place)
@@ -181,6 +185,8 @@ class _Walk:
                 raise CheckpointError(f"The file holds more than {_MOST:,} tensors; it is no checkpoint.")
             if value.dtype is not None:
                 yield keys, Entry(value.shape, value.dtype, value, self._file)
+        elif isinstance(value, Unusual):
+            yield keys, Entry((), None, value, self._file, unusual=value.kind)
         elif isinstance(value, dict | list | tuple) and len(keys) < _DEEPEST and self._is_new(value):
             self._around.add(id(value))
             yield from self._inside(value, keys)

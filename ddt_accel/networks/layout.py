@@ -276,10 +276,18 @@ def _signs(contents: Contents, sets: list[WeightSet], strays: Strays, beside: Se
     empty = [key for key in contents.vacant if _said(key) is Kind.AVERAGE]
     if empty:
         signs.append(f"an empty place for an average ({listed(empty)})")
+    lists = _averaged_lists(strays)
+    signs += [
+        f"a list of {count} averaged tensors without names ({'.'.join(group)}), which cannot be told apart, as their "
+        "number or shapes are not those of the raw weights in their order (these may be sorted, or have buffers among "
+        "them); save the average with its names"
+        for group, count in lists.items()
+    ]
     others = [
         ".".join(parts)
         for parts, (_, entry) in strays.items()
-        if math.prod(entry.shape) > 1
+        if parts[:-1] not in lists
+        and math.prod(entry.shape) > 1
         and (entry.dtype is None or entry.dtype.is_floating_point)  # no states of random generators, no indices
         and _kind(parts) is not Kind.OPTIMISER
     ]
@@ -288,6 +296,18 @@ def _signs(contents: Contents, sets: list[WeightSet], strays: Strays, beside: Se
     if beside:
         signs.append(f"the files of a training in its folder ({listed(beside)})")
     return signs
+
+
+def _averaged_lists(strays: Strays) -> dict[Keys, int]:
+    """Where averages are lists, with how many tensors."""
+    groups: dict[Keys, list[str]] = {}
+    for parts in strays:
+        groups.setdefault(parts[:-1], []).append(parts[-1])
+    return {
+        group: len(names)
+        for group, names in groups.items()
+        if _kind(group) is Kind.AVERAGE and len(names) > 1 and names == [str(index) for index in range(len(names))]
+    }
 
 
 def _first(names: list[str]) -> str:

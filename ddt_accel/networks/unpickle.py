@@ -93,6 +93,14 @@ class Inert(dict[Any, Any]):
         return bool(len(self) or self.parts or self.listed)
 
 
+class Unusual(Inert):
+    """A tensor that is not laid out as numbers one beside the other: quantised, or sparse."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+
 class _NumpyType(Inert):
     def __init__(self, code: str) -> None:
         super().__init__()
@@ -299,6 +307,10 @@ def _made(called: Any, arguments: Any) -> Any:
             return data
         case ("torch._tensor", "_rebuild_from_type_v2"), (function, _, inner, _):
             return _made(function, inner)
+        case ("torch._utils", "_rebuild_qtensor"), _:
+            return Unusual("quantised")
+        case ("torch._utils", "_rebuild_sparse_tensor" | "_rebuild_sparse_csr_tensor"), _:
+            return Unusual("sparse")
         case ("numpy", "dtype"), (str() as code, *_):
             return _NumpyType(code)
         case ("numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct"), _:

@@ -12,13 +12,14 @@ from ddt_accel.spec import SamplingSpec
 
 
 def check_held_out(images: ImageRange, calibration: Calibration, schedules: Iterable[Schedule]) -> None:
-    """Raises MismatchError where images were calibrated or fitted on: what is reported must hold for others."""
+    """Raises MismatchError where images were calibrated, fitted or chosen on: what is reported must hold for others."""
     if calibration.contains(images):
         raise MismatchError(f"Seed {images.seed} was calibrated on; measure with another --seed.")
     for schedule in schedules:
         if images.overlaps_any(schedule.fitted_on):
             raise MismatchError(
-                f"The schedule was fitted on images of seed {images.seed}; measure with another --seed."
+                f"The schedule was fitted on images of seed {images.seed}, or chosen by them; measure with another "
+                "--seed."
             )
 
 

@@ -41,7 +41,7 @@ def conditions(
         "backend": backend.name,
         "device": backend.device.type + accelerator,
         "machine": f"{processor()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, {platform.system()}",
-        "batch": f"{batch_size} images",
+        "batch": f"{batch_size} image{'' if batch_size == 1 else 's'}",
         "versions": ", ".join(f"{name} {_version(name)}" for name in packages)
         + f", Python {platform.python_version()}",
     }

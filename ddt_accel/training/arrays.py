@@ -95,18 +95,29 @@ def pictures(archive: zipfile.ZipFile, header: Header, size: int) -> Iterator[Pi
 
 
 def _chosen(headers: Mapping[str, Header], where: Path, split: str, account: Account) -> tuple[Header, Header]:
+    found = _pairs(headers, next((names for names in SPLITS if split.lower() in names), (split.lower(),)))
+    if found:
+        (images, labels), account.split = next(iter(found.items()))
+        if others := [" and ".join(pair) for pair in found if pair != (images, labels)]:
+            account.notes.append(f"{images} and {labels} are taken; {', '.join(others)} would do, too")
+        return headers[images], headers[labels]
     there = ", ".join(f"{name} {header}" for name, header in list(headers.items())[:8]) or "no arrays"
-    aliases = next((names for names in SPLITS if split.lower() in names), (split.lower(),))
-    for pair in PAIRS:
-        for alias in aliases if "{split}" in pair[0] else ("",):
-            images, labels = (headers.get(name.format(split=alias)) for name in pair)
-            if images is not None and labels is not None:
-                account.split = alias or None
-                return images, labels
+    other = next((names[0] for names in SPLITS if _pairs(headers, names)), None)
     raise ConfigError(
         f"{where} holds {there}; expected {WANTED}, or such a pair as x_train and y_train, train_images and "
-        "train_labels, or arr_0 and arr_1, of the split that --split names."
+        "train_labels, or arr_0 and arr_1, of the split that --split names"
+        + (f"; --split {other} takes what is there." if other else ".")
     )
+
+
+def _pairs(headers: Mapping[str, Header], aliases: tuple[str, ...]) -> dict[tuple[str, str], str | None]:
+    """The names of images and labels that are there, each with the name of the split that they are of."""
+    named = [
+        (images.format(split=alias), labels.format(split=alias), alias or None)
+        for images, labels in PAIRS
+        for alias in (aliases if "{split}" in images else ("",))
+    ]
+    return {(images, labels): split for images, labels, split in named if images in headers and labels in headers}
 
 
 def _check_images(images: Header, where: Path) -> None:

@@ -24,7 +24,7 @@ from ddt_accel.training.arrays import pictures, read_labels
 from ddt_accel.training.folders import DiskFolder, Folder, find_pictures, zip_folder
 from ddt_accel.training.picture import Picture, decode, readable_suffixes
 
-EXPECTED = "give an image folder, a zip of one, or an npz"
+EXPECTED = "give an image folder (class/picture.png), a zip of one, or an npz"
 _DAMAGE = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, NotImplementedError, ValueError, TypeError,
     OSError, KeyError,
@@ -54,13 +54,21 @@ class ImageSet:
         return self.account.lines(self.class_names, self.images.shape[1])
 
 
-def load_images(path: Path, *, size: int, split: str = "train", on_stage: OnStage = silent) -> ImageSet:
+def load_images(path: Path, *, size: int, split: str | None = None, on_stage: OnStage = silent) -> ImageSet:
     """Reads `class/image` or `split/class/image` from a folder or a zip, or images and labels from an npz.
 
-    Images are centre-cropped to a square and resized to `size`. Of several splits only `split` is read. Classes are
+    Images are centre-cropped to a square and resized to `size`. Of several splits only `split` is read, or where none
+    is given the one to train on; the set's lines say where one is given, and there are none. Classes are
     numbered in alphabetical order. Raises ConfigError, in a sentence, for what cannot be read; before anything is
     read where the images would not fit the memory.
     """
+    images = _loaded(path, size, split or "train", on_stage)
+    if split is not None and images.account.split is None:
+        images.account.notes.append(f"--split {split} makes no difference: there are no splits, and all is taken")
+    return images
+
+
+def _loaded(path: Path, size: int, split: str, on_stage: OnStage) -> ImageSet:
     if size < 1:
         raise ConfigError(f"Images of size {size}; give a number of pixels above 0.")
     if path.is_dir():
@@ -136,10 +144,25 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         if path.suffix.lower() in readable_suffixes():
             raise ConfigError(f"{path} is a single picture; {EXPECTED}.")
         with _damage_told(path, kind):
-            if not zipfile.is_zipfile(path) and tarfile.is_tarfile(path):
-                raise ConfigError(f"{path} is a tar; unpack it (tar xf {path}) and give the folder.")
+            if not zipfile.is_zipfile(path):
+                if tarfile.is_tarfile(path):
+                    raise ConfigError(f"{path} is a tar; unpack it (tar xf {path}) and give the folder.")
+                if path.suffix.lower() not in (".zip", ".npz"):
+                    raise ConfigError(f"{path} is no kind of data that can be trained on; {_advice(path)}.")
             archive = stack.enter_context(zipfile.ZipFile(path))
         yield archive
+
+
+def _advice(path: Path) -> str:
+    """What to make of other kinds of files that people have their pictures in."""
+    made = "make an image folder of it (class/picture.png), or an npz"
+    return {
+        ".npy": "put its images and their labels into one npz: np.savez('data.npz', images=images, labels=labels)",
+        ".parquet": made,
+        ".arrow": made,
+        ".7z": "unpack it and give the folder",
+        ".rar": "unpack it and give the folder",
+    }.get(path.suffix.lower(), EXPECTED)
 
 
 @contextmanager

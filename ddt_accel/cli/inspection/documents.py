@@ -32,7 +32,7 @@ def schedule(path: Path) -> Told:
     facts = {
         "kind": "schedule",
         "encoder runs": f"{found.budget} of {found.spec.num_evaluations}",
-        **({"cost": f"{share[0]:.3f} of the {share[1]} of the same trajectory without sharing"} if share else {}),
+        **({"cost": share} if share else {}),
         "refresh steps": list(found.refresh_steps),
         **({"unconditional": list(found.unconditional_steps)} if found.unconditional_steps is not None else {}),
         "forecast": f"{found.forecast}, from up to {drawn} states{centred}",
