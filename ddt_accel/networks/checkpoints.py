@@ -28,8 +28,9 @@ from ddt_accel.networks.families import (
     settings_in,
     titles,
 )
-from ddt_accel.networks.layout import NETWORK, Kind, Layout, WeightSet, choose, layout_of
+from ddt_accel.networks.layout import NETWORK, Layout, WeightSet, choose, layout_of
 from ddt_accel.networks.locate import locate
+from ddt_accel.networks.naming import Kind
 from ddt_accel.networks.settings import given_settings, settings_beside
 from ddt_accel.networks.split import SplitNetwork
 

@@ -12,18 +12,22 @@ from torch import Tensor
 from ddt_accel.errors import CheckpointError, ConfigError
 from ddt_accel.networks.config import LatentShape, SplitConfig, TrainableConfig, TrainShape, from_mapping
 from ddt_accel.networks.ddt import published as ddt
+from ddt_accel.networks.ddt import recipe as ddt_recipe
 from ddt_accel.networks.ddt.config import DDTConfig
 from ddt_accel.networks.ddt.inference import PreparedDDT
 from ddt_accel.networks.ddt.network import DDT
 from ddt_accel.networks.pixnerd import published as pixnerd
+from ddt_accel.networks.pixnerd import recipe as pixnerd_recipe
 from ddt_accel.networks.pixnerd.config import PixNerdConfig
 from ddt_accel.networks.pixnerd.inference import PreparedPixNerd
 from ddt_accel.networks.pixnerd.network import PixNerd
 from ddt_accel.networks.prepared import Arithmetic, PreparedNetwork
 from ddt_accel.networks.rae import published as rae
+from ddt_accel.networks.rae import recipe as rae_recipe
 from ddt_accel.networks.rae.config import DiTDHConfig
 from ddt_accel.networks.rae.inference import PreparedDiTDH
 from ddt_accel.networks.rae.network import DiTDH
+from ddt_accel.networks.recipe import RecipeModule
 from ddt_accel.networks.releases import Published, Release, Shapes
 from ddt_accel.networks.split import SplitNetwork
 
@@ -31,12 +35,13 @@ from ddt_accel.networks.split import SplitNetwork
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """What there is of a family: the types of its settings, which name it, of its network, and of that prepared for
-    inference; and what is known of its published files."""
+    inference; what is known of its published files, and of how they are sampled."""
 
     config: type[Any]
     network: type[Any]
     prepared: type[Any]
     published: Published
+    recipe: RecipeModule
 
     @property
     def name(self) -> str:
@@ -56,9 +61,11 @@ class Family:
 FAMILIES = {
     family.name: family
     for family in (
-        Family(config=DDTConfig, network=DDT, prepared=PreparedDDT, published=ddt),
-        Family(config=DiTDHConfig, network=DiTDH, prepared=PreparedDiTDH, published=rae),
-        Family(config=PixNerdConfig, network=PixNerd, prepared=PreparedPixNerd, published=pixnerd),
+        Family(config=DDTConfig, network=DDT, prepared=PreparedDDT, published=ddt, recipe=ddt_recipe),
+        Family(config=DiTDHConfig, network=DiTDH, prepared=PreparedDiTDH, published=rae, recipe=rae_recipe),
+        Family(
+            config=PixNerdConfig, network=PixNerd, prepared=PreparedPixNerd, published=pixnerd, recipe=pixnerd_recipe
+        ),
     )
 }
 UNNAMED = DDTConfig.family  # of files that were written when there was one family

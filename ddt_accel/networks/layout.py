@@ -23,16 +23,15 @@ The rule for `--weights ema`, the default, is that raw weights are never taken f
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 
 import torch
 
 from ddt_accel.errors import CheckpointError, ConfigError, listed
 from ddt_accel.networks.contents import Contents, Entry, Keys
 from ddt_accel.networks.families import FAMILIES, titles
+from ddt_accel.networks.naming import Kind, kind_of, said_by
 from ddt_accel.networks.releases import Shapes
 
 # The first parts of a network's own names: those that all families have, and others that some have.
@@ -42,41 +41,8 @@ _TABLES = {name for family in FAMILIES.values() for name in family.published.TAB
 # The published names of the two sets in one state_dict.
 EMA, RAW = "ema_denoiser.", "denoiser."
 
-_AVERAGE = {"ema", "emas", "swa", "shadow", "average", "averaged", "averages", "averaging", "avg", "polyak"}
-_NOT = {"no", "non", "not", "without"}
-_RAW = {"online", "raw", "current", "collected", "backup"}
-_OPTIMISER = {"optimizer", "optimizers", "optim", "opt"}
-# Averages of gradients, which have the network's names and shapes and are none of its weights.
-_MOMENTS = {"grad", "grads", "gradient", "gradients", "momentum", "momenta", "sq", "var", "variance"}
-
-
 # Tensors by the parts of their names, with the keys of the dicts around them.
 Strays = dict[Keys, tuple[Keys, Entry]]
-
-
-class Kind(Enum):
-    """What a set of weights is."""
-
-    AVERAGE = "averaged"
-    RAW = "raw"
-    OPTIMISER = "optimiser's"
-    UNSAID = "unnamed"
-
-
-def _said(part: str) -> Kind | None:
-    """What one part of a prefix says."""
-    words = {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", part)}
-    moments = words & _MOMENTS and (words <= _MOMENTS or words & _AVERAGE)
-    if moments or words & _OPTIMISER or "exp_avg" in part.lower() or part == "momentum_buffer":
-        return Kind.OPTIMISER
-    if words & _AVERAGE:
-        return Kind.RAW if words & _NOT else Kind.AVERAGE
-    return Kind.RAW if words & _RAW else None
-
-
-def _kind(prefix: Keys) -> Kind:
-    """What a prefix says: its last part that says anything."""
-    return next((kind for part in reversed(prefix) if (kind := _said(part))), Kind.UNSAID)
 
 
 @dataclass
@@ -134,7 +100,7 @@ class Layout:
         used = chosen.tensors if used is None else used
         own = [(*chosen.prefix, *name.split(".")) for name in chosen.members if name not in used]
         beside = [parts for parts, (keys, _) in self.strays.items() if keys[: len(chosen.place)] == chosen.place]
-        return [".".join(parts) for parts in own + beside if _kind(parts) is not Kind.OPTIMISER]
+        return [".".join(parts) for parts in own + beside if kind_of(parts) is not Kind.OPTIMISER]
 
 
 def layout_of(contents: Contents, beside: Sequence[str] = ()) -> Layout:
@@ -165,7 +131,7 @@ def layout_of(contents: Contents, beside: Sequence[str] = ()) -> Layout:
 def _parts(keys: Keys) -> Keys:
     """The parts of a tensor's name, without those of wrappers: `module`, and names that begin with an underscore."""
     parts = _split(keys)
-    wrapped = [part for part in parts[:-1] if part != "module" and (not part.startswith("_") or _said(part))]
+    wrapped = [part for part in parts[:-1] if part != "module" and (not part.startswith("_") or said_by(part))]
     return (*wrapped, *parts[-1:])
 
 
@@ -247,7 +213,7 @@ def _tell(sets: list[WeightSet], nameless: list[WeightSet], counted: list[Keys])
     every = [*sets, *nameless]
     shared = len(_common([found.prefix for found in every])) if len(every) > 1 else 0
     for found in every:
-        found.kind = _kind(found.prefix[shared:])
+        found.kind = kind_of(found.prefix[shared:])
     for place in counted:
         models = [found for found in sets if found.kind is not Kind.OPTIMISER]
         inside = [found for found in models if found.prefix[: len(place)] == place]
@@ -268,12 +234,12 @@ def _tell(sets: list[WeightSet], nameless: list[WeightSet], counted: list[Keys])
 
 def _signs(contents: Contents, sets: list[WeightSet], strays: Strays, beside: Sequence[str]) -> list[str]:
     signs = []
-    optimisers = [key for key, filled in contents.vacant.items() if filled and _said(key) is Kind.OPTIMISER]
+    optimisers = [key for key, filled in contents.vacant.items() if filled and said_by(key) is Kind.OPTIMISER]
     inside = [parts for found in sets for name in found.members if (parts := (*found.prefix, *name.split(".")))]
-    optimisers += [".".join(parts) for parts in (*strays, *inside) if _kind(parts) is Kind.OPTIMISER]
+    optimisers += [".".join(parts) for parts in (*strays, *inside) if kind_of(parts) is Kind.OPTIMISER]
     if optimisers:
         signs.append(f"states of an optimiser ({_first(optimisers)})")
-    empty = [key for key in contents.vacant if _said(key) is Kind.AVERAGE]
+    empty = [key for key in contents.vacant if said_by(key) is Kind.AVERAGE]
     if empty:
         signs.append(f"an empty place for an average ({listed(empty)})")
     lists = _averaged_lists(strays)
@@ -289,7 +255,7 @@ def _signs(contents: Contents, sets: list[WeightSet], strays: Strays, beside: Se
         if parts[:-1] not in lists
         and math.prod(entry.shape) > 1
         and (entry.dtype is None or entry.dtype.is_floating_point)  # no states of random generators, no indices
-        and _kind(parts) is not Kind.OPTIMISER
+        and kind_of(parts) is not Kind.OPTIMISER
     ]
     if others:
         signs.append(f"tensors that are not the network's ({listed(others)})")
@@ -306,7 +272,7 @@ def _averaged_lists(strays: Strays) -> dict[Keys, int]:
     return {
         group: len(names)
         for group, names in groups.items()
-        if _kind(group) is Kind.AVERAGE and len(names) > 1 and names == [str(index) for index in range(len(names))]
+        if kind_of(group) is Kind.AVERAGE and len(names) > 1 and names == [str(index) for index in range(len(names))]
     }
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 from ddt_accel.errors import ConfigError
-from ddt_accel.networks.ddt import recipe as ddt
-from ddt_accel.networks.pixnerd import recipe as pixnerd
-from ddt_accel.networks.rae import recipe as rae
-from ddt_accel.networks.recipe import Recipe, RecipeModule
+from ddt_accel.networks.families import FAMILIES
+from ddt_accel.networks.recipe import Recipe
 from ddt_accel.networks.yaml_files import read_document
 
-RECIPES = tuple(cast(RecipeModule, module) for module in (ddt, pixnerd, rae))
+RECIPES = tuple(family.recipe for family in FAMILIES.values())
 
 
 def read_recipe(path: str | Path) -> Recipe:

@@ -73,4 +73,7 @@ def _published(repository: str, guidance: float) -> PublishedRecipe:
     return PublishedRecipe(repository=repository, path="*", recipe=Recipe(settings=settings))
 
 
-PUBLISHED = (_published("MCG-NJU/DDT-XL-22en6de-R256", 2.0), _published("MCG-NJU/DDT-XL-22en6de-R512", 3.0))
+PUBLISHED: tuple[PublishedRecipe, ...] = (
+    _published("MCG-NJU/DDT-XL-22en6de-R256", 2.0),
+    _published("MCG-NJU/DDT-XL-22en6de-R512", 3.0),
+)

@@ -9,7 +9,7 @@ from ddt_accel.networks.ddt.recipe import SAMPLER_AT as SAMPLER_AT
 from ddt_accel.networks.ddt.recipe import recipe_in as recipe_in
 from ddt_accel.networks.recipe import PublishedRecipe, Recipe
 
-PUBLISHED = (
+PUBLISHED: tuple[PublishedRecipe, ...] = (
     PublishedRecipe(
         repository="MCG-NJU/PixNerd-XL-P16-C2I",
         path="*",

@@ -88,7 +88,7 @@ def _published(path: str, side: int, guidance: float = 1.0, guide: str | None = 
     )
 
 
-PUBLISHED = (
+PUBLISHED: tuple[PublishedRecipe, ...] = (
     _published("ImageNet256/DiTDH-", 16),
     _published("ImageNet512/DiTDH-XL", 32, 1.5, "ImageNet512/DiTDH-S_ep20"),
     _published("ImageNet512/DiTDH-", 32),
