@@ -12,15 +12,18 @@ from fnmatch import fnmatch
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 import yaml
+from PIL import Image
 
-from ddt_accel import RAEDecoder, Sampler, SamplingSpec, Schedule, load_model
+from ddt_accel import RAEDecoder, Sampler, SamplingSpec, Schedule, draw_noise, load_model, sample
 from ddt_accel.backends.decoders import open_decoder
 from ddt_accel.backends.vae import LatentDecoder
 from ddt_accel.errors import CheckpointError, ConfigError, DependencyError
+from ddt_accel.evaluation.fidelity import to_uint8
 from ddt_accel.networks.ddt.config import DDTConfig
 from ddt_accel.networks.ddt.network import DDT
 
@@ -416,3 +419,30 @@ def test_in_a_sampler(tmp_path) -> None:
     images = Sampler(model, schedule, batch_size=2, decode=decode)([0, 1, 2], 0)
     assert images.shape == (3, 3, 24, 24)
     torch.testing.assert_close(images, decode(Sampler(model, schedule, batch_size=2)([0, 1, 2], 0)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("option", ["--decoder", "--vae"])
+def test_by_the_command(cli, tmp_path, option: str) -> None:
+    model, schedule = model_of(tmp_path / "m.safetensors", (8, 6, 6)), Schedule.uniform(SPEC, 2)
+    schedule.save(tmp_path / "s.json")
+    said = ["sample", "-w", tmp_path / "w", "--backend", "torch", "--model", model, "--schedule", tmp_path / "s.json",
+            "-n", 3, "--out", tmp_path / "out"]  # fmt: skip
+    ran = cli(*said, option, STAGE_1)
+    assert ran.code == 0, ran.err
+    noise = draw_noise((8, 6, 6), seed=0, indices=range(3))
+    images = RAEDecoder(STAGE_1)(sample(load_model(model), schedule, noise, torch.arange(3)))
+    for index, image in enumerate(to_uint8(images)):
+        np.testing.assert_allclose(np.asarray(Image.open(tmp_path / f"out/{index:06d}.png")), image, atol=1)
+
+
+def test_what_the_command_refuses(cli, tmp_path, tiny_model_path) -> None:
+    Schedule.uniform(SPEC, 2).save(tmp_path / "s.json")
+    said = ["sample", "-w", tmp_path / "w", "--backend", "torch", "--schedule", tmp_path / "s.json", "-n", 2,
+            "--out", tmp_path / "out", "--decoder", STAGE_1, "--model"]  # fmt: skip
+    ran = cli(*said, tiny_model_path)
+    assert ran.code == 2
+    assert "--decoder makes pictures of latents, and this model draws pictures itself" in " ".join(ran.err.split())
+    ran = cli(*said, model_of(tmp_path / "m.safetensors", (8, 12, 12)))
+    assert ran.code == 2
+    assert "Latents are [8, 12, 12], and this decoder takes [8, 6, 6]" in " ".join(ran.err.split())
+    assert not list((tmp_path / "out").iterdir())
