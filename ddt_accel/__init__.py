@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ddt_accel.backends.compiled import CompiledBackend
     from ddt_accel.backends.open import open_backend
+    from ddt_accel.backends.rae_decoder import RAEDecoder
     from ddt_accel.backends.sample import sample
     from ddt_accel.backends.sampler import Sampler
     from ddt_accel.backends.vae import LatentDecoder
@@ -31,6 +32,7 @@ _HOMES = {
     "Calibration": "calibration.statistics",
     "CompiledBackend": "backends.compiled",
     "LatentDecoder": "backends.vae",
+    "RAEDecoder": "backends.rae_decoder",
     "Sampler": "backends.sampler",
     "SamplingSpec": "spec",
     "Schedule": "schedule",
@@ -52,6 +54,7 @@ __all__ = [
     "Calibration",
     "CompiledBackend",
     "LatentDecoder",
+    "RAEDecoder",
     "Sampler",
     "SamplingSpec",
     "Schedule",

@@ -154,7 +154,7 @@ def test_latents_are_one_file(tmp_path: Path) -> None:
     assert writer.write_sheet([0], None) is None
     assert [path.name for path in (tmp_path / "s").iterdir()] == ["latents.npz"]
     np.testing.assert_array_equal(np.load(tmp_path / "s" / "latents.npz")["arr_0"], pictures(5).numpy())
-    with pytest.raises(ConfigError, match="--vae"):
+    with pytest.raises(ConfigError, match="--decoder"):
         SampleWriter(tmp_path / "s", tmp_path / "x.npz", count=5, pixels=False)
 
 

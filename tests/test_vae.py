@@ -63,7 +63,7 @@ def test_in_a_sampler(vae_path) -> None:
 
 
 def test_what_it_refuses(vae_path, tmp_path, monkeypatch) -> None:
-    with pytest.raises(CheckpointError, match=r"\[2, 3, 8, 8\].*\[B, 4, H, W\]"):
+    with pytest.raises(CheckpointError, match=r"\[3, 8, 8\].*\[4, H, W\]"):
         LatentDecoder(vae_path)(torch.zeros(2, 3, 8, 8))
     with pytest.raises(CheckpointError, match="No autoencoder"):
         LatentDecoder(tmp_path)

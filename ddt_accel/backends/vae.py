@@ -50,13 +50,17 @@ class LatentDecoder:
         self.shift_factor = float(getattr(vae.config, "shift_factor", None) or 0.0)
         self._vae = vae.to(self.device).eval().requires_grad_(False)
 
+    def check(self, latent_shape: tuple[int, ...]) -> None:
+        """Raises CheckpointError where latents of this shape, (C, H, W), are not the autoencoder's."""
+        if len(latent_shape) != 3 or latent_shape[0] != self.channels:
+            raise CheckpointError(
+                f"Latents are {list(latent_shape)}, and this autoencoder takes [{self.channels}, H, W]; give the one "
+                "that the model was trained with."
+            )
+
     @torch.inference_mode()
     def __call__(self, latents: Tensor) -> Tensor:
-        if latents.ndim != 4 or latents.shape[1] != self.channels:
-            raise CheckpointError(
-                f"Latents of shape {list(latents.shape)}, and this autoencoder takes [B, {self.channels}, H, W]; give "
-                "the one that the model was trained with."
-            )
+        self.check(tuple(latents.shape[1:]))
         scaled = (latents.to(self.device) / self.scaling_factor + self.shift_factor).to(self.dtype)
         images = [self._vae.decode(part).sample.float() for part in scaled.split(self.batch_size)]
         return torch.cat(images).clamp(-1.0, 1.0)

@@ -153,9 +153,14 @@ def sample(
     npz: Annotated[
         Path | None, typer.Option(help="Also write arr_0, uint8 NHWC, as ADM's evaluation reads it.")
     ] = None,
-    vae: Annotated[
+    decoder: Annotated[
         str | None,
-        typer.Option(help="Makes pictures of latents: an autoencoder's Hugging Face repository or folder."),
+        typer.Option(
+            "--decoder",
+            "--vae",
+            help="Makes pictures of latents: the folder or Hugging Face repository of an autoencoder, Stable "
+            "Diffusion's or RAE's, or RAE's YAML.",
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -165,8 +170,8 @@ def sample(
     import torch
 
     from ddt_accel.artifacts import check_writable
+    from ddt_accel.backends.decoders import open_decoder
     from ddt_accel.backends.sampler import Sampler
-    from ddt_accel.backends.vae import LatentDecoder
     from ddt_accel.errors import ArtifactError, ConfigError
     from ddt_accel.locks import making
     from ddt_accel.report.samples import SampleWriter
@@ -189,9 +194,9 @@ def sample(
     networks, shape = opened.backend, opened.latent_shape
     classes = parse_labels(labels, networks.config.num_classes, opened.class_names)
     pixels = networks.config.pixel_space
-    if vae is not None and pixels:
-        raise ConfigError("--vae makes pictures of latents, and this model draws pictures itself; leave it out.")
-    decode = LatentDecoder(vae, device=device) if vae is not None else None
+    if decoder is not None and pixels:
+        raise ConfigError("--decoder makes pictures of latents, and this model draws pictures itself; leave it out.")
+    decode = open_decoder(decoder, shape, device=device) if decoder is not None else None
     sampler = Sampler(networks, plan, latent_shape=shape, batch_size=batch_size)
     seconds, compiling_before = 0.0, getattr(networks, "compile_seconds", 0.0)
     with making(folder, say) as alone:

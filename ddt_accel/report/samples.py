@@ -36,7 +36,7 @@ class SampleWriter:
 
     def __init__(self, folder: Path, npz: Path | None, *, count: int, pixels: bool, ours: bool = False) -> None:
         if npz is not None and not pixels:
-            raise ConfigError("--npz holds images, but these are latents; give the model's autoencoder with --vae.")
+            raise ConfigError("--npz holds images, but these are latents; give the model's autoencoder with --decoder.")
         self.folder, self.count, self.written = folder, count, 0
         self.whole = npz if pixels else folder / LATENTS
         self._pixels, self._ours = pixels, ours
