@@ -68,10 +68,9 @@ class Cut:
 def tensor_table(config: SplitConfig, latent_shape: tuple[int, int, int], cut: Cut) -> dict[str, list[TensorSpec]]:
     """Inputs and, last, the output of "encoder" and "decoder", in order; a blockwise encoder has several."""
     tokens = config.num_tokens(latent_shape)
-    if cut.cache == "state":
-        widths: tuple[int, ...] = (config.state_size,)
-    else:
-        widths = config.modulation_widths if cut.blockwise else (config.modulation_size,)
+    in_parts = cut.blockwise and cut.cache == "modulations"
+    whole = config.state_size if cut.cache == "state" else config.modulation_size
+    widths = config.modulation_widths if in_parts else (whole,)
     latents = TensorSpec(name="latents", dtype="float32", shape=(BATCH, *latent_shape))
     times = TensorSpec(name="times", dtype="float32", shape=(BATCH,))
     labels = TensorSpec(name="labels", dtype="int64", shape=(BATCH,))
@@ -79,7 +78,7 @@ def tensor_table(config: SplitConfig, latent_shape: tuple[int, int, int], cut: C
     state = TensorSpec(name="state", dtype=cut.dtype, shape=(BATCH, tokens, config.state_size))
 
     def cached(name: str) -> list[TensorSpec]:
-        names = [name] if len(widths) == 1 else [f"{name}.{part}" for part in range(len(widths))]
+        names = [f"{name}.{part}" for part in range(len(widths))] if in_parts else [name]
         return [
             TensorSpec(name=one, dtype=cut.dtype, shape=(BATCH, tokens, width))
             for one, width in zip(names, widths, strict=True)
@@ -91,7 +90,7 @@ def tensor_table(config: SplitConfig, latent_shape: tuple[int, int, int], cut: C
     ]
     velocity = TensorSpec(name="velocity", dtype="float32", shape=(BATCH, *latent_shape))
     return {
-        "encoder": [latents, times, labels, *([state] if len(widths) > 1 else []), *cached(cut.cache)],
+        "encoder": [latents, times, labels, *([state] if in_parts else []), *cached(cut.cache)],
         "decoder": [
             latents,
             *(one for name in cut.caches() for one in cached(name)),
