@@ -18,8 +18,9 @@ from torch.nn import functional as F
 
 from ddt_accel import load_model
 from ddt_accel.errors import CheckpointError, ConfigError
+from ddt_accel.networks import checkpoints
 from ddt_accel.networks.checkpoints import describe, identity, tensors_sha256
-from ddt_accel.networks.families import FAMILIES, as_mapping, build, config_of, settings_in
+from ddt_accel.networks.families import FAMILIES, as_mapping, build, config_of, release_of, settings_in
 from ddt_accel.networks.pixnerd.config import PixNerdConfig
 from ddt_accel.networks.rae.config import DiTDHConfig
 from ddt_accel.networks.rae.network import COMPUTED
@@ -423,3 +424,24 @@ def test_a_stage_1_decoder_is_no_network(tmp_path: Path) -> None:
     shutil.copy(RAE / "stage1" / "stat.pt", tmp_path / "stat.pt")
     with pytest.raises(CheckpointError, match=r"holds 2 tensors \(mean, var\)"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "repository, path, modulations, state",
+    [
+        ("MCG-NJU/DDT-XL-22en6de-R256", "", "22.4", "0.59"),
+        ("MCG-NJU/PixNerd-XL-P16-C2I", "res512_ft200k_epoch=325-step=1800000_emainit.ckpt", "134", "2.36"),
+        (
+            "nyu-visionx/RAE-collections",
+            "DiTs/Dinov2/wReg_base/ImageNet256/DiTDH-XL/stage2_model.pt",
+            "14.7",
+            "1.05",
+        ),
+    ],
+)
+def test_what_is_kept_between_refreshes_is_told(repository: str, path: str, modulations: str, state: str) -> None:
+    """Megabytes of the published networks, as they were counted by hand."""
+    release = release_of(repository, path)
+    assert release is not None
+    told = checkpoints._kept(release.config, release.latent_shape)
+    assert told.startswith(f"{modulations} MB of modulations, or {state} MB of states")

@@ -149,7 +149,10 @@ def _run() -> None:
         # PyTorch has no one exception for this: on a CPU it is a RuntimeError that says so.
         if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate", str(error)):
             raise
-        _fail("There is not enough memory; try a smaller --batch-size, or fewer steps.")
+        _fail(
+            "There is not enough memory; try a smaller --batch-size, or fewer steps. `ddt-accel inspect` of the model says "
+            "what it keeps of each image."
+        )
 
 
 def _terminated(signum: int, frame: object) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ddt_accel.errors import CheckpointError, ConfigError, listed
 from ddt_accel.networks.archives import ORDINARY
-from ddt_accel.networks.config import Source, SplitConfig
+from ddt_accel.networks.config import LatentShape, Source, SplitConfig
 from ddt_accel.networks.contents import Contents, Entry, open_checkpoint
 from ddt_accel.networks.families import (
     as_mapping,
@@ -176,6 +176,16 @@ def _titled(config: SplitConfig) -> str:
     return f"{published_of(config).TITLE}: {_shown(config)}"
 
 
+def _kept(config: SplitConfig, latent_shape: LatentShape) -> str:
+    """What a slot takes, in memory and in what is read of it at every step."""
+    tokens = config.num_tokens(latent_shape)
+    modulations, state = (2 * tokens * size / 1e6 for size in (config.modulation_size, config.state_size))
+    return (
+        f"{modulations:,.3g} MB of modulations, or {state:,.3g} MB of states (--cache state), for each image, branch and "
+        "refresh that is still read, in 16 bits"
+    )
+
+
 def _differs(name: str, expected: Tensor, stored: Entry) -> str | None:
     if stored.shape != expected.shape:
         return f"{name} is {list(stored.shape)}, expected {list(expected.shape)}"
@@ -210,6 +220,7 @@ def describe(path: Path) -> dict[str, Any]:
         "family": f"{family[0].published.TITLE}, by its {family[1]}" if family else "unknown",
         "configuration": _titled(config) if config else "unknown; give --config FILE.yaml",
         "latent shape": str(latent_shape) if latent_shape else "unknown",
+        **({"kept between refreshes": _kept(config, latent_shape)} if config and latent_shape else {}),
         "classes": list(settings.class_names) if settings.class_names else "unnamed",
     }
 
