@@ -427,7 +427,7 @@ def test_a_stage_1_decoder_is_no_network(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "repository, path, modulations, state",
+    ("repository", "path", "modulations", "state"),
     [
         ("MCG-NJU/DDT-XL-22en6de-R256", "", "22.4", "0.59"),
         ("MCG-NJU/PixNerd-XL-P16-C2I", "res512_ft200k_epoch=325-step=1800000_emainit.ckpt", "134", "2.36"),

@@ -80,7 +80,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Make a checkpoint of the DDT family sample faster, without retraining: run its encoder only where it pays.\n\n"
+    help="Make a checkpoint of the DDT family sample faster, without retraining: run its encoder where it pays.\n\n"
     "Try `ddt-accel demo` first. With your own checkpoint: `ddt-accel optimize --model CHECKPOINT --speedup 5`, or its "
     "single steps: calibrate, solve, export, sample, bench, in this order; they share a workspace folder, so that no "
     "path needs typing. `ddt-accel status` shows what it holds.",
@@ -150,8 +150,8 @@ def _run() -> None:
         if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate", str(error)):
             raise
         _fail(
-            "There is not enough memory; try a smaller --batch-size, or fewer steps. `ddt-accel inspect` of the model says "
-            "what it keeps of each image."
+            "There is not enough memory; try a smaller --batch-size, or fewer steps. `ddt-accel inspect` of the model "
+            "says what it keeps of each image."
         )
 
 

@@ -181,8 +181,8 @@ def _kept(config: SplitConfig, latent_shape: LatentShape) -> str:
     tokens = config.num_tokens(latent_shape)
     modulations, state = (2 * tokens * size / 1e6 for size in (config.modulation_size, config.state_size))
     return (
-        f"{modulations:,.3g} MB of modulations, or {state:,.3g} MB of states (--cache state), for each image, branch and "
-        "refresh that is still read, in 16 bits"
+        f"{modulations:,.3g} MB of modulations, or {state:,.3g} MB of states (--cache state), for each image, branch "
+        "and refresh that is still read, in 16 bits"
     )
 
 
