@@ -4,10 +4,11 @@ PyTorch's Inductor generates its Triton code from shapes and types alone: tensor
 one that exists only as its properties (an H100's), and nothing is run. Attention is taken to be one fused kernel, as
 it is there. What is compiled is what `CompiledBackend` compiles; `--batch` counts images, guided, two rows for each.
 The networks are of the published size. Wide kernels compute addresses in 64 bits, which takes longer. Takes the
-packages torch and triton; a CPU's PyTorch will do.
+packages torch and triton; a CPU's PyTorch will do. `--earlier` counts what they were before rotated halves were cast
+ahead of their being joined, the encoder ended at the state, and slots were a tensor for each block.
 
 Usage: python benchmarks/kernels.py [--model xl2-256|xl2-512] [--batch 32]
-           [--networks encoder,decoder-0,decoder-2] [--cache modulations|state] [--code FOLDER] [--out FILE]
+           [--networks encoder,decoder-0,decoder-2] [--cache modulations|state] [--earlier] [--code FOLDER] [--out FILE]
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from unittest import mock
 
 import torch
 import torch._inductor.compile_fx
+from earlier import join_wide
 from setting import RANDOM, XL2
 from torch import Tensor
 from torch._dynamo.device_interface import CudaInterface
@@ -69,13 +71,16 @@ def pretend() -> None:
     prepared_layers.attend = lambda q, k, v: FUSED(q, k, v)[0]  # type: ignore[attr-defined]
 
 
-def generated(network: str, shape: tuple[int, int, int], batch: int, cut: Cut) -> str:
+def generated(network: str, shape: tuple[int, int, int], batch: int, cut: Cut, *, earlier: bool = False) -> str:
     """The program that Inductor writes for a network at so many images."""
     with torch.device("meta"), mock.patch.object(Tensor, "item", return_value=99.0):  # of scores
         prepared = prepare(DDT(XL2).requires_grad_(False), shape, Arithmetic.of(cut.precision))
+    if earlier:
+        join_wide(prepared)
     module: Any = EncoderNetwork(prepared, cut) if network == "encoder" else DecoderNetwork(prepared, cut)
     # The encoder's program ends at the state; of that, products make modulations.
-    table = tensor_table(XL2, shape, replace(cut, cache="state") if network == "encoder" else cut)[network]
+    apart = network == "encoder" and cut.blockwise
+    table = tensor_table(XL2, shape, replace(cut, cache="state") if apart else cut)[network]
     fake = FakeTensorMode()
     with fake:
         *inputs, output = (torch.empty(one.at(2 * batch), dtype=getattr(torch, one.dtype)) for one in table)
@@ -122,22 +127,24 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--networks", default="encoder,decoder-0,decoder-2,decoder-3", help="decoder-S: by forecast")
     parser.add_argument("--cache", default="modulations")
+    parser.add_argument("--earlier", action="store_true")
     parser.add_argument("--code", type=Path, help="a folder to keep the generated programs in")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
 
     pretend()
-    told = f"{arguments.model}, bf16, batch {arguments.batch} guided, cache of {arguments.cache}; sm_90, generated "
+    told = f"{arguments.model}, bf16, batch {arguments.batch} guided, cache of {arguments.cache}"
+    told += f"{', as it was' * arguments.earlier}; sm_90, generated "
     told += f"by torch {torch.__version__} for triton {importlib.metadata.version('triton')}, not run"
     print(f"{told}\n\n| network | Triton kernels | library kernels | in all | with 64-bit addresses |")
     print("|---|---|---|---|---|")
     found = {}
     for name in arguments.networks.split(","):
         network, _, sources = name.partition("-")
-        cut = Cut(precision="bf16", cache=arguments.cache, sources=int(sources or 0), blockwise=True)
-        code = generated(network, RANDOM[arguments.model][1], arguments.batch, cut)
+        cut = Cut(precision="bf16", cache=arguments.cache, sources=int(sources or 0), blockwise=not arguments.earlier)
+        code = generated(network, RANDOM[arguments.model][1], arguments.batch, cut, earlier=arguments.earlier)
         found[name] = count(code)
-        if network == "encoder" and cut.cache == "modulations":
+        if network == "encoder" and cut.cache == "modulations" and cut.blockwise:
             found[name]["library"] += len(XL2.modulation_widths)
             found[name]["all"] += len(XL2.modulation_widths)
         print(f"| {name} | " + " | ".join(map(str, found[name].values())) + " |", flush=True)

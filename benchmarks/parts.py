@@ -37,12 +37,14 @@ from ddt_accel.sampling.trajectory import Trajectory
 IN_A_ROW = 3
 
 
-def rounds(calls: dict[str, Callable[[], object]], device: torch.device, within: float) -> dict[str, list[float]]:
+def rounds(
+    calls: dict[str, Callable[[], object]], device: torch.device, within: float, *, least: int = 5
+) -> dict[str, list[float]]:
     """Seconds of calls that are waited for, one after the other in turn, so that a machine that slows down slows all;
-    after two rounds that are not counted."""
+    `least` rounds or more, after two that are not counted."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     ends = time.monotonic() + within
-    while len(next(iter(taken.values()))) < 7 or time.monotonic() < ends:
+    while len(next(iter(taken.values()))) < 2 + least or time.monotonic() < ends:
         for name, call in calls.items():
             synchronize(device)
             started = time.perf_counter()

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from setting import conditions, network
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ddt_accel import SamplingSpec, Schedule, calibrate, draw_labels, draw_noise, export, open_backend, sample
 from ddt_accel.backends.compiled import CompiledBackend
@@ -47,25 +48,42 @@ WARM_UP = 2  # rounds, in the second of which trajectories become CUDA graphs
 Sampler = Callable[[Tensor, Tensor], Tensor]
 
 
-def published(clone: Path, model: DDT, schedule: Schedule, *, compiled: bool, autocast: bool) -> Sampler:
-    """Its network with our weights, and its sampler with the schedule's refresh steps."""
+def published_network(
+    clone: Path, model: DDT, *, compiled: bool = False, mode: str | None = None, bf16: bool = False
+) -> Any:
+    """Its network with our weights, in bfloat16 where asked for; compiled by `mode` of torch.compile."""
     sys.path.insert(0, str(clone))
+    from src.models.denoiser import decoupled_improved_dit
+
+    device = model.final_layer.linear.weight.device
+    network: Any = decoupled_improved_dit.DDT(**dataclasses.asdict(model.config)).to(device).eval()
+    network.load_state_dict(model.state_dict())
+    network = network.to(torch.bfloat16 if bf16 else torch.float32)
+    if not compiled:
+        return network
+    network = torch.compile(network, mode=mode)
+    if mode != "reduce-overhead":
+        return network
+
+    def kept(*given: Any, **named: Any) -> Any:  # a CUDA graph writes over what it gave before
+        return tree_map(lambda one: one.clone() if isinstance(one, Tensor) else one, network(*given, **named))
+
+    return kept
+
+
+def published(network: Any, model: DDT, schedule: Schedule, *, autocast: bool) -> Sampler:
+    """Its sampler with the schedule's refresh steps."""
     from src.diffusion.base.guidance import simple_guidance_fn
     from src.diffusion.flow_matching.scheduling import LinearScheduler
     from src.diffusion.stateful_flow_matching.sharing_sampling import EulerSampler
-    from src.models.denoiser import decoupled_improved_dit
 
     config, spec, device = model.config, schedule.spec, model.final_layer.linear.weight.device
-    network: Any = decoupled_improved_dit.DDT(**dataclasses.asdict(config)).to(device).eval()
-    network.load_state_dict(model.state_dict())
     sampler = EulerSampler(
         scheduler=LinearScheduler(), guidance_fn=simple_guidance_fn, num_steps=spec.num_steps, guidance=spec.guidance,
         guidance_interval_min=spec.guidance_interval[0], guidance_interval_max=spec.guidance_interval[1],
         timeshift=spec.timeshift, last_step=spec.last_step, state_refresh_rate=spec.num_steps / (schedule.budget + 0.5),
     )  # fmt: skip
     sampler.recompute_timesteps = list(schedule.refresh_steps)
-    if compiled:
-        network = torch.compile(network)
 
     @torch.inference_mode()
     def draw(noise: Tensor, labels: Tensor) -> Tensor:
@@ -124,9 +142,10 @@ def main() -> None:
     ways = [*([] if on_gpu else [("fp32", False)]), *([("bf16 autocast", False)] if bf16 else [])]
     ways += [("bf16 autocast" if bf16 else "fp32", True)] if arguments.compile else []
     for precision, compiled in ways:
+        theirs = published_network(arguments.published, model, compiled=compiled)
         for name, schedule in (("unshared", full), ("its sharing", held)):
             contestants[f"published, {'compiled' if compiled else 'eager'}, {precision}, {name}"] = published(
-                arguments.published, model, schedule, compiled=compiled, autocast=precision != "fp32"
+                theirs, model, schedule, autocast=precision != "fp32"
             )
     first = next(iter(contestants))
     costs = counted_costs(model.config, shape)

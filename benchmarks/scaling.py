@@ -28,8 +28,11 @@ STEPS, BUDGET = 50, 10
 Row = dict[str, float]
 
 
-def row(backend: Backend, shape: tuple[int, int, int], setting: tuple[int, int, int], within: float) -> Row:
-    """One setting of batch, steps and budget: seconds of a trajectory and, in turn with it, of its parts."""
+def row(
+    backend: Backend, shape: tuple[int, int, int], setting: tuple[int, int, int], within: float, *, least: int = 5
+) -> Row:
+    """One setting of batch, steps and budget: seconds of a trajectory and, in turn with it, of its parts, `least`
+    times or more."""
     (batch, steps, budget), device = setting, backend.device
     spec = SamplingSpec(num_steps=steps, guidance=2.0, guidance_interval=(-1.0, 2.0))
     noise = draw_noise(shape, seed=0, indices=range(batch))
@@ -46,7 +49,7 @@ def row(backend: Backend, shape: tuple[int, int, int], setting: tuple[int, int, 
         "encoder": as_run(lambda: [session.encode(0, rows) for _ in range(IN_A_ROW)], device),
         "decoder": as_run(lambda: [session.decode(0, rows) for _ in range(IN_A_ROW)], device),
     }
-    taken = rounds({"seconds": whole, **parts}, device, within)
+    taken = rounds({"seconds": whole, **parts}, device, within, least=least)
     for name in parts:
         taken[name] = [one / IN_A_ROW for one in taken[name]]
     model = [budget * e + steps * d for e, d in zip(taken["encoder"], taken["decoder"], strict=True)]

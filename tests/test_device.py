@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import subprocess
@@ -10,7 +11,7 @@ import sys
 import pytest
 import torch
 
-from ddt_accel.networks.device import bf16_gain, memory_of, supports_bf16
+from ddt_accel.networks.device import bf16_gain, full_float32, memory_of, supports_bf16
 
 CPU = torch.device("cpu")
 
@@ -30,6 +31,50 @@ def test_a_processor_whose_libraries_make_nothing_of_bf16_takes_fp32() -> None:
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert ended.stdout.split() == ["True", "False"]
+
+
+def test_float32_is_no_tensorfloat32_whatever_the_environment_says(tiny_model_path) -> None:
+    """The flags of CUDA are there without a GPU."""
+    code = f"""
+import torch
+from ddt_accel import load_model
+from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel.networks.device import full_float32
+matmul = torch.backends.cuda.matmul
+print(matmul.allow_tf32)
+with full_float32(torch.device("cuda")):
+    print(matmul.allow_tf32)
+print(matmul.allow_tf32)
+model = load_model({str(tiny_model_path)!r})
+session = TorchBackend(model).open(1, (3, 8, 8), 1)
+session.device = torch.device("cuda")  # it says so
+for layer in (model.blocks[0], model.blocks[-1], model.modulation_maps[0]):
+    layer.register_forward_pre_hook(lambda *_: print(matmul.allow_tf32))
+session.encode(0, slice(0, 2))
+session.decode(0, slice(0, 2))
+print(matmul.allow_tf32)
+"""
+    environment = {**os.environ, "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["True", "False", "True", "False", "False", "False", "True"]
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="an older PyTorch")
+def test_what_a_process_has_chosen_for_its_own_products_stays() -> None:
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        for chosen in ("tf32", "ieee"):
+            matmul.fp32_precision = chosen
+            with contextlib.suppress(ValueError), full_float32(torch.device("cuda")):
+                assert matmul.fp32_precision == "ieee"
+                raise ValueError
+            assert matmul.fp32_precision == chosen
+        with full_float32(CPU):
+            pass
+    finally:
+        matmul.allow_tf32 = False
+        matmul.fp32_precision = before
 
 
 def test_memory_is_what_the_process_may_use() -> None:

@@ -9,13 +9,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ddt_accel.networks.device import full_float32
 from ddt_accel.networks.split import SplitNetwork
 
 T = TypeVar("T")
 
 
 class TorchBackend:
-    """Runs a model where it lies and as it is.
+    """Runs a model where it lies and as it is; in float32 its products are that on a GPU, too, and not TensorFloat32.
 
     `on_state` is called with every encoder state [rows, L, D], for those who study it.
     """
@@ -39,6 +40,7 @@ class TorchSession:
 
     def __init__(self, backend: TorchBackend, batch: int, latent_shape: tuple[int, int, int], slots: int) -> None:
         self.model, self.on_state = backend.model, backend.on_state
+        self.device = backend.device
         rows, device = 2 * batch, backend.device
         self.dtype = dtype = backend.model.dtype
         self.latents = torch.zeros((rows, *latent_shape), device=device)
@@ -50,13 +52,15 @@ class TorchSession:
 
     @torch.inference_mode()
     def encode(self, slot: int, rows: slice) -> None:
-        state = self.model.encode(self.latents[rows].to(self.dtype), self.times[rows], self.labels[rows])
+        with full_float32(self.device):
+            state = self.model.encode(self.latents[rows].to(self.dtype), self.times[rows], self.labels[rows])
         if self.on_state is not None:
             self.on_state(state)
         # One map after the other, as `SplitNetwork.modulations` has them: all at once would be two more copies of them.
         parts = self.modulations[slot][rows].split(self.model.config.modulation_widths, dim=-1)
-        for affine, part in zip(self.model.modulation_maps, parts, strict=True):
-            part.copy_(affine(state))
+        with full_float32(self.device):
+            for affine, part in zip(self.model.modulation_maps, parts, strict=True):
+                part.copy_(affine(state))
 
     @torch.inference_mode()
     def forecast(self, slot: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: slice) -> None:
@@ -66,7 +70,8 @@ class TorchSession:
     @torch.inference_mode()
     def decode(self, slot: int, rows: slice) -> None:
         modulations = self.modulations[slot][rows]
-        self.velocity[rows] = self.model.decode_modulated(self.latents[rows].to(self.dtype), modulations)
+        with full_float32(self.device):
+            self.velocity[rows] = self.model.decode_modulated(self.latents[rows].to(self.dtype), modulations)
 
 
 def make_slots(count: int, make: Callable[[], T]) -> dict[int, T]:

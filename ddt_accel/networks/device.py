@@ -8,7 +8,9 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,6 +46,25 @@ def bf16_gain() -> float:
                 matrix @ matrix
                 seconds[matrix] = min(seconds[matrix], time.perf_counter() - started)
     return seconds[wide] / seconds[narrow]
+
+
+@contextlib.contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Multiplies float32 matrices as such on a GPU, not as TensorFloat32 with its 10 bits of mantissa, whatever this
+    process is set to otherwise, be it by TORCH_ALLOW_TF32_CUBLAS_OVERRIDE."""
+    if device.type != "cuda":
+        yield
+        return
+    matmul: Any = torch.backends.cuda.matmul
+    newer = hasattr(matmul, "fp32_precision")  # of two settings; the older one cannot be read where they differ
+    before = matmul.fp32_precision if newer else matmul.allow_tf32
+    matmul.allow_tf32 = False  # sets both
+    try:
+        yield
+    finally:
+        matmul.allow_tf32 = before in (True, "tf32")
+        if newer:
+            matmul.fp32_precision = before
 
 
 def memory_of(device: torch.device) -> int:

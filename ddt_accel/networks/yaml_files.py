@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ddt_accel.errors import ConfigError, listed
 
 Place = tuple[str, ...]
@@ -20,34 +18,14 @@ _INNERMOST = re.compile(r"(?<!\\)\$\{([^${}]*)\}")
 _DEEPEST, _MOST = 32, 10_000
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses what stands twice, and takes a value of an unknown tag without the tag."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[str, int] = {}
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
-                line = key.start_mark.line + 1
-                if key.value in seen:
-                    raise ConfigError(f"says {key.value} twice, in lines {seen[key.value]} and {line}; leave one")
-                seen[key.value] = line
-        return super().construct_mapping(node, deep)
-
-    def untagged(self, _: str, node: yaml.Node) -> Any:
-        if isinstance(node, yaml.MappingNode):
-            return self.construct_mapping(node, deep=True)
-        if isinstance(node, yaml.SequenceNode):
-            return self.construct_sequence(node, deep=True)
-        return self.construct_scalar(node) if isinstance(node, yaml.ScalarNode) else None
-
-
-_Loader.add_multi_constructor("", _Loader.untagged)
-
-
 def read_document(path: Path) -> Document:
     """Raises ConfigError where the file cannot be read or is no YAML."""
+    import yaml  # where it is needed: weights that say what they are load without it
+
+    from ddt_accel.networks.yaml_loader import Loader
+
     try:
-        content = yaml.load(path.read_bytes(), _Loader)
+        content = yaml.load(path.read_bytes(), Loader)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror or error}).") from None
     except ConfigError as error:
