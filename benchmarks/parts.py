@@ -6,7 +6,11 @@ compute the modulations at every step, and what a forecast from two states adds.
 bytes that have to move: weights and modulations; both rates stand beside those of a large product and a large copy in
 the same run.
 
-Usage: python benchmarks/parts.py [--model cifar10|xl2-256|xl2-512] [--device cuda] [--batch 8] [--steps 50]
+With `--family` the published networks of families beside each other, of random weights: encoder with the modulations,
+decoder under cached ones, and decoder that makes them anew, in multiply-adds, bytes and time.
+
+Usage: python benchmarks/parts.py --family ddt,rae,pixnerd [--device cuda] [--batch 1] [--backends torch] [--out FILE]
+       python benchmarks/parts.py [--model cifar10|xl2-256|xl2-512] [--device cuda] [--batch 8] [--steps 50]
            [--budget 10] [--backends compiled,torch] [--seconds 10] [--out FILE]
 """
 
@@ -17,22 +21,31 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import torch
-from setting import conditions, network
+from setting import conditions, counted_bytes, network
+from torch import Tensor
 
 from ddt_accel import SamplingSpec, Schedule, draw_labels, draw_noise
 from ddt_accel.backends.compiled import CompiledBackend
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.evaluation.costs import counted_costs
 from ddt_accel.networks.ddt.network import DDT
-from ddt_accel.networks.device import supports_bf16, synchronize
+from ddt_accel.networks.device import device_name, supports_bf16, synchronize
+from ddt_accel.networks.families import build, prepare
+from ddt_accel.networks.prepared import Arithmetic
 from ddt_accel.networks.split import latent_shape_of
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.program import Program, compile_program
 from ddt_accel.sampling.trajectory import Trajectory
 
+FAMILIES = {
+    "ddt": ("xl2-256",), "rae": ("dit-dh-xl-256", "dit-dh-xl-512"), "pixnerd": ("pixnerd-xl-256",),
+    "tiny": ("tiny", "tiny-dit-dh", "tiny-pixnerd"),
+}  # fmt: skip
 # Runs follow one another in a trajectory; one by itself would begin with nothing in the processor's caches.
 IN_A_ROW = 3
 
@@ -158,11 +171,86 @@ def measure(backend: Backend, model: DDT, arguments: argparse.Namespace, dtype: 
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
+Row = dict[str, object]
+
+
+def with_and_without(name: str, backend_name: str, arguments: argparse.Namespace) -> list[Row]:
+    """Encoder, decoder with the cache and without it, of one network; by `IN_A_ROW` runs, in turn."""
+    model, device = network(name, arguments.device), torch.device(arguments.device)
+    shape, rows = latent_shape_of(model), slice(0, 2 * arguments.batch)
+    compiled = backend_name == "compiled"
+    cached: Backend = CompiledBackend(model) if compiled else TorchBackend(model)
+    session = cached.open(arguments.batch, shape, 1)
+    session.latents.normal_()
+    session.times.fill_(0.5)
+    session.encode(0, rows)
+    if isinstance(cached, CompiledBackend):
+        anew = CompiledBackend(model, cache="state").open(arguments.batch, shape, 1)
+        anew.latents.normal_()
+        anew.encode(0, rows)
+        without: Callable[[], object] = lambda: anew.decode(0, rows)  # noqa: E731
+        itemsize, prepared = getattr(torch, cached.cut.dtype).itemsize, cached._model
+    else:
+        with torch.inference_mode():
+            state = model.encode(session.latents, session.times, session.labels)
+        without = torch.inference_mode()(lambda: model.decode(session.latents, state))
+        with torch.device("meta"), mock.patch.object(Tensor, "item", return_value=99.0):  # for its sizes alone
+            prepared = prepare(build(model.config), shape, Arithmetic.of("fp32"))
+        itemsize = 4
+    calls: dict[str, Callable[[], object]] = {
+        "encoder": lambda: session.encode(0, rows),
+        "decoder, cached": lambda: session.decode(0, rows),
+        "decoder, not cached": without,
+    }
+    calls = {part: as_run(partial(repeated, call), device) for part, call in calls.items()}
+    taken = rounds(calls, device, arguments.seconds)
+    work, moved = model.config.multiply_adds(shape), counted_bytes(prepared, rows.stop, itemsize)
+    affine = sum(m.weight.numel() for m in model.modulation_maps) * itemsize
+    state_bytes = itemsize * rows.stop * model.config.num_tokens(shape) * model.config.state_size
+    written = itemsize * rows.stop * model.config.num_tokens(shape) * model.config.modulation_size
+    counts = {
+        "encoder": (work.encoder + work.modulations, moved["encoder"]),
+        "decoder, cached": (work.decoder, moved["decoder"]),
+        "decoder, not cached": (work.decoder + work.modulations, moved["decoder"] - written + affine + state_bytes),
+    }
+    return [
+        {
+            "network": name, "backend": cached.name, "part": part, "multiply_adds": rows.stop * counts[part][0],
+            "bytes": counts[part][1], "seconds": statistics.median(values) / IN_A_ROW,
+        }
+        for part, values in taken.items()
+    ]  # fmt: skip
+
+
+def repeated(call: Callable[[], object]) -> None:
+    for _ in range(IN_A_ROW):
+        call()
+
+
+def families(arguments: argparse.Namespace) -> None:
+    """The table of `--family`."""
+    device = torch.device(arguments.device)
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    told = f"random weights; batch {arguments.batch}, guided; torch {torch.__version__}; {device_name(device)}{threads}"
+    print(f"{told}\n\n| network | backend | part | G multiply-adds | MB | ms |\n|---|---|---|---|---|---|")
+    found: list[Row] = []
+    for name in [one for family in arguments.family.split(",") for one in FAMILIES[family]]:
+        for backend in arguments.backends.split(","):
+            for row in with_and_without(name, backend, arguments):
+                found.append(row)
+                work, moved, taken = (float(str(row[key])) for key in ("multiply_adds", "bytes", "seconds"))
+                words = [str(row[key]) for key in ("network", "backend", "part")]
+                print(f"| {' | '.join(words)} | {work / 1e9:.2f} | {moved / 1e6:.1f} | {1e3 * taken:.2f} |", flush=True)
+            if arguments.out:
+                arguments.out.write_text(json.dumps({"conditions": told, "rows": found}, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="cifar10")
+    parser.add_argument("--family", help=f"some of {', '.join(FAMILIES)}, by commas")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, help="8 by default, 1 with --family")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--budget", type=int, default=10)
     parser.add_argument("--backends", default="compiled,torch")
@@ -170,6 +258,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
 
+    arguments.batch = arguments.batch or (1 if arguments.family else 8)
+    if arguments.family:
+        if unknown := sorted(set(arguments.family.split(",")) - set(FAMILIES)):
+            parser.error(f"there is no family {', '.join(unknown)}; choose from {', '.join(FAMILIES)}")
+        families(arguments)
+        return
     device = torch.device(arguments.device)
     model = network(arguments.model, arguments.device)
     backends: dict[str, Callable[[], Backend]] = {

@@ -7,14 +7,15 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ddt_accel import SamplingSpec, Schedule, draw_labels, draw_noise, load_model, sample
-from ddt_accel.backends.choose import measure_all, seconds_a_refresh
-from ddt_accel.backends.compiled import CompiledBackend
+from ddt_accel.backends.choose import cache_of, measure_all, seconds_a_refresh
+from ddt_accel.backends.compiled import CompiledBackend, fastest_precision
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.cli.networks import open_networks
 from ddt_accel.errors import ConfigError, MismatchError
@@ -26,6 +27,7 @@ from ddt_accel.networks.prepared import Arithmetic
 from ddt_accel.workspace import Workspace
 
 SHAPE = (3, 8, 8)
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +183,41 @@ def test_the_fastest_is_found_and_what_does_not_run_is_told(model, monkeypatch) 
     with pytest.raises(ConfigError, match="absent: other weights"):
         measure_all({"absent": absent}, SHAPE, 2)
     assert seconds_a_refresh(Slow(model), SHAPE, 2, within=0.0) > 0.05
+
+
+def test_speeds_are_kept_where_one_backend_runs_out_of_memory(cli, workspace, monkeypatch) -> None:
+    """It would not run another time, either; what fails for another reason may."""
+
+    def measured(error: Exception) -> Callable[..., tuple[dict[str, float], dict[str, str]]]:
+        def failing() -> TorchBackend:
+            raise error
+
+        return lambda candidates, shape, batch: measure_all(
+            {"torch": candidates["torch"], "onnx": failing}, shape, batch
+        )
+
+    monkeypatch.setattr("ddt_accel.backends.choose.SECONDS", 0.05)
+    line = ["sample", "-w", workspace, "-n", 2, "--backend", "auto"]
+    for error, kept in (
+        (RuntimeError("no such kernel"), False),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."), True),
+    ):
+        monkeypatch.setattr("ddt_accel.backends.choose.measure_all", measured(error))
+        assert "Measuring" in cli(*line).err
+        again = cli(*line).err
+        assert ("Measuring" not in again) == kept
+        assert "Backend: torch" in again
+
+
+@pytest.mark.parametrize("memory", ["enough", "little"])
+def test_states_are_cached_where_modulations_do_not_fit(cli, workspace, monkeypatch, memory: str) -> None:
+    model = Workspace(workspace).load_model({})
+    slot = 2 * 3 * 16 * model.config.modulation_size * (2 if fastest_precision(CPU) != "fp32" else 4)
+    monkeypatch.setattr("ddt_accel.backends.choose.memory_of", lambda _: 6 * slot - (memory == "little"))
+    expected = "state" if memory == "little" else "modulations"
+    assert cache_of(model, SHAPE, 3) == expected
+    opened = open_networks(Workspace(workspace), "compiled", None, {}, "cpu", 3)
+    assert opened.backend.cut.cache == expected
 
 
 def test_what_was_measured_without_compiling_is_not_measured_again(cli, workspace, monkeypatch) -> None:

@@ -448,6 +448,7 @@ def test_from_the_command_line(cli, workspace) -> None:
         (["--budget", 99], "99"),
         (["--steps", 7, "--budget", 2], "7 steps"),
         (["--micro-batch", 0], "--micro-batch"),
+        (["--micro-batch", "many"], "or auto"),
         (["--reference-steps", 0], "do not converge"),
         (["--steps", 1, "--fixed", "integrator"], "no forecasts or times"),
     ):
@@ -455,3 +456,31 @@ def test_from_the_command_line(cli, workspace) -> None:
         assert ran.code == 2, wrong
         assert said in ran.err, (wrong, ran.err)
         assert "Traceback" not in ran.err
+
+
+def test_micro_batches_are_halved_until_they_fit(tiny_model_path, monkeypatch) -> None:
+    """Where their size is free; the gradient of a batch is the same, however it is taken apart."""
+    from ddt_accel.fitting import coordinates, fit
+
+    model, asked = load_model(tiny_model_path), list[int]()
+
+    def limited(network, scalars, noise, labels, **settings):
+        asked.append(len(noise))
+        if len(noise) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return fitted_trajectory(network, scalars, noise, labels, **settings)
+
+    schedule = Schedule.uniform(SamplingSpec(num_steps=6, guidance=1.5), 3)
+    spec = dataclasses.replace(QUICK, iterations=1, images=5, batch_size=5, micro_batch=2)
+    expected = Fitter(model, schedule, spec)
+    expected.run()
+    for module in (coordinates, fit):
+        monkeypatch.setattr(module, "fitted_trajectory", limited)
+    free = Fitter(model, schedule, dataclasses.replace(spec, micro_batch=None))
+    free.run()
+    assert free.micro_batch == 2
+    assert asked[:3] == [5, 3, 2]
+    for name, value in expected.trained.items():
+        torch.testing.assert_close(free.trained[name], value)
+    with pytest.raises(torch.OutOfMemoryError):
+        Fitter(model, schedule, dataclasses.replace(spec, micro_batch=3)).run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -322,3 +323,35 @@ def test_random_weights_are_drawn_once(tmp_path, monkeypatch, name: str) -> None
     assert len(list(tmp_path.iterdir())) == 1
     x = torch.randn(2, *first.source.latent_shape)
     assert torch.isfinite(first(x, torch.tensor([0.2, 0.7]), torch.tensor([0, 1]))).all()
+
+
+def test_floors_follow_from_what_is_counted() -> None:
+    """As docs/concepts/runtime.md has it."""
+    one = setting.XL2.multiply_adds((4, 32, 32))
+    encoder, rows = one.encoder + one.modulations, 64
+    assert encoder == pytest.approx(106.1e9, rel=1e-3)
+    assert one.decoder == pytest.approx(25.4e9, rel=2e-3)
+    held, unshared = rows * (10 * encoder + 50 * one.decoder), rows * 50 * (encoder + one.decoder)
+    slot = rows * 256 * setting.XL2.modulation_size * 2
+    assert (round(held / 1e12), round(unshared / 1e12), round(slot / 1e9, 2)) == (149, 421, 1.43)
+    for card, products, copied in (("H200", 260e12, 4.1e12), ("H100", 237e12, 3.0e12), ("RTX 4090", 57e12, 1.0e12)):
+        seconds = {
+            "held": held / products + 50 * slot / copied, "two sources": held / products + 90 * slot / copied,
+            "unshared": unshared / products,
+        }  # fmt: skip
+        for way, floor in tables.FLOORS[card].items():
+            assert 1e3 * seconds[way] == pytest.approx(floor, rel=0.01), (card, way)
+
+
+def test_families_beside_each_other(tmp_path, bare) -> None:
+    line = [BENCHMARKS / "parts.py", "--family", "tiny", "--backends", "compiled,torch", "--seconds", "0", "--out"]
+    environment = {**os.environ, "PYTHONPATH": f"{os.environ['PYTHONPATH']}{os.pathsep}{ROOT}"}
+    subprocess.run([sys.executable, *line, tmp_path / "out.json"], check=True, env=environment, capture_output=True)
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert len(rows) == 3 * 2 * 3
+    for encoder, cached, anew in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
+        config, shape = setting.RANDOM[cached["network"]]
+        made = 2 * config.multiply_adds(shape).modulations
+        assert anew["multiply_adds"] - cached["multiply_adds"] == pytest.approx(made)
+        assert encoder["multiply_adds"] > made
+        assert min(one[key] for one in (encoder, cached, anew) for key in ("bytes", "seconds")) > 0

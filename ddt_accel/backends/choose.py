@@ -7,13 +7,20 @@ import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 
+import torch
+
+from ddt_accel.backends.compiled import fastest_precision
 from ddt_accel.errors import ConfigError, DDTAccelError
-from ddt_accel.networks.device import synchronize
+from ddt_accel.networks.config import LatentShape
+from ddt_accel.networks.device import memory_of, synchronize
+from ddt_accel.networks.split import SplitNetwork
 from ddt_accel.sampling.backend import Backend
 
 SECONDS = 2.0
 PACKAGES = ("ddt-accel", "torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13")
 STEPS_A_REFRESH = 5
+SLOTS = 3  # modulations that a trajectory keeps at a time, at most
+NO_MEMORY = "its buffers do not fit into memory"
 
 
 def installed() -> dict[str, str]:
@@ -54,18 +61,39 @@ def seconds_a_refresh(
     return least
 
 
+def cache_of(network: SplitNetwork, latent_shape: LatentShape, batch: int) -> str:
+    """What a compiled network keeps between refreshes of `batch` guided images: modulations, or states where those of
+    a trajectory do not fit into half of the device's memory."""
+    tokens, device = network.config.num_tokens(latent_shape), network.device
+    itemsize = 2 if fastest_precision(device) != "fp32" else 4
+    slot = 2 * batch * tokens * network.config.modulation_size * itemsize
+    return "state" if SLOTS * slot > memory_of(device) / 2 else "modulations"
+
+
 def measure_all(
     candidates: Mapping[str, Callable[[], Backend]], latent_shape: tuple[int, int, int], batch: int
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Seconds of those that run, by name, and why the others do not; raises ConfigError where none does."""
+    """Seconds of those that run, by name, and why the others do not, `NO_MEMORY` where that is it; raises ConfigError
+    where none does."""
     seconds: dict[str, float] = {}
     reasons: dict[str, str] = {}
     for name, opened in candidates.items():
         try:
             seconds[name] = seconds_a_refresh(opened(), latent_shape, batch)
-        except (DDTAccelError, RuntimeError) as error:  # running out of memory is one of the latter
-            reasons[name] = str(error).partition("\n")[0]
+        except (torch.OutOfMemoryError, MemoryError):
+            reasons[name] = NO_MEMORY
+        except (DDTAccelError, RuntimeError) as error:
+            reasons[name] = NO_MEMORY if _is_no_memory(error) else str(error).partition("\n")[0]
+        if name in reasons and torch.cuda.is_available():
+            torch.cuda.empty_cache()  # what the failed one held is for the next
     if not seconds:
         told = " ".join(f"{name}: {reason}" for name, reason in reasons.items())
         raise ConfigError(f"No backend runs here. {told}")
     return seconds, reasons
+
+
+def _is_no_memory(error: Exception) -> bool:
+    """Whether a library other than PyTorch's GPU allocator ran out of memory, by what it says: PyTorch on a CPU, ONNX
+    Runtime."""
+    said = str(error)
+    return "not enough memory" in said or "DefaultCPUAllocator" in said or "Failed to allocate memory" in said

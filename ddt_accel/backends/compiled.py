@@ -64,7 +64,7 @@ class CompiledBackend:
         self.config, self.latent_shape = model.config, latent_shape_of(model, latent_shape)
         self.checkpoint_sha256 = model.source.sha256 if model.source else None
         self.device = model.device
-        precision = precision or _fastest_precision(self.device)
+        precision = precision or fastest_precision(self.device)
         self.cut = Cut(precision=precision, cache=cache, sources=MAX_ENGINE_SOURCES, blockwise=True)
         self.name = f"torch compiled, {precision}{', states cached' * (cache == 'state')}"
         self._model = prepare(model, self.latent_shape, Arithmetic.of(precision))
@@ -140,7 +140,8 @@ def _compilations() -> int:
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
-def _fastest_precision(device: torch.device) -> str:
+def fastest_precision(device: torch.device) -> str:
+    """What a device multiplies in hardware: "bf16", "fp16" on a GPU that has only that, or "fp32"."""
     if supports_bf16(device):
         return "bf16"
     # Cards before Ampere multiply float16 alone, from Volta on.

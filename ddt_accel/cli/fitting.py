@@ -58,7 +58,9 @@ def fit(
     images: Annotated[int, typer.Option("--images", "-n", min=1, help="Images to fit on.")] = 64,
     held_out: Annotated[int, typer.Option(help="Images to choose the best iterate on, and as many to report on.")] = 32,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a gradient step.")] = 12,
-    micro_batch: Annotated[int, typer.Option(min=1, help="Of them, how many at a time.")] = 12,
+    micro_batch: Annotated[
+        str, typer.Option(metavar="INTEGER|auto", help="Of them, how many at a time; auto: as many as fit into memory.")
+    ] = "12",
     learning_rate: Annotated[float, typer.Option(help="Of Adam; it decays to 0.")] = 5e-2,
     reference_steps: Annotated[
         int | None, typer.Option(help="Of the reference solution that is fitted to; at least 120 by default.")
@@ -108,7 +110,7 @@ def fit(
         images=images,
         held_out=held_out,
         batch_size=min(batch_size, images),
-        micro_batch=micro_batch,
+        micro_batch=_micro_batch(micro_batch),
         learning_rate=learning_rate,
         reference_steps=reference_steps,
         seed=seed,
@@ -167,6 +169,17 @@ def fit(
             workspace=workspace,
         ),
     )
+
+
+def _micro_batch(asked: str) -> int | None:
+    """None for "auto"; raises ConfigError for what is neither that nor a number of images."""
+    from ddt_accel.errors import ConfigError
+
+    if asked == "auto":
+        return None
+    if not asked.isdecimal() or int(asked) < 1:
+        raise ConfigError(f"--micro-batch is {asked!r}; give a whole number of at least 1, or auto.")
+    return int(asked)
 
 
 def _kept(folder: Path) -> str:

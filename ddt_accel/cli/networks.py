@@ -54,7 +54,7 @@ def open_networks(
     device = check_device(device)
     if backend == "auto":
         backend = _fastest(place, folder, said, device, batch, compiling)
-    return _open(place, backend, folder, said, device)
+    return _open(place, backend, folder, said, device, batch)
 
 
 def load_network(place: Workspace, said: dict[str, Any]) -> SplitNetwork:
@@ -74,7 +74,8 @@ def check_backend(backend: str) -> None:
         raise ConfigError(f"--backend is {backend!r}; choose auto, compiled, onnx, torch or trt.")
 
 
-def _open(place: Workspace, backend: str, folder: Path | None, said: dict[str, Any], device: str) -> Opened:
+def _open(place: Workspace, backend: str, folder: Path | None, said: dict[str, Any], device: str, batch: int) -> Opened:
+    from ddt_accel.backends.choose import cache_of
     from ddt_accel.backends.compiled import CompiledBackend
     from ddt_accel.backends.pytorch import TorchBackend
     from ddt_accel.errors import ConfigError
@@ -86,8 +87,14 @@ def _open(place: Workspace, backend: str, folder: Path | None, said: dict[str, A
     source = network.source
     if source is None or source.latent_shape is None:
         raise ConfigError("The model does not say which latents it is for; give --latent-shape C,H,W.")
+    opened: Backend = TorchBackend(network)
+    if backend == "compiled":
+        cache = cache_of(network, source.latent_shape, batch)
+        if cache == "state":
+            say(f"Modulations of batches of {batch} take more than half of the memory: states are kept in their place.")
+        opened = CompiledBackend(network, cache=cache)
     return Opened(
-        backend=TorchBackend(network) if backend == "torch" else CompiledBackend(network),
+        backend=opened,
         option=backend,
         name=source.name,
         latent_shape=source.latent_shape,
@@ -137,13 +144,13 @@ def _fastest(
     import torch
 
     from ddt_accel.artifacts import check_writable, checksum, read_json
-    from ddt_accel.backends.choose import installed, measure_all
+    from ddt_accel.backends.choose import NO_MEMORY, installed, measure_all
     from ddt_accel.backends.manifest import FILE_NAME, FORMAT, VERSION
     from ddt_accel.errors import ArtifactError
     from ddt_accel.locks import making
     from ddt_accel.networks.device import device_name
 
-    model = _open(place, "torch", None, said, device)
+    model = _open(place, "torch", None, said, device, batch)
     found = {"onnx": (folder or place.export_path) / FILE_NAME}
     if device != "cpu":
         found["trt"] = (folder or place.engines_path) / FILE_NAME
@@ -172,7 +179,7 @@ def _fastest(
     }
 
     def opened(name: str) -> Backend:
-        return _open(place, name, folder, said, device).backend
+        return _open(place, name, folder, said, device, batch).backend
 
     names = ["compiled", "torch", *exports]
     seconds = place.speeds(conditions)
@@ -196,7 +203,7 @@ def _fastest(
         seconds, reasons = measure_all(candidates, model.latent_shape, batch)
         for name, reason in reasons.items():
             say(f"  {name}: {reason}")
-        if keeps and not reasons:  # what failed may run another time
+        if keeps and set(reasons.values()) <= {NO_MEMORY}:  # what failed otherwise may run another time
             place.keep_speeds(conditions, seconds)
         return seconds
 

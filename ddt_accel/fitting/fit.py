@@ -12,9 +12,10 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ from ddt_accel.sampling.noise import ImageRange, draw_labels, draw_noise
 from ddt_accel.schedule import Schedule
 from ddt_accel.stages import OnStage, silent
 
+T = TypeVar("T")
 FORMAT, VERSION = "ddt-accel fit", 4
 # Iterations between looks at the images that the best iterate is chosen on; states are saved there.
 LOOK_EVERY = 10
@@ -105,6 +107,7 @@ class Fitter:
                 f"The schedule to start from was fitted on images of seed {spec.seed} that this fit would be reported "
                 "on; give another --seed."
             )
+        self.micro_batch = min(spec.micro_batch or spec.batch_size, spec.batch_size)
         self.backend = TorchBackend(model)
         check_checkpoint(schedule, self.backend.checkpoint_sha256)
         bias = model.modulation_bias.float().cpu().numpy()
@@ -183,16 +186,36 @@ class Fitter:
                 self.scalars.set_integrator(closed_form(self.backend, self.scalars.warm, path, spec.batch_size))
                 self._look(choosing, 0)
             self._set(self.best)
-        batch = map(self._inputs, self._micro_batches(range(spec.batch_size)))
-        return self.descent(Coordinates.along(self.model, self.scalars, batch, autocast=spec.autocast))
+
+        def along() -> Coordinates:
+            batch = map(self._inputs, self._micro_batches(range(spec.batch_size)))
+            return Coordinates.along(self.model, self.scalars, batch, autocast=spec.autocast)
+
+        return self.descent(self._in_memory(along))
 
     def descent(self, coordinates: Coordinates) -> Descent:
         """What moves the numbers, along these coordinates."""
         spec = self.spec
         return Descent(self.trained, coordinates, learning_rate=spec.learning_rate, iterations=spec.iterations)
 
+    def _in_memory(self, call: Callable[[], T]) -> T:
+        """What a call gives that goes through micro-batches; where their size is free and memory runs out it is called
+        again with half of it."""
+        while True:
+            try:
+                return call()
+            except torch.OutOfMemoryError:
+                if self.spec.micro_batch is not None or self.micro_batch == 1:
+                    raise
+            # What the failed call holds is free only after that block.
+            self.micro_batch = (self.micro_batch + 1) // 2
+            for value in self.trained.values():
+                value.grad = None
+            if self.backend.device.type == "cuda":
+                torch.cuda.empty_cache()
+
     def _micro_batches(self, indices: Sequence[int]) -> list[Sequence[int]]:
-        size = self.spec.micro_batch
+        size = self.micro_batch
         return [indices[start : start + size] for start in range(0, len(indices), size)]
 
     def _inputs(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -205,12 +228,16 @@ class Fitter:
         spec = self.spec
         generator = np.random.default_rng([spec.seed, descent.iteration])
         chosen = generator.choice(spec.images, spec.batch_size, replace=False)
-        for indices in self._micro_batches(chosen.tolist()):
-            inputs = self._inputs(indices)
-            # The end alone: what else was passed must not stay while the next ones are on their way.
-            end = fitted_trajectory(self.model, self.scalars, *inputs, autocast=spec.autocast).end
-            error = (end - targets[indices].to(self.backend.device)).square().flatten(1).mean(1)
-            (error.log().sum() / spec.batch_size).backward()
+
+        def gradient() -> None:
+            for indices in self._micro_batches(chosen.tolist()):
+                inputs = self._inputs(indices)
+                # The end alone: what else was passed must not stay while the next ones are on their way.
+                end = fitted_trajectory(self.model, self.scalars, *inputs, autocast=spec.autocast).end
+                error = (end - targets[indices].to(self.backend.device)).square().flatten(1).mean(1)
+                (error.log().sum() / spec.batch_size).backward()
+
+        self._in_memory(gradient)
         descent.step()
 
     def _return(self, descent: Descent) -> None:

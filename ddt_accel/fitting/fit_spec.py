@@ -20,14 +20,15 @@ CLOSED_FORM_IMAGES = 32
 @dataclass(frozen=True, kw_only=True)
 class FitSpec:
     """How a schedule is fitted: on the images 0 … images − 1 of `seed`, chosen on `held_out` more, reported on as many
-    more. `batch_size` images make a gradient, `micro_batch` at a time; with `autocast` in bfloat16. The converged
-    trajectory has `reference_steps`, by default 120, or 4 for each of the schedule's, if that is more."""
+    more. `batch_size` images make a gradient, `micro_batch` at a time, or, where that is None, as many as fit into
+    memory; with `autocast` in bfloat16. The converged trajectory has `reference_steps`, by default 120, or 4 for each
+    of the schedule's, if that is more."""
 
     iterations: int = 40
     images: int = 64
     held_out: int = 32
     batch_size: int = 12
-    micro_batch: int = 12
+    micro_batch: int | None = 12
     learning_rate: float = 5e-2
     reference_steps: int | None = None
     seed: int = 3
@@ -37,9 +38,10 @@ class FitSpec:
 
     def __post_init__(self) -> None:
         for name in ("iterations", "images", "batch_size", "micro_batch"):
-            if getattr(self, name) < 1:
+            value = getattr(self, name)
+            if value is not None and value < 1:
                 option = f"--{name.replace('_', '-')}"
-                raise ConfigError(f"{getattr(self, name)} {name.replace('_', ' ')} ({option}): give at least 1.")
+                raise ConfigError(f"{value} {name.replace('_', ' ')} ({option}): give at least 1.")
         if self.batch_size > self.images:
             raise ConfigError(f"Batches of {self.batch_size} out of {self.images} images; give smaller ones.")
         if self.held_out < LEAST_HELD_OUT:
