@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddt_accel.artifacts import checksum, read_arrays, read_json, write_arrays, write_json
+from ddt_accel.artifacts import read_json, write_json
 from ddt_accel.errors import ArtifactError, ConfigError
+from ddt_accel.means import NAMES, check_means, named, read_means, write_means
 from ddt_accel.spec import ROUNDING, SamplingSpec, is_number, is_whole
 
 FORMAT, VERSION = "ddt-accel schedule", 4
-MEANS_FORMAT, MEANS_VERSION = "ddt-accel mean modulations", 1
 MAX_SOURCES = 4
 LARGEST = float(np.finfo(np.float32).max)  # of the weights
 FITTED = "fitted"
@@ -44,8 +44,9 @@ class Schedule:
     fits have used, and a plan was chosen on: of a seed those first … stop − 1.
 
     The unconditional branch of guidance does as the conditional one, or has `unconditional_steps` and
-    `unconditional_forecasts` of its own. With the Heun solver steps are counted in evaluations, two per step of the
-    grid.
+    `unconditional_forecasts` of its own. Where a second network guides, that of `guide_sha256`, the branch is that
+    network's, with `guide_mean_modulations` of its own. With the Heun solver steps are counted in evaluations, two per
+    step of the grid.
 
     `predicted_cost` is the value of the objective that it was solved for, `predicted_error` the root-mean-square error
     of the final latents against the unshared trajectory that the calibration foretells, where it had sensitivities.
@@ -59,12 +60,14 @@ class Schedule:
     times: tuple[float, ...] | None = None
     integrator: tuple[Row, ...] | None = None
     mean_modulations: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+    guide_mean_modulations: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
     objective: str = "by hand"
     forecast: str = "hold"
     predicted_cost: float | None = None
     predicted_error: float | None = None
     fitted_on: tuple[Images, ...] = ()
     checkpoint_sha256: str | None = None
+    guide_sha256: str | None = None
     calibration_sha256: str | None = None
 
     def __post_init__(self) -> None:
@@ -90,17 +93,16 @@ class Schedule:
             raise ConfigError(
                 f"fitted_on is {self.fitted_on!r}; give of a fit a seed, its first image, and the one after the last."
             )
-        means = self.mean_modulations
-        if means is not None and (
-            means.ndim != 2
-            or len(means) not in (1, last + 1)
-            or means.dtype != np.float32
-            or not np.isfinite(means).all()
-        ):
-            raise ConfigError(
-                f"mean_modulations is {means.dtype}{list(means.shape)}; expected finite float32 [{last + 1}, M] or "
-                "[1, M]."
-            )
+        for name in NAMES:
+            check_means(name, getattr(self, name), last + 1)
+        both = self.guide_sha256 is not None and self.mean_modulations is not None
+        if (self.guide_mean_modulations is not None) != both:
+            raise ConfigError("guide_mean_modulations go with mean_modulations where a second network guides.")
+
+    @property
+    def means(self) -> dict[str, NDArray[np.float32]]:
+        """Those that there are, by name."""
+        return {name: means for name in NAMES if (means := getattr(self, name)) is not None}
 
     @property
     def centred(self) -> bool:
@@ -120,6 +122,7 @@ class Schedule:
             integrator=self.integrator,
             fitted_on=self.fitted_on,
             checkpoint_sha256=self.checkpoint_sha256,
+            guide_sha256=self.guide_sha256,
         )
 
     @property
@@ -157,10 +160,6 @@ class Schedule:
 
     def document(self) -> dict[str, Any]:
         """What its file says."""
-        means = None
-        if self.mean_modulations is not None:
-            digest = checksum({}, {"mean_modulations": self.mean_modulations})
-            means = {"file": f"means-{digest[:12]}.safetensors", "sha256": digest}
         return {
             "spec": self.spec.document(),
             "refresh_steps": list(self.refresh_steps),
@@ -170,26 +169,22 @@ class Schedule:
             "unconditional_forecasts": _written(self.unconditional_forecasts),
             "times": self.times and list(self.times),
             "integrator": self.integrator and [[list(pair) for pair in row] for row in self.integrator],
-            "means": means,
+            "means": named(self.means),
             "objective": self.objective,
             "predicted_cost": self.predicted_cost,
             "predicted_error": self.predicted_error,
             "fitted_on": [list(one) for one in self.fitted_on],
             "checkpoint_sha256": self.checkpoint_sha256,
+            # Left out where there is none, so that older documents keep their checksum.
+            **({"guide_sha256": self.guide_sha256} if self.guide_sha256 is not None else {}),
             "calibration_sha256": self.calibration_sha256,
         }
 
     def save(self, path: str | Path) -> None:
-        """Writes the schedule as JSON, atomically, and before it the mean modulations, where it has any.
-
-        They lie beside it under a name that is made of their checksum, so that the schedules of one calibration share
-        them and no schedule ever points to the means of another.
-        """
-        path, document = Path(path), self.document()
-        if self.mean_modulations is not None:
-            arrays = {"mean_modulations": self.mean_modulations}
-            write_arrays(path.parent / document["means"]["file"], MEANS_FORMAT, MEANS_VERSION, {}, arrays)
-        write_json(path, FORMAT, VERSION, document)
+        """Writes the schedule as JSON, atomically, and before it the mean modulations, where it has any."""
+        path = Path(path)
+        write_means(path.parent, self.means)
+        write_json(path, FORMAT, VERSION, self.document())
 
     @classmethod
     def load(cls, path: str | Path) -> Schedule:
@@ -207,10 +202,10 @@ class Schedule:
             path = SHIPPED / f"{path}.json"
         content = read_json(path, FORMAT, VERSION)
         try:
-            expected = set(cls.__dataclass_fields__) - {"mean_modulations"} | {"means"}
-            if set(content) != expected:
+            expected = set(cls.__dataclass_fields__) - {*NAMES, "guide_sha256"} | {"means"}
+            if set(content) - {"guide_sha256"} != expected:
                 raise ConfigError(f"it must have exactly {', '.join(sorted(expected))}")
-            means = _read_means(path.parent, content.pop("means"))
+            means = read_means(path.parent, content.pop("means"))
             if not isinstance(content["refresh_steps"], list):
                 raise ConfigError("refresh_steps must be a list")
             for key in ("unconditional_steps", "times", "integrator", "fitted_on"):
@@ -219,8 +214,8 @@ class Schedule:
             for key in ("predicted_cost", "predicted_error"):
                 if not isinstance(content[key], int | float | None):
                     raise ConfigError(f"{key} must be a number or null")
-            for key in ("objective", "forecast", "checkpoint_sha256", "calibration_sha256"):
-                if not isinstance(content[key], str | None):
+            for key in ("objective", "forecast", "checkpoint_sha256", "guide_sha256", "calibration_sha256"):
+                if not isinstance(content.get(key), str | None):
                     raise ConfigError(f"{key} must be a string")
             content["spec"] = SamplingSpec.from_dict(content["spec"])
             content["refresh_steps"] = tuple(content["refresh_steps"])
@@ -234,7 +229,7 @@ class Schedule:
                 content["integrator"] = tuple(map(_read_row, content["integrator"]))
             for key in ("forecasts", "unconditional_forecasts"):
                 content[key] = _read_forecasts(content[key])
-            return cls(**content, mean_modulations=means)
+            return cls(**content | means)
         except (ConfigError, AttributeError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} is not a usable schedule: {error}") from None
 
@@ -322,26 +317,6 @@ def check_budget(budget: int, num_evaluations: int) -> None:
             f"The budget (--budget) is {budget!r}; the encoder must run at least once and at most {num_evaluations} "
             "times, once per evaluation."
         )
-
-
-def _read_means(folder: Path, named: Any) -> NDArray[np.float32] | None:
-    """The mean modulations that a schedule names, verified."""
-    if named is None:
-        return None
-    if (
-        not isinstance(named, dict)
-        or set(named) != {"file", "sha256"}
-        or Path(str(named["file"])).name != named["file"]
-    ):
-        raise ConfigError("means must name a file beside the schedule and its sha256")
-    path = folder / named["file"]
-    if not path.is_file():
-        raise ArtifactError(f"{path} is missing; it belongs to the schedule beside it: copy both, or solve anew.")
-    _, arrays = read_arrays(path, MEANS_FORMAT, MEANS_VERSION)
-    if checksum({}, arrays) != named["sha256"] or set(arrays) != {"mean_modulations"}:
-        raise ArtifactError(f"{path} is not what the schedule beside it was solved with; solve anew.")
-    means: NDArray[np.float32] = arrays["mean_modulations"]
-    return means
 
 
 def _shortened(steps: tuple[object, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddt_accel.artifacts import read_json, write_json
-from ddt_accel.errors import ArtifactError, ConfigError
+from ddt_accel.errors import ArtifactError, CheckpointError, ConfigError
 from ddt_accel.locks import Say
 from ddt_accel.networks.locate import embedded_models
 from ddt_accel.schedule import Schedule
@@ -23,6 +24,7 @@ FORMAT, VERSION = "ddt-accel workspace", 1
 SETTINGS_NAME = "workspace.json"
 SPEEDS_FORMAT, SPEEDS_VERSION = "ddt-accel speeds", 1
 DEFAULT_MODEL = "cifar10"
+NO_GUIDE = "none"  # what makes a workspace forget its guide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,18 +35,41 @@ class ModelChoice:
     config: str | None = None  # a published YAML
     weights: str = "ema"
     latent_shape: tuple[int, int, int] | None = None
+    guide: str | None = None  # a second network that guides
 
     def load(self) -> SplitNetwork:
         from ddt_accel.networks.checkpoints import load_model
 
         return load_model(self.source, config=self.config, weights=self.weights, latent_shape=self.latent_shape)
 
+    def load_guide(self) -> SplitNetwork | None:
+        """The second network, where there is one."""
+        from ddt_accel.networks.checkpoints import load_model
+
+        if self.guide is None:
+            return None
+        if self.config is not None:
+            with contextlib.suppress(CheckpointError, ConfigError):  # of a YAML that says nothing of the guide
+                return load_model(self.guide, config=self.config, latent_shape=self.latent_shape)
+        return load_model(self.guide, latent_shape=self.latent_shape)
+
     def resolved(self) -> ModelChoice:
         """The same from any folder: local paths are absolute. Links stay what they are: names and neighbours count."""
-        source, config = self.source, self.config
-        if source not in embedded_models() and os.path.exists(os.path.expanduser(source)):
-            source = _absolute(source)
-        return dataclasses.replace(self, source=source, config=config and _absolute(config))
+        return dataclasses.replace(
+            self,
+            source=_resolved(self.source),
+            config=self.config and _absolute(self.config),
+            guide=self.guide and _resolved(self.guide),
+        )
+
+    def document(self) -> dict[str, Any]:
+        """What the workspace keeps; nothing of a guide where there is none, as in older files."""
+        return {name: value for name, value in asdict(self).items() if name != "guide" or value is not None}
+
+
+def _resolved(source: str) -> str:
+    is_file = source not in embedded_models() and os.path.exists(os.path.expanduser(source))
+    return _absolute(source) if is_file else source
 
 
 def _absolute(path: str) -> str:
@@ -77,19 +102,39 @@ class Workspace:
 
         `said` maps fields of ModelChoice to values. With a new `source` nothing of the last one is kept.
         """
-        remembered = self.remembered()
-        kept = ModelChoice() if remembered is None or "source" in said else remembered
-        choice = dataclasses.replace(kept, **said)
-        network = choice.load()
-        choice = choice.resolved()
-        if said and choice != remembered:
+        network = self.chosen(said).load()
+        self._remember(said)
+        return network
+
+    def load_networks(self, said: Mapping[str, Any]) -> tuple[SplitNetwork, SplitNetwork | None]:
+        """The model, and the second network that guides it, where one is chosen; raises MismatchError for one that
+        cannot."""
+        from ddt_accel.backends.guided import check_guide
+        from ddt_accel.backends.pytorch import TorchBackend
+
+        choice = self.chosen(said)
+        network, guide = choice.load(), choice.load_guide()
+        if guide is not None:
+            check_guide(TorchBackend(network), TorchBackend(guide))
+        self._remember(said)
+        return network, guide
+
+    def _remember(self, said: Mapping[str, Any]) -> None:
+        choice = self.chosen(said).resolved()
+        if said and choice != self.remembered():
             try:
-                write_json(self._settings_path, FORMAT, VERSION, asdict(choice))
+                write_json(self._settings_path, FORMAT, VERSION, choice.document())
             except ArtifactError as error:
                 if self.say is None:
                     raise
                 self.say(f"The model is not remembered for later commands: {error}")
-        return network
+
+    def chosen(self, said: Mapping[str, Any]) -> ModelChoice:
+        """What is `said`, the rest as remembered."""
+        remembered = self.remembered()
+        kept = ModelChoice() if remembered is None or "source" in said else remembered
+        choice = dataclasses.replace(kept, **said)
+        return dataclasses.replace(choice, guide=None) if choice.guide == NO_GUIDE else choice
 
     def calibration(self, path: Path | None = None) -> Calibration:
         from ddt_accel.calibration.statistics import Calibration

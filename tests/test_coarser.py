@@ -78,5 +78,5 @@ def test_parts_merge_to_the_whole(calibration, tiny_model_path, tmp_path) -> Non
 
 def test_a_stochastic_sampler_has_none(tiny_model_path) -> None:
     model, spec = load_model(tiny_model_path), SamplingSpec(num_steps=4, solver="sde")
-    assert coarser_sum(model, spec, ImageRange(seed=0, first=0, stop=1), (3, 8, 8)).shape == (0, 3)
+    assert coarser_sum((model,), spec, ImageRange(seed=0, first=0, stop=1), (3, 8, 8)).shape == (0, 3)
     assert calibrate(model, spec, num_samples=1, sensitivity_samples=1).coarser_error(2) is None

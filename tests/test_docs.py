@@ -58,6 +58,7 @@ SNIPPETS = {
     "num_samples=64": "num_samples=1",
     "budget=10": "budget=2",
     "range(8)": "range(2)",
+    '"runs/last.ckpt"': '"tiny.safetensors"',
 }
 # An export of the same network takes ten seconds: it is made once, by the command (conftest.made), and copied.
 EXPORTS = {("ddt-accel", "export"): "ddt-accel-run/export", ("ddt-accel", "export", "--onnx"): "ddt-accel-run/export"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -200,8 +201,10 @@ def test_impossible_calls_are_refused(model) -> None:
         sampler([0], 0, callback=lambda s, k, t, tensors: {"latents": torch.zeros(1)})
     with pytest.raises(ConfigError, match="batch_size"):
         Sampler(model, SCHEDULE, batch_size=0)
+    nameless = copy.copy(model)
+    nameless.source = None
     with pytest.raises(ConfigError, match="latent_shape"):
-        Sampler(TorchBackend(model), SCHEDULE)
+        Sampler(TorchBackend(nameless), SCHEDULE)
     with pytest.raises(MismatchError):
         Sampler(model, Schedule(spec=SCHEDULE.spec, refresh_steps=(0,), checkpoint_sha256="0" * 64))
 

@@ -41,7 +41,7 @@ def test_they_are_the_derivative(tiny_model_path, monkeypatch) -> None:
     model = load_model(tiny_model_path)
     spec = SamplingSpec(num_steps=5, guidance=1.6)
     monkeypatch.setattr(under_test, "DISTURBANCE", 0.02)
-    total = sensitivity_sum(model, spec, ImageRange(seed=3, first=0, stop=2), SHAPE)
+    total = sensitivity_sum((model,), spec, ImageRange(seed=3, first=0, stop=2), SHAPE)
     noise, labels = draw_noise(SHAPE, seed=3, indices=range(2)), draw_labels(4, seed=3, indices=range(2))
     states = all_states(model, spec, noise, labels)
     assert total[0].tolist() == [0, 0, 0]

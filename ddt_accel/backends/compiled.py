@@ -26,6 +26,7 @@ from ddt_accel.networks.device import supports_bf16
 from ddt_accel.networks.families import prepare
 from ddt_accel.networks.prepared import Arithmetic
 from ddt_accel.networks.split import SplitNetwork, latent_shape_of
+from ddt_accel.sampling.backend import Buffers
 
 
 @contextmanager
@@ -51,6 +52,7 @@ class CompiledBackend:
     """
 
     takes_all = False
+    guide = None
     capturable = True
 
     def __init__(
@@ -71,12 +73,14 @@ class CompiledBackend:
         self.compile_seconds = 0.0  # spent in calls that compiled something, so far
         self._compiled: dict[tuple[str, int], Callable[..., None]] = {}
 
-    def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int) -> BoundSession:
+    def open(
+        self, batch: int, latent_shape: tuple[int, int, int], slots: int, *, buffers: Buffers | None = None
+    ) -> BoundSession:
         if latent_shape != self.latent_shape:
             raise ConfigError(
                 f"Latents of shape {list(latent_shape)}: the networks were prepared for {list(self.latent_shape)}."
             )
-        return BoundSession(self, batch, slots)
+        return BoundSession(self, batch, slots, buffers=buffers)
 
     def bind(self, network: str, tensors: dict[str, Tensor]) -> Callable[[], None]:
         """See `backends.session.Runner`."""

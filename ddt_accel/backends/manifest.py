@@ -26,6 +26,8 @@ REFERENCE_NAME = "reference.safetensors"
 REFERENCE_FORMAT, REFERENCE_VERSION = "ddt-accel export reference", 1
 # The Python packages of the libraries, by preference: TensorRT is faster where it is installed and finds a GPU.
 ENGINE_LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+# Where the export of a second network that guides lies, in the folder of the first one's.
+GUIDE_FOLDER = "guide"
 _READY = ".export-ready"
 
 
@@ -56,7 +58,8 @@ class Manifest:
     `files` maps names in the folder to their SHA-256; `tensors` maps each network to its inputs and outputs as
     (name, dtype, shape), a shape's letters being dynamic (`backends.tensors`); `parity` is the largest error against
     PyTorch in float32, relative to the largest value, that was measured right after the export: of the ONNX file, or in
-    bfloat16 of PyTorch in that precision.
+    bfloat16 of PyTorch in that precision. Where a second network guides, that of `guide_sha256`, its export lies in
+    `GUIDE_FOLDER`.
     """
 
     format: str
@@ -74,6 +77,7 @@ class Manifest:
     parity: dict[str, float]
     engine: Engine | None
     versions: dict[str, str]
+    guide_sha256: str | None = None
 
     @property
     def cut(self) -> Cut:
@@ -82,6 +86,8 @@ class Manifest:
     def save(self, folder: Path) -> None:
         content = asdict(self) | {"config": as_mapping(self.config)}
         content["kind"] = content.pop("format")
+        if self.guide_sha256 is None:  # nor do older manifests say anything of one
+            del content["guide_sha256"]
         write_json(folder / FILE_NAME, FORMAT, VERSION, content)
 
     @classmethod

@@ -13,6 +13,7 @@ from torch import Tensor
 from ddt_accel.backends.manifest import Manifest
 from ddt_accel.backends.session import BoundSession
 from ddt_accel.errors import ArtifactError, ConfigError, DependencyError
+from ddt_accel.sampling.backend import Buffers
 
 _TYPES = {torch.float32: "float32", torch.float16: "float16", torch.int64: "int64"}
 
@@ -21,6 +22,7 @@ class OnnxRuntimeBackend:
     """An export folder, opened by ONNX Runtime on "cpu", "cuda" or "cuda:N"."""
 
     takes_all = True
+    guide = None
     capturable = False  # it has a stream of its own
 
     def __init__(
@@ -86,10 +88,12 @@ class OnnxRuntimeBackend:
             if (used := self.networks[network].get_providers()[0]) != providers[0]:
                 raise ConfigError(f"ONNX Runtime could not start its {providers[0]} and would use {used}.")
 
-    def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int) -> BoundSession:
+    def open(
+        self, batch: int, latent_shape: tuple[int, int, int], slots: int, *, buffers: Buffers | None = None
+    ) -> BoundSession:
         if latent_shape != self.latent_shape:
             raise ConfigError(f"Latents of shape {list(latent_shape)}: this export is for {list(self.latent_shape)}.")
-        return BoundSession(self, batch, slots)
+        return BoundSession(self, batch, slots, buffers=buffers)
 
     def bind(self, network: str, tensors: dict[str, Tensor]) -> Callable[[], None]:
         """See `backends.session.Runner`."""

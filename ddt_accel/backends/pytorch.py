@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddt_accel.networks.device import full_float32
 from ddt_accel.networks.split import SplitNetwork
+from ddt_accel.sampling.backend import Buffers
 
 T = TypeVar("T")
 
@@ -22,32 +23,42 @@ class TorchBackend:
     """
 
     name = "torch"
+    guide = None
 
     def __init__(self, model: SplitNetwork, *, on_state: Callable[[Tensor], None] | None = None) -> None:
         self.model = model
         self.config = model.config
         self.checkpoint_sha256 = model.source.sha256 if model.source else None
         self.device = model.device
+        self.latent_shape = model.config.fixed_shape or (model.source.latent_shape if model.source else None)
         self.on_state = on_state
         self.capturable = on_state is None  # a graph would not call it
 
-    def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int) -> TorchSession:
-        return TorchSession(self, batch, latent_shape, slots)
+    def open(
+        self, batch: int, latent_shape: tuple[int, int, int], slots: int, *, buffers: Buffers | None = None
+    ) -> TorchSession:
+        return TorchSession(self, batch, latent_shape, slots, buffers=buffers)
 
 
 class TorchSession:
     """See `sampling.backend.Session`."""
 
-    def __init__(self, backend: TorchBackend, batch: int, latent_shape: tuple[int, int, int], slots: int) -> None:
+    def __init__(
+        self,
+        backend: TorchBackend,
+        batch: int,
+        latent_shape: tuple[int, int, int],
+        slots: int,
+        *,
+        buffers: Buffers | None = None,
+    ) -> None:
         self.model, self.on_state = backend.model, backend.on_state
-        self.device = backend.device
-        rows, device = 2 * batch, backend.device
+        self.device = device = backend.device
         self.dtype = dtype = backend.model.dtype
-        self.latents = torch.zeros((rows, *latent_shape), device=device)
-        self.velocity = torch.zeros((rows, *latent_shape), device=device)
-        self.times = torch.zeros(rows, device=device)
-        self.labels = torch.zeros(rows, dtype=torch.int64, device=device)
-        shape = (rows, backend.config.num_tokens(latent_shape), backend.config.modulation_size)
+        buffers = buffers or Buffers.zeros(2 * batch, latent_shape, device)
+        self.latents, self.times, self.labels = buffers.latents, buffers.times, buffers.labels
+        self.velocity = buffers.velocity
+        shape = (len(buffers.latents), backend.config.num_tokens(latent_shape), backend.config.modulation_size)
         self.modulations = make_slots(slots, lambda: torch.zeros(shape, dtype=dtype, device=device))
 
     @torch.inference_mode()

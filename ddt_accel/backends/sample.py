@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel.backends.guided import backend_of
 from ddt_accel.errors import MismatchError
 from ddt_accel.networks.split import SplitNetwork
 from ddt_accel.sampling.backend import Backend
@@ -24,14 +24,17 @@ def sample(
     labels: Tensor,
     *,
     step_noise: Callable[[int], Tensor] | None = None,
+    guide: SplitNetwork | Backend | None = None,
 ) -> Tensor:
     """Latents at t = 1, float32 [B, C, H, W], from `noise` [B, C, H, W] for `labels` [B] int64.
 
-    `step_noise(k)` [B, C, H, W] is what the stochastic solver adds after evaluation k. Raises MismatchError where the
-    schedule was made for another checkpoint, ConfigError for impossible noise or labels.
+    `step_noise(k)` [B, C, H, W] is what the stochastic solver adds after evaluation k. A second network, the `guide`,
+    takes the place of the null label: v = v_g + w (v − v_g), under the same labels. Raises MismatchError where the
+    schedule was made for another checkpoint or guide, ConfigError for impossible noise or labels, or for a guide that
+    guides nothing.
     """
-    backend = TorchBackend(model_or_backend) if isinstance(model_or_backend, SplitNetwork) else model_or_backend
-    check_checkpoint(schedule, backend.checkpoint_sha256)
+    backend = backend_of(model_or_backend, guide, schedule.spec)
+    check_checkpoint(schedule, backend)
     return run(backend, compile_program(schedule), noise, labels, step_noise=step_noise)
 
 
@@ -49,11 +52,28 @@ def sample_images(
     return torch.cat(parts)
 
 
-def check_checkpoint(schedule: Schedule, checkpoint_sha256: str | None) -> None:
-    """Refuses a schedule that was solved for other weights, where both are known."""
-    wanted = schedule.checkpoint_sha256
+def check_checkpoint(schedule: Schedule, backend: Backend) -> None:
+    """Refuses a schedule that was solved for other weights or another guide, where both are known."""
+    wanted, checkpoint_sha256 = schedule.checkpoint_sha256, backend.checkpoint_sha256
     if wanted is not None and checkpoint_sha256 is not None and wanted != checkpoint_sha256:
         raise MismatchError(
             f"The schedule was solved for the checkpoint {wanted[:12]}…, this network is {checkpoint_sha256[:12]}…; "
+            "calibrate and solve with this one."
+        )
+    guided_by, guide = schedule.guide_sha256, backend.guide
+    if guided_by is not None and guide is None:
+        raise MismatchError(
+            f"The schedule was solved with a second network that guides, {guided_by[:12]}…, and here is none; give it "
+            "(--guide), also to export, or calibrate and solve without."
+        )
+    # One that was written by hand is for any networks.
+    if guide is not None and guided_by is None and (wanted is not None or schedule.mean_modulations is not None):
+        raise MismatchError(
+            "The schedule was solved without a second network, and one guides here; calibrate and solve with it "
+            "(--guide), or leave it out."
+        )
+    if guide is not None and guided_by is not None and guide.checkpoint_sha256 not in (None, guided_by):
+        raise MismatchError(
+            f"The schedule was solved for the guide {guided_by[:12]}…, this one is {guide.checkpoint_sha256[:12]}…; "
             "calibrate and solve with this one."
         )

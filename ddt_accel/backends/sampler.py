@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from numbers import Integral
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel.backends.guided import backend_of, known_shape
 from ddt_accel.backends.sample import check_checkpoint
 from ddt_accel.errors import ConfigError, NumericsError
 from ddt_accel.networks.split import SplitNetwork
@@ -31,8 +30,8 @@ class Sampler:
 
     What a batch needs, buffers and bindings, is made for the first one of its size and used again. More images than
     `batch_size` go through in several batches; the last is filled up where another size would cost more than that does.
-    `decode` makes images [B, …] of latents [B, C, H, W]; without it latents
-    are returned, which for models in pixel space are the images, in [−1, 1].
+    `decode` makes images [B, …] of latents [B, C, H, W]; without it latents are returned, which for models in pixel
+    space are the images, in [−1, 1]. A second network, the `guide`, takes the place of the null label in guidance.
     """
 
     def __init__(
@@ -43,15 +42,11 @@ class Sampler:
         latent_shape: tuple[int, int, int] | None = None,
         batch_size: int = 16,
         decode: Callable[[Tensor], Tensor] | None = None,
+        guide: SplitNetwork | Backend | None = None,
     ) -> None:
-        self.backend: Backend
-        known: Any
-        if isinstance(model_or_backend, SplitNetwork):
-            self.backend, known = TorchBackend(model_or_backend), model_or_backend.source
-        else:
-            self.backend, known = model_or_backend, model_or_backend
-        check_checkpoint(schedule, self.backend.checkpoint_sha256)
-        latent_shape = latent_shape or getattr(known, "latent_shape", None)
+        self.backend: Backend = backend_of(model_or_backend, guide, schedule.spec)
+        check_checkpoint(schedule, self.backend)
+        latent_shape = latent_shape or known_shape(self.backend)
         if latent_shape is None:
             raise ConfigError("The model does not say which latents it is for; give latent_shape=(C, H, W).")
         if batch_size < 1:

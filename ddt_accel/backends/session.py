@@ -17,6 +17,7 @@ from ddt_accel.backends.pytorch import combine, make_slots
 from ddt_accel.backends.tensors import Cut, TensorSpec, tensor_table
 from ddt_accel.errors import ConfigError
 from ddt_accel.networks.config import SplitConfig
+from ddt_accel.sampling.backend import Buffers
 
 
 class Runner(Protocol):
@@ -40,24 +41,26 @@ Recipe = tuple[tuple[int, ...], tuple[float, ...], Tensor | None]
 class BoundSession:
     """See `sampling.backend.Session`."""
 
-    def __init__(self, runner: Runner, batch: int, slots: int) -> None:
+    def __init__(self, runner: Runner, batch: int, slots: int, *, buffers: Buffers | None = None) -> None:
         cut, device = runner.cut, runner.device
+        given = buffers or Buffers.zeros(2 * batch, runner.latent_shape, device)
+        rows = len(given.latents)
         self._runner, self._batch, self._cut = runner, batch, cut
         self._table = tensor_table(runner.config, runner.latent_shape, cut)
-        buffers = {
-            tensor.name: torch.zeros(tensor.at(2 * batch), dtype=getattr(torch, tensor.dtype), device=device)
+        self._buffers = vars(given) | {
+            tensor.name: torch.zeros(tensor.at(rows), dtype=getattr(torch, tensor.dtype), device=device)
             for network in self._table.values()
             for tensor in network
-            if tensor.name.partition(".")[0] not in (cut.cache, *cut.caches())
+            if tensor.name.partition(".")[0] not in (cut.cache, *cut.caches(), *vars(given))
         }
-        self.latents, self.times, self.labels = buffers["latents"], buffers["times"], buffers["labels"]
-        self.velocity, self._buffers = buffers["velocity"], buffers
-        cached = [one for one in self._table["encoder"] if one.name not in buffers]
+        self.latents, self.times, self.labels = given.latents, given.times, given.labels
+        self.velocity = given.velocity
+        cached = [one for one in self._table["encoder"] if one.name not in self._buffers]
         self._widths = [one.shape[-1] for one in cached]
         # Each of one tensor, or of one a block.
         self.slots = make_slots(
             slots,
-            lambda: [torch.zeros(one.at(2 * batch), dtype=getattr(torch, one.dtype), device=device) for one in cached],
+            lambda: [torch.zeros(one.at(rows), dtype=getattr(torch, one.dtype), device=device) for one in cached],
         )
         self._recipes: dict[tuple[int, int], Recipe] = {}  # (slot, half) → what it is made of
         self._given: list[Recipe | None] = [None, None]  # what the buffers of weights and constants hold, by half

@@ -30,6 +30,7 @@ from ddt_accel.backends.manifest import (
 )
 from ddt_accel.backends.session import BoundSession
 from ddt_accel.errors import ArtifactError, ConfigError, DependencyError, MismatchError, ParityError
+from ddt_accel.sampling.backend import Buffers
 
 ALIGNMENT = 256
 # What TensorRT for RTX builds for unless told otherwise: no card of a data centre (sm_80, sm_90, sm_100), no Turing.
@@ -75,6 +76,7 @@ class TensorRTBackend:
     """
 
     takes_all = True
+    guide = None
     capturable = True
 
     def __init__(self, folder: str | Path, *, manifest: Manifest | None = None) -> None:
@@ -102,14 +104,16 @@ class TensorRTBackend:
         if engine.verified is None:
             self._verify(engine)
 
-    def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int) -> BoundSession:
+    def open(
+        self, batch: int, latent_shape: tuple[int, int, int], slots: int, *, buffers: Buffers | None = None
+    ) -> BoundSession:
         if latent_shape != self.latent_shape:
             raise ConfigError(
                 f"Latents of shape {list(latent_shape)}: these engines are for {list(self.latent_shape)}."
             )
-        for rows in (batch, 2 * batch):
+        for rows in (batch, batch if buffers else 2 * batch):
             self._profile(rows)
-        return BoundSession(self, batch, slots)
+        return BoundSession(self, batch, slots, buffers=buffers)
 
     def bind(self, network: str, tensors: dict[str, Tensor]) -> Callable[[], None]:
         """See `backends.session.Runner`."""

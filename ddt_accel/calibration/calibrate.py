@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel.backends.guided import check_guides
 from ddt_accel.calibration.coarser import coarser_evaluations, coarser_sum
 from ddt_accel.calibration.sensitivity import measuring_evaluations, sensitivity_sum
-from ddt_accel.calibration.statistics import Calibration
+from ddt_accel.calibration.statistics import Calibration, GuideSums
+from ddt_accel.calibration.watched import Networks, watched
 from ddt_accel.errors import ConfigError, MismatchError, NumericsError
+from ddt_accel.networks.config import UNKNOWN
 from ddt_accel.networks.split import SplitNetwork, latent_shape_of
 from ddt_accel.sampling.noise import ImageRange, draw_labels, draw_noise, draw_step_noise
 from ddt_accel.sampling.program import compile_program, null_label
@@ -43,6 +45,7 @@ def calibrate(
     resume: Calibration | None = None,
     on_batch: Callable[[Calibration], None] | None = None,
     on_stage: OnStage = silent,
+    guide: SplitNetwork | None = None,
 ) -> Calibration:
     """Statistics of the encoder states along the unshared trajectories of `num_samples` images of a seed.
 
@@ -54,10 +57,11 @@ def calibrate(
     handed to `on_batch`; its images are not run again. `on_stage` is called with what comes and how many evaluations of
     a batch it takes, and returns what to call after each.
 
-    Of a network without a null label the states of the conditional branch stand for both.
+    Of a network without a null label the states of the conditional branch stand for both. A second network, the
+    `guide`, takes the place of the null label: the unconditional branch's states are then its own.
 
     Raises NumericsError, naming step and seed, where a state is not finite; ConfigError where guidance is asked for
-    that the network cannot have, or that guides nothing.
+    that the network cannot have, or that guides nothing; MismatchError for a guide of other latents or classes.
     """
     if num_samples < 1 or batch_size < 1 or min(first_image, seed, sensitivity_samples, sensitivity_steps or 0) < 0:
         raise ConfigError(
@@ -66,14 +70,18 @@ def calibrate(
             "numbers."
         )
     spec.check_guides()
-    if (spec.guidance_weights != 1.0).any():
+    networks: Networks = (model,) if guide is None else (model, guide)
+    if guide is not None:
+        check_guides(spec)
+    elif (spec.guidance_weights != 1.0).any():
         null_label(model.config)
-    source = model.source
     latent_shape = latent_shape_of(model, latent_shape)
-    sha256 = source.sha256 if source else "unknown"
+    sha256, *others = (one.source.sha256 if one.source else UNKNOWN for one in networks)
     wanted = ImageRange(seed=seed, first=first_image, stop=first_image + num_samples)
     if resume is not None:
-        check_beginning(resume, spec, sha256, latent_shape, wanted, sensitivity_samples)
+        check_beginning(
+            resume, spec, sha256, latent_shape, wanted, sensitivity_samples, guide_sha256=next(iter(others), None)
+        )
     done = resume
     batches = _batches(wanted, done.ranges[0].stop if done else first_image, batch_size)
     followed = first_image + sensitivity_samples
@@ -82,14 +90,16 @@ def calibrate(
     advance = on_stage("calibrating", len(batches) * spec.num_evaluations + measured * measuring)
     for images in batches:
         disturbed = replace(images, stop=max(images.first, min(images.stop, followed)))
+        sums, *guide_sums = _batch_sums(networks, spec, images, latent_shape, advance)
         batch = Calibration(
             spec=spec,
-            **_batch_sums(model, spec, images, latent_shape, advance),
-            sensitivity_sum=sensitivity_sum(model, spec, disturbed, latent_shape, advance, most=sensitivity_steps),
-            coarser_sum=coarser_sum(model, spec, disturbed, latent_shape, advance),
+            **sums,
+            sensitivity_sum=sensitivity_sum(networks, spec, disturbed, latent_shape, advance, most=sensitivity_steps),
+            coarser_sum=coarser_sum(networks, spec, disturbed, latent_shape, advance),
             ranges=(images,),
             checkpoint_sha256=sha256,
             latent_shape=latent_shape,
+            guide_sums=GuideSums(**guide_sums[0], checkpoint_sha256=others[0]) if guide_sums else None,
         )
         done = batch if done is None else done.merge(batch)
         if on_batch is not None:
@@ -112,9 +122,12 @@ def check_beginning(
     latent_shape: tuple[int, int, int],
     wanted: ImageRange,
     sensitivities: int,
+    *,
+    guide_sha256: str | None = None,
 ) -> None:
     """Raises MismatchError unless `resume` is a beginning of the calibration that is wanted."""
-    if (resume.spec, resume.checkpoint_sha256, resume.latent_shape) != (spec, sha256, latent_shape):
+    theirs = resume.spec, resume.checkpoint_sha256, resume.latent_shape, resume.guide_sha256
+    if theirs != (spec, sha256, latent_shape, guide_sha256):
         raise MismatchError("The calibration to resume was made with another checkpoint, other latents or sampling.")
     kept = resume.ranges[0]
     if len(resume.ranges) != 1 or (kept.seed, kept.first) != (wanted.seed, wanted.first) or kept.stop > wanted.stop:
@@ -124,52 +137,72 @@ def check_beginning(
 
 
 def _batch_sums(
-    model: SplitNetwork,
+    networks: Networks,
     spec: SamplingSpec,
     images: ImageRange,
     latent_shape: tuple[int, int, int],
     on_evaluation: Callable[[], None],
-) -> dict[str, NDArray[np.float64]]:
-    """The sums over some images, but for the sensitivities."""
+) -> list[dict[str, NDArray[np.float64]]]:
+    """The sums over some images, but for the sensitivities; and those of a second network of its own."""
     indices = range(images.first, images.stop)
-    batch, tokens = len(indices), model.config.num_tokens(latent_shape)
-    branches = 1 if model.config.null_label is None else 2
-    program = compile_program(Schedule.full(spec), encode_unconditional="always" if branches == 2 else "read")
-    device, width = model.device, model.config.state_size
-    # [E, branch, B · L, D]
-    states = torch.empty((spec.num_evaluations, branches, batch * tokens, width), device=device)
-    modulations = torch.empty((spec.num_evaluations, model.config.modulation_size), dtype=torch.float64, device=device)
-    bias = model.modulation_bias
+    model, batch = networks[0], len(indices)
+    tokens = [network.config.num_tokens(latent_shape) for network in networks]
     step = 0
 
-    def keep(state: Tensor) -> None:
+    def keep(side: int, state: Tensor) -> None:
         if not torch.isfinite(state).all():
             raise NumericsError(
                 f"The encoder state is not finite at step {step} (t = {spec.times[step]:.3f}), seed {images.seed}, "
                 f"images {images.first} … {images.stop - 1}; try float32 weights or less guidance."
             )
-        states[step] = state.float().reshape(states[step].shape)
+        states[side][step] = state.float().reshape(states[side][step].shape)
         # The mean of affine maps of the state is the affine map of its mean.
-        modulations[step] = model.modulations(state.mean((0, 1), keepdim=True)).double().flatten()
+        mean = state.mean((0, 1), keepdim=True)
+        modulations[side][step] = networks[side].modulations(mean).double().flatten()
 
+    backend, branches, unconditional = watched(networks, keep)
+    device, count = model.device, spec.num_evaluations
+    # Of each network [E, branch, B · L, D].
+    states = [
+        torch.empty((count, branches, batch * each, network.config.state_size), device=device)
+        for network, each in zip(networks, tokens, strict=True)
+    ]
+    modulations = [
+        torch.empty((count, network.config.modulation_size), dtype=torch.float64, device=device) for network in networks
+    ]
     trajectory = Trajectory(
-        TorchBackend(model, on_state=keep),
-        program,
+        backend,
+        compile_program(Schedule.full(spec), encode_unconditional=unconditional),
         draw_noise(latent_shape, seed=images.seed, indices=indices),
         draw_labels(model.config.num_classes, seed=images.seed, indices=indices),
         step_noise=draw_step_noise(latent_shape, seed=images.seed, indices=indices),
     )
-    for step in range(spec.num_evaluations):
+    for step in range(count):
         trajectory.step(step)
         on_evaluation()
-    sums = {
-        "similarity_sum": _inner_products(states.flatten(1, 2), unit=True) / (branches * tokens),
-        "gram_sum": torch.stack([_inner_products(states[:, branch]) / tokens for branch in (0, branches - 1)]),
-        "mean_sum": states.mean((1, 2), dtype=torch.float64) * batch,
-        "modulation_sum": modulations * batch,
-        "bias_sum": bias.double().flatten() * batch,
+    similar = [
+        _inner_products(one.flatten(1, 2), unit=True) / (branches * each)
+        for one, each in zip(states, tokens, strict=True)
+    ]
+    grams = [
+        _inner_products(one[:, branch]) / each
+        for one, each in zip(states, tokens, strict=True)
+        for branch in range(branches)
+    ]
+    own = [
+        {
+            "mean_sum": one.mean((1, 2), dtype=torch.float64) * batch,
+            "modulation_sum": modulated * batch,
+            "bias_sum": network.modulation_bias.double().flatten() * batch,
+        }
+        for network, one, modulated in zip(networks, states, modulations, strict=True)
+    ]
+    # Where there is one branch alone, it stands for both.
+    both = {
+        "similarity_sum": sum(similar[1:], similar[0]) / len(similar),
+        "gram_sum": torch.stack([grams[0], grams[-1]]),
     }
-    return {name: value.cpu().numpy() for name, value in sums.items()}
+    return [{name: value.cpu().numpy() for name, value in sums.items()} for sums in (both | own[0], *own[1:])]
 
 
 def _inner_products(states: Tensor, *, unit: bool = False) -> Tensor:

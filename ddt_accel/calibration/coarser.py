@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.backends.sample import sample_images
+from ddt_accel.calibration.watched import Networks, unwatched
 from ddt_accel.errors import NumericsError
-from ddt_accel.networks.split import SplitNetwork
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.sampling.reference import converged
 from ddt_accel.schedule import Schedule
@@ -43,7 +42,7 @@ def coarser_evaluations(spec: SamplingSpec) -> int:
 
 
 def coarser_sum(
-    model: SplitNetwork,
+    networks: Networks,
     spec: SamplingSpec,
     images: ImageRange,
     latent_shape: tuple[int, int, int],
@@ -57,7 +56,7 @@ def coarser_sum(
     total = np.zeros((len(coarser_steps(spec)), 3))
     if images.count == 0 or len(total) == 0:
         return total
-    backend = TorchBackend(model)
+    backend = unwatched(networks)
 
     def end(schedule: Schedule) -> Tensor:
         found = sample_images(backend, schedule, images, latent_shape, images.count).double()

@@ -8,13 +8,14 @@ unit of time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddt_accel.calibration.statistics import Array, Calibration, interpolated
+from ddt_accel.calibration.statistics import Array, Calibration, interpolated, mean_gram
 from ddt_accel.errors import MismatchError
+from ddt_accel.solver.solve import GuideMeans
 from ddt_accel.spec import SamplingSpec
 
 POINTS = 4
@@ -28,9 +29,10 @@ class Resampled:
     similarity: Array
     gram: Array
     branch_grams: Array
-    mean: Array
+    mean_gram: Array
     mean_modulations: NDArray[np.float32]
     modulation_bias: NDArray[np.float32]
+    guide: GuideMeans | None
     sensitivity: Array | None
     checkpoint_sha256: str
     sha256: str
@@ -61,14 +63,20 @@ def resample(calibration: Calibration, spec: SamplingSpec) -> Resampled:
         rate, guidance = np.log(sensitivity / _lengths(own))[kept], own.guidance_weights[kept]
         log_rate = interpolated(spec.times, spec.guidance_weights, own.times[kept], guidance, rate)
         sensitivity = np.exp(log_rate) * _lengths(spec)
+    guide = calibration.guide
+
+    def modulations(known: NDArray[np.float32]) -> NDArray[np.float32]:
+        return (weights @ known[kept].astype(np.float64)).astype(np.float32)
+
     return Resampled(
         spec=spec,
         similarity=similarity / np.outer(scale, scale),
         gram=weights @ calibration.gram[np.ix_(kept, kept)] @ weights.T,
         branch_grams=weights @ calibration.branch_grams[:, kept][:, :, kept] @ weights.T,
-        mean=weights @ calibration.mean[kept],
-        mean_modulations=(weights @ calibration.mean_modulations[kept].astype(np.float64)).astype(np.float32),
+        mean_gram=mean_gram([weights @ mean[kept] for mean in calibration.means]),
+        mean_modulations=modulations(calibration.mean_modulations),
         modulation_bias=calibration.modulation_bias,
+        guide=guide and replace(guide, mean_modulations=modulations(guide.mean_modulations)),
         sensitivity=sensitivity,
         checkpoint_sha256=calibration.checkpoint_sha256,
         sha256=calibration.sha256,

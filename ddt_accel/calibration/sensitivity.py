@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddt_accel.backends.pytorch import TorchBackend
-from ddt_accel.networks.split import SplitNetwork
+from ddt_accel.calibration.watched import Networks, watched
 from ddt_accel.sampling.noise import ImageRange, draw_labels, draw_noise, draw_step_noise
 from ddt_accel.sampling.program import compile_program
 from ddt_accel.sampling.trajectory import Trajectory
@@ -46,7 +46,7 @@ def measuring_evaluations(spec: SamplingSpec, most: int | None = None) -> int:
 
 
 def sensitivity_sum(
-    model: SplitNetwork,
+    networks: Networks,
     spec: SamplingSpec,
     images: ImageRange,
     latent_shape: tuple[int, int, int],
@@ -62,20 +62,20 @@ def sensitivity_sum(
     indices = range(images.first, images.stop)
     if len(indices) == 0 or spec.num_evaluations == 1:
         return total
-    states: list[Tensor] = []
-    error: Tensor | None = None  # what is added to the next state
+    states: list[list[Tensor]] = [[] for _ in networks]
+    errors: list[Tensor] = []  # what is added to the next state of each network
 
-    branches = 1 if model.config.null_label is None else 2
+    def meet(side: int, state: Tensor) -> None:
+        if errors:
+            state += errors[side]
+        elif len(states[side]) < spec.num_evaluations:
+            states[side].append(state.clone())
 
-    def meet(state: Tensor) -> None:
-        if error is not None:
-            state += error
-        elif len(states) < spec.num_evaluations:
-            states.append(state.clone())
-
+    backend, branches, unconditional = watched(networks, meet)
+    model = networks[0]
     trajectory = Trajectory(
-        TorchBackend(model, on_state=meet),
-        compile_program(Schedule.full(spec), encode_unconditional="always" if branches == 2 else "read"),
+        backend,
+        compile_program(Schedule.full(spec), encode_unconditional=unconditional),
         draw_noise(latent_shape, seed=images.seed, indices=indices),
         draw_labels(model.config.num_classes, seed=images.seed, indices=indices),
         step_noise=draw_step_noise(latent_shape, seed=images.seed, indices=indices),
@@ -89,12 +89,13 @@ def sensitivity_sum(
     lag = max(1, round(LAG * spec.num_evaluations))
     for i in measured_steps(spec, most):
         trajectory.restore(snapshots[i])
-        error = DISTURBANCE * (states[max(0, i - lag)] - states[i])
+        errors = [DISTURBANCE * (known[max(0, i - lag)] - known[i]) for known in states]
         # Per image: all branches of it, added up over channels, averaged over tokens.
-        squared = error.double().square().sum(-1).mean(-1).view(branches, -1).mean(0)
+        squares = [error.double().square().sum(-1).mean(-1).view(branches, -1).mean(0) for error in errors]
+        squared = torch.stack(squares).mean(0)
         trajectory.step(i)
         on_evaluation()
-        error = None
+        errors = []
         for k in range(i + 1, spec.num_evaluations):
             trajectory.step(k)
             on_evaluation()

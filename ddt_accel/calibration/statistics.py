@@ -13,14 +13,35 @@ from ddt_accel.artifacts import checksum, read_arrays, write_arrays
 from ddt_accel.calibration.coarser import coarser_steps
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError
 from ddt_accel.sampling.noise import ImageRange
+from ddt_accel.solver.solve import GuideMeans
 from ddt_accel.spec import SamplingSpec
 
 FORMAT, VERSION = "ddt-accel calibration", 3
 ARRAYS = ("similarity_sum", "gram_sum", "mean_sum", "modulation_sum", "bias_sum", "sensitivity_sum")
 # Not in the files of older versions, nor where nothing was measured.
 COARSER = "coarser_sum"
+# Only in files with a second network that guides.
+GUIDE_ARRAYS = ("mean_sum", "modulation_sum", "bias_sum")
 
 Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GuideSums:
+    """Sums over the states of a second network that guides, as `Calibration` has them of the first."""
+
+    mean_sum: Array
+    modulation_sum: Array
+    bias_sum: Array
+    checkpoint_sha256: str
+
+    def __add__(self, other: GuideSums) -> GuideSums:
+        sums = {name: getattr(self, name) + getattr(other, name) for name in GUIDE_ARRAYS}
+        return GuideSums(**sums, checkpoint_sha256=self.checkpoint_sha256)
+
+    def arrays(self) -> dict[str, Array]:
+        """As files name them."""
+        return {f"guide_{name}": getattr(self, name) for name in GUIDE_ARRAYS}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,6 +59,9 @@ class Calibration:
       how often, the sum and the sum of squares of the final mean squared error per squared error of the state;
     - `coarser_sum` [S, 3]: for the same images, and the numbers of steps of `coarser_steps`: how often, and the sums of
       the final mean squared error to the end of all steps and to the reference solution.
+
+    Where a second network guides, the unconditional branch is that network's, whose states may have another width: its
+    means are in `guide_sums`, and the others are those of the conditional branch alone.
     """
 
     spec: SamplingSpec
@@ -51,6 +75,7 @@ class Calibration:
     ranges: tuple[ImageRange, ...]
     checkpoint_sha256: str
     latent_shape: tuple[int, int, int]
+    guide_sums: GuideSums | None = None
 
     def __post_init__(self) -> None:
         e = self.spec.num_evaluations
@@ -63,8 +88,19 @@ class Calibration:
             "sensitivity_sum": (e, 3),
             COARSER: (len(coarser_steps(self.spec)), 3),
         }
-        for name, shape in expected.items():
-            array = getattr(self, name)
+        arrays: dict[str, Array] = {}
+        for name in expected:
+            arrays[name] = getattr(self, name)
+        if self.guide_sums is not None:
+            arrays |= self.guide_sums.arrays()
+            size = self.guide_sums.modulation_sum.shape[-1:]
+            expected |= {
+                "guide_mean_sum": (e, self.guide_sums.mean_sum.shape[-1]),
+                "guide_modulation_sum": (e, *size),
+                "guide_bias_sum": size,
+            }
+        for name, array in arrays.items():
+            shape = expected[name]
             if array.shape != shape or array.dtype != np.float64:
                 raise ConfigError(f"{name} is {array.dtype}{list(array.shape)}; expected float64 {list(shape)}.")
         if any(r.seed < 0 or not 0 <= r.first < r.stop for r in self.ranges):
@@ -93,8 +129,35 @@ class Calibration:
 
     @property
     def mean(self) -> Array:
-        """μ [E, D]: the state's mean over tokens, images and branches."""
+        """μ [E, D]: the state's mean over tokens, images and branches, or the conditional one, where a guide is."""
         return self.mean_sum / max(1, self.num_samples)
+
+    @property
+    def means(self) -> list[Array]:
+        """Those of each network."""
+        sums = [self.mean_sum] if self.guide_sums is None else [self.mean_sum, self.guide_sums.mean_sum]
+        return [total / max(1, self.num_samples) for total in sums]
+
+    @property
+    def mean_gram(self) -> Array:
+        """⟨μ_i, μ_j⟩ [E, E], averaged over the networks: what a mean trajectory takes off `gram`."""
+        return mean_gram(self.means)
+
+    @property
+    def guide(self) -> GuideMeans | None:
+        """Of the second network, where one guides."""
+        sums, count = self.guide_sums, max(1, self.num_samples)
+        if sums is None:
+            return None
+        return GuideMeans(
+            checkpoint_sha256=sums.checkpoint_sha256,
+            mean_modulations=(sums.modulation_sum / count).astype(np.float32),
+            modulation_bias=(sums.bias_sum / count).astype(np.float32),
+        )
+
+    @property
+    def guide_sha256(self) -> str | None:
+        return self.guide_sums.checkpoint_sha256 if self.guide_sums else None
 
     @property
     def mean_modulations(self) -> NDArray[np.float32]:
@@ -167,6 +230,8 @@ class Calibration:
             raise MismatchError(f"Two calibrations of different sampling cannot be merged ({'; '.join(differences)}).")
         if self.checkpoint_sha256 != other.checkpoint_sha256:
             raise MismatchError("Two calibrations of different checkpoints cannot be merged.")
+        if self.guide_sha256 != other.guide_sha256:
+            raise MismatchError("Two calibrations with different guides (--guide), or one without, cannot be merged.")
         if self.latent_shape != other.latent_shape:
             raise MismatchError(
                 f"Two calibrations on latents of {self.latent_shape} and {other.latent_shape} cannot be merged."
@@ -183,6 +248,7 @@ class Calibration:
             ranges=_joined((*self.ranges, *other.ranges)),
             checkpoint_sha256=self.checkpoint_sha256,
             latent_shape=self.latent_shape,
+            guide_sums=self.guide_sums + other.guide_sums if self.guide_sums and other.guide_sums else None,
         )
 
     def save(self, path: str | Path) -> None:
@@ -203,14 +269,21 @@ class Calibration:
                 ranges=tuple(ImageRange(**r) for r in content["ranges"]),
                 checkpoint_sha256=str(content["checkpoint_sha256"]),
                 latent_shape=(channels, height, width),
+                guide_sums=GuideSums(
+                    **{name: arrays[f"guide_{name}"] for name in GUIDE_ARRAYS},
+                    checkpoint_sha256=str(content["guide_sha256"]),
+                )
+                if "guide_sha256" in content
+                else None,
             )
         except (ConfigError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} is not a usable calibration ({error}); calibrate anew.") from None
 
     def _arrays(self) -> dict[str, Array]:
         arrays: dict[str, Array] = {name: getattr(self, name) for name in ARRAYS}
-        # Where nothing was measured it is left out, so that older files keep their checksum.
-        return arrays | {COARSER: self.coarser_sum} if self.coarser_sum.any() else arrays
+        # What is not there is left out, here and below, so that older files keep their checksum.
+        arrays |= {COARSER: self.coarser_sum} if self.coarser_sum.any() else {}
+        return arrays | (self.guide_sums.arrays() if self.guide_sums else {})
 
     def _document(self) -> dict[str, object]:
         return {
@@ -218,7 +291,13 @@ class Calibration:
             "ranges": [asdict(r) for r in self.ranges],
             "checkpoint_sha256": self.checkpoint_sha256,
             "latent_shape": list(self.latent_shape),
+            **({"guide_sha256": self.guide_sha256} if self.guide_sha256 is not None else {}),
         }
+
+
+def mean_gram(means: list[Array]) -> Array:
+    """⟨μ_i, μ_j⟩ [E, E] of means [E, D], averaged over the networks that these are of."""
+    return sum((mean @ mean.T for mean in means[1:]), means[0] @ means[0].T) / len(means)
 
 
 def interpolated(wanted: Array, wanted_guidance: Array, known: Array, known_guidance: Array, values: Array) -> Array:

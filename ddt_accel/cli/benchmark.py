@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +14,7 @@ from ddt_accel.cli.options import (
     BatchOption,
     ConfigOption,
     DeviceOption,
+    GuideOption,
     JsonOption,
     LatentOption,
     ModelOption,
@@ -43,6 +43,7 @@ def bench(
     config: ConfigOption = None,
     weights: WeightsOption = None,
     latent_shape: LatentOption = None,
+    guide: GuideOption = None,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
     images: Annotated[int, typer.Option("--images", "-n", help="Held-out images for the table.")] = 64,
@@ -80,7 +81,7 @@ def bench(
     except ArtifactError as error:
         keeps = False
         say(f"What the parts take is not kept for `solve --target-ms` and `plan`: {error}")
-    said = model_options(model, config, weights, latent_shape)
+    said = model_options(model, config, weights, latent_shape, guide)
     networks = open_networks(place, backend, export_folder, said, device, batch_size)
     statistics, plan = place.calibration(calibration), place.schedule(schedule)
     with making((folder or place.folder) / "report.html", say):  # two at once would measure each other
@@ -122,15 +123,15 @@ def _study(
 
 def _costs(study: Study, networks: Opened) -> Costs:
     """What the parts of a trajectory were measured to take, for `solve --target-ms` and `plan`."""
-    from ddt_accel.evaluation.costs import counted_costs, measured_costs
+    from ddt_accel.evaluation.costs import counted_of, measured_costs
     from ddt_accel.report.study import UNSHARED
 
     by_name = {m.name: m for m in study.measurements}
     told = ", ".join(study.conditions[key] for key in ("backend", "device", "machine", "batch"))
-    counted = counted_costs(networks.backend.config, networks.latent_shape)
+    counted = counted_of(networks.backend, networks.latent_shape)
     unshared, chosen = by_name[UNSHARED], by_name[study.chosen]
     costs = measured_costs(unshared, study.calibrated, chosen, study.schedule, told, counted)
-    return dataclasses.replace(costs, checkpoint_sha256=networks.backend.checkpoint_sha256)
+    return costs.named(networks.backend)
 
 
 def _report(study: Study, folder: Path, commands: list[str], workspace: Path, *, as_json: bool) -> None:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddt_accel.cli.console import emit, following, given, keeping, say, say_threads, stages
-from ddt_accel.cli.networks import load_network
+from ddt_accel.cli.networks import load_networks
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
     BatchOption,
     ConfigOption,
     DeviceOption,
+    GuideOption,
     JsonOption,
     LatentOption,
     ModelOption,
@@ -52,6 +53,7 @@ def calibrate(
     config: ConfigOption = None,
     weights: WeightsOption = None,
     latent_shape: LatentOption = None,
+    guide: GuideOption = None,
     like: LikeOption = None,
     steps: StepsOption = None,
     solver: SolverOption = None,
@@ -87,20 +89,21 @@ def calibrate(
         last_step=last_step,
         end=end,
     )
-    recipe = recipe_like(like, sampling)
     place = Workspace(workspace)
     path = out or place.calibration_path
-    said = model_options(model, config, weights, latent_shape)
+    said = model_options(model, config, weights, latent_shape, guide)
+    recipe = recipe_like(like, sampling, guided=place.chosen(said).guide is not None)
     device = check_device(device)
     for needed in (path, place.partial_path):
         check_writable(needed)
     say_threads(threads, device)
-    network = load_network(place, said).to(device)
-    spec = sampling_of(network, recipe, sampling)
+    network, second = load_networks(place, said, device)
+    spec = sampling_of(network, recipe, sampling, guided=second is not None)
     calibration = run_calibration(
         place,
         network,
         spec,
+        guide=second,
         samples=samples,
         sensitivity_samples=sensitivity_samples,
         seed=seed,
@@ -144,6 +147,7 @@ def _calibrated(
     batch_size: int,
     out: Path,
     sensitivity_steps: int | None = None,
+    guide: SplitNetwork | None = None,
 ) -> Calibration:
     """Calibrates with a bar; continues what an interrupted run of the same settings left behind."""
     from ddt_accel.calibration.calibrate import calibrate as run
@@ -158,7 +162,15 @@ def _calibrated(
     if partial.exists() and source is not None and source.latent_shape is not None:
         try:
             resume = Calibration.load(partial)
-            check_beginning(resume, spec, source.sha256, source.latent_shape, wanted, sensitivity_samples)
+            check_beginning(
+                resume,
+                spec,
+                source.sha256,
+                source.latent_shape,
+                wanted,
+                sensitivity_samples,
+                guide_sha256=guide.source.sha256 if guide is not None and guide.source is not None else None,
+            )
             say(f"Continuing an interrupted calibration: {resume.num_samples} of {samples} samples are done.")
         except MismatchError:  # an ArtifactError, too
             say(f"{partial} is of an interrupted calibration with other settings; it is replaced.")
@@ -189,6 +201,7 @@ def _calibrated(
             resume=resume,
             on_batch=on_batch,
             on_stage=on_stage,
+            guide=guide,
         )
         calibration.save(out)
     partial.unlink(missing_ok=True)

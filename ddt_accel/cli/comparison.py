@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from ddt_accel.calibration.statistics import Calibration
     from ddt_accel.evaluation.budgets import Beside, Target
     from ddt_accel.evaluation.costs import Costs
+    from ddt_accel.networks.split import SplitNetwork
     from ddt_accel.schedule import Schedule
     from ddt_accel.solver.solve import Certificate
     from ddt_accel.workspace import Workspace
@@ -25,15 +26,24 @@ def costs_of(place: Workspace, calibration: Calibration) -> Costs:
     from ddt_accel.evaluation.costs import counted_costs, kept_costs
 
     sha256 = calibration.checkpoint_sha256
-    if costs := kept_costs(place.costs_path, sha256, say) or counted_by_export(place, sha256):
+    guided_by = calibration.guide_sha256
+    kept = kept_costs(place.costs_path, sha256, say, guide_sha256=guided_by)
+    if costs := kept or counted_by_export(place, sha256, guided_by):
         return costs
-    network = place.load_model({})
-    if network.source is None or network.source.sha256 != sha256:
+    network, guide = place.load_networks({})
+    if guided_by is None:
+        guide = None
+    if (source_of(network), source_of(guide)) != (sha256, guided_by):
         raise MismatchError(
             f"The calibration is not of the model of {place.folder}, whose operations would be counted; solve in the "
             "workspace that it was made in."
         )
-    return counted_costs(network.config, calibration.latent_shape)
+    return counted_costs(network.config, calibration.latent_shape, guide=guide.config if guide is not None else None)
+
+
+def source_of(network: SplitNetwork | None) -> str | None:
+    """The checkpoint's SHA-256, where it is known."""
+    return network.source.sha256 if network is not None and network.source is not None else None
 
 
 def predicted_told(schedule: Schedule, found: Beside | None) -> str:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ddt_accel.artifacts import read_json
-from ddt_accel.backends.manifest import FILE_NAME, FORMAT, VERSION
+from ddt_accel.backends.manifest import FILE_NAME, FORMAT, GUIDE_FOLDER, VERSION
 from ddt_accel.cli.headers import document, metadata
 from ddt_accel.errors import DDTAccelError
 from ddt_accel.evaluation.costs import SECONDS, Costs, counted_costs
@@ -23,7 +23,7 @@ def measured_costs_of(place: Workspace, schedule: Schedule) -> Costs | None:
         costs = Costs.load(place.costs_path)
     except DDTAccelError:
         return None
-    same = costs.checkpoint_sha256 == schedule.checkpoint_sha256
+    same = costs.is_of(schedule.checkpoint_sha256, schedule.guide_sha256)
     return costs if costs.unit == SECONDS and same else None
 
 
@@ -36,7 +36,9 @@ def share_of_unshared(path: Path, schedule: Schedule) -> str | None:
     base, what = schedule.unshared(), "its own trajectory"
     for folder in (path.parent, path.parent.parent):
         place = Workspace(folder)
-        costs = measured_costs_of(place, schedule) or counted_by_export(place, schedule.checkpoint_sha256)
+        costs = measured_costs_of(place, schedule) or counted_by_export(
+            place, schedule.checkpoint_sha256, schedule.guide_sha256
+        )
         if costs is not None:
             if (spec := _calibrated_spec(place, schedule)) is not None:
                 base, what = Schedule.full(spec), "the calibrated sampler"
@@ -57,6 +59,8 @@ def _calibrated_spec(place: Workspace, schedule: Schedule) -> SamplingSpec | Non
         content = document(place.calibration_path)
         if content is None or content["checkpoint_sha256"] != schedule.checkpoint_sha256:
             return None
+        if content.get("guide_sha256") != schedule.guide_sha256:
+            return None
         spec = SamplingSpec.from_dict(content["spec"])
     except (DDTAccelError, KeyError, TypeError):
         return None
@@ -64,13 +68,14 @@ def _calibrated_spec(place: Workspace, schedule: Schedule) -> SamplingSpec | Non
     return spec if leads[0] == leads[1] and "sde" not in (spec.solver, schedule.spec.solver) else None
 
 
-def counted_by_export(place: Workspace, checkpoint_sha256: str | None) -> Costs | None:
-    """Multiply-adds, where the workspace has an export of this checkpoint."""
+def counted_by_export(place: Workspace, checkpoint_sha256: str | None, guide_sha256: str | None) -> Costs | None:
+    """Multiply-adds, where the workspace has an export of this checkpoint, and of its guide."""
     for folder in (place.export_path, place.engines_path):
         try:
             told = read_json(folder / FILE_NAME, FORMAT, VERSION)
-            if told["checkpoint_sha256"] == checkpoint_sha256:
-                return _counted(told["config"], told["latent_shape"])
+            if (told["checkpoint_sha256"], told.get("guide_sha256")) == (checkpoint_sha256, guide_sha256):
+                guide = read_json(folder / GUIDE_FOLDER / FILE_NAME, FORMAT, VERSION) if guide_sha256 else None
+                return _counted(told["config"], told["latent_shape"], guide and guide["config"])
         except (DDTAccelError, KeyError, TypeError, ValueError):
             continue
     return None
@@ -85,6 +90,6 @@ def _counted_by_name(path: Path) -> Costs | None:
     return None
 
 
-def _counted(config: dict[str, int], latent_shape: list[int]) -> Costs:
+def _counted(config: dict[str, int], latent_shape: list[int], guide: dict[str, int] | None = None) -> Costs:
     channels, height, width = map(int, latent_shape)
-    return counted_costs(config_of(config), (channels, height, width))
+    return counted_costs(config_of(config), (channels, height, width), guide=config_of(guide) if guide else None)

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ddt_accel.cli.comparison import source_of
 from ddt_accel.cli.console import emit, following, given, keeping, say, say_threads, stages
-from ddt_accel.cli.networks import load_network
+from ddt_accel.cli.networks import load_networks
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
     ConfigOption,
     DeviceOption,
+    GuideOption,
     JsonOption,
     LatentOption,
     ModelOption,
@@ -74,6 +76,7 @@ def fit(
     config: ConfigOption = None,
     weights: WeightsOption = None,
     latent_shape: LatentOption = None,
+    guide: GuideOption = None,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
     seed: Annotated[int, typer.Option(help="Seed of the images; not the calibrated one.")] = 3,
@@ -100,7 +103,7 @@ def fit(
     place = Workspace(workspace)
     path = out or place.schedule_path
     check_writable(path)
-    said = model_options(model, config, weights, latent_shape)
+    said = model_options(model, config, weights, latent_shape, guide)
     device = check_device(device)
     searched = not (steps is None and budget is None and cost is None)
     if searched and schedule is not None:
@@ -122,19 +125,19 @@ def fit(
     if known is not None and any(map(known.contains, spec.ranges[1:])):
         raise MismatchError(f"Seed {seed} was calibrated on; fit with another --seed.")
     start = None if searched else place.schedule(schedule)
-    network = load_network(place, said).to(device)
-    costs = _costs(place, network)
+    network, second = load_networks(place, said, device)
+    costs = _costs(place, network, second)
     say_threads(threads, device)
     with making(place.fit_path, say), keeping(lambda: _kept(place.fit_path)), stages() as on_stage:
         if start is None:
             assert known is not None
-            start, spec = _searched(place, network, known, costs, spec, steps, budget, cost, on_stage)
+            start, spec = _searched(place, network, second, known, costs, spec, steps, budget, cost, on_stage)
         unshared = Schedule.full(known.spec) if known is not None else start.unshared()
         if searched:
             say(f"Found to start from: {_told_size(start, costs, unshared)}.")
         fitter = Fitter(
             network, start, spec, state_path=place.fit_path / "state.safetensors", cache=place.fit_path,
-            on_stage=on_stage,
+            on_stage=on_stage, guide=second,
         )  # fmt: skip
         if fitter.state_path is not None and fitter.state_path.exists() and not fitter.continues():
             say(
@@ -191,13 +194,15 @@ def _kept(folder: Path) -> str:
     return f"{' and '.join(kept).capitalize()} are kept in {folder}; the same command goes on from there."
 
 
-def _costs(place: Workspace, network: SplitNetwork) -> Costs:
+def _costs(place: Workspace, network: SplitNetwork, guide: SplitNetwork | None) -> Costs:
     """As `bench` measured them in this workspace, else counted."""
     from ddt_accel.evaluation.costs import counted_costs, kept_costs
     from ddt_accel.networks.split import latent_shape_of
 
-    measured = kept_costs(place.costs_path, network.source.sha256, say) if network.source is not None else None
-    return measured or counted_costs(network.config, latent_shape_of(network))
+    measured = None
+    if (sha256 := source_of(network)) is not None:
+        measured = kept_costs(place.costs_path, sha256, say, guide_sha256=source_of(guide))
+    return measured or counted_costs(network.config, latent_shape_of(network), guide=guide.config if guide else None)
 
 
 def _told_size(schedule: Schedule, costs: Costs, unshared: Schedule) -> str:
@@ -222,14 +227,16 @@ def wants_autocast(precision: str | None, device: torch.device) -> bool:
 
 
 def _searched(
-    place: Workspace, network: SplitNetwork, statistics: Calibration, costs: Costs, spec: FitSpec, steps: int | None,
-    budget: int | None, cost: float | None, on_stage: OnStage,
+    place: Workspace, network: SplitNetwork, guide: SplitNetwork | None, statistics: Calibration, costs: Costs,
+    spec: FitSpec, steps: int | None, budget: int | None, cost: float | None, on_stage: OnStage,
 ) -> tuple[Schedule, FitSpec]:  # fmt: skip
     """The schedule to start from, and the fit with as many reference steps as the search has used."""
     from ddt_accel.errors import ConfigError
     from ddt_accel.fitting.joint import JointFit
 
-    joint = JointFit(network, statistics, costs, spec, steps=steps, folder=place.fit_path, on_stage=on_stage)
+    joint = JointFit(
+        network, statistics, costs, spec, steps=steps, folder=place.fit_path, on_stage=on_stage, guide=guide
+    )
     unshared_only = budget is None and cost is None
     found = joint.find(budget=budget, cost=cost, shared=False if unshared_only else None)
     if found is None:

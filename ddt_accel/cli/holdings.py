@@ -109,7 +109,8 @@ def _model(place: Workspace) -> Held | None:
     told += [f"weights {choice.weights}"] if choice.weights != ModelChoice().weights else []
     told += [f"configuration {choice.config}"] if choice.config else []
     told += [f"latents {sizes(choice.latent_shape)}"] if choice.latent_shape else []
-    return Held(text=", ".join(told), facts=asdict(choice))
+    told += [f"guided by {choice.guide}"] if choice.guide else []
+    return Held(text=", ".join(told), facts=choice.document())
 
 
 def sizes(shape: tuple[int, ...] | list[int]) -> str:
@@ -134,10 +135,12 @@ def _calibration(path: Path) -> Held:
     spec = SamplingSpec.from_dict(content["spec"])
     samples = sum(r["stop"] - r["first"] for r in content["ranges"])
     return Held(
-        text=f"{samples} samples, {recipe(spec)}, latents {sizes(content['latent_shape'])}",
+        text=f"{samples} samples, {recipe(spec)}, latents {sizes(content['latent_shape'])}"
+        + (f", guided by the checkpoint {content['guide_sha256'][:12]}" if "guide_sha256" in content else ""),
         facts={
             "samples": samples,
             "checkpoint_sha256": content["checkpoint_sha256"],
+            **({"guide_sha256": content["guide_sha256"]} if "guide_sha256" in content else {}),
             "spec": asdict(spec),
             "evaluations": spec.num_evaluations,
         },
@@ -184,6 +187,7 @@ def export_of(folder: Path) -> Held | None:
     unverified = ", not run yet" if engine is not None and engine["verified"] is None else ""
     return Held(
         text=f"{kind} in {told['precision']}{place}, of {told['model']}, latents {sizes(told['latent_shape'])}"
+        + (", with its guide" if told.get("guide_sha256") is not None else "")
         + unverified,
         facts={key: told[key] for key in ("model", "precision", "latent_shape", "engine", "checkpoint_sha256")},
     )
@@ -200,7 +204,7 @@ def _speeds(place: Workspace) -> Held:
 
 def _costs(place: Workspace) -> Held:
     costs = Costs.load(place.costs_path)
-    return Held(text=f"measured: {costs.conditions}", facts=asdict(costs))
+    return Held(text=f"measured: {costs.conditions}", facts=costs.document())
 
 
 def _report(place: Workspace) -> Held:

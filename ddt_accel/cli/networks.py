@@ -14,6 +14,8 @@ from ddt_accel.cli.console import say
 from ddt_accel.cli.options import check_device
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ddt_accel.networks.split import SplitNetwork
     from ddt_accel.sampling.backend import Backend
     from ddt_accel.workspace import Workspace
@@ -57,13 +59,15 @@ def open_networks(
     return _open(place, backend, folder, said, device, batch)
 
 
-def load_network(place: Workspace, said: dict[str, Any]) -> SplitNetwork:
-    """The chosen model; says which one that is where nobody has chosen any."""
+def load_networks(place: Workspace, said: dict[str, Any], device: str) -> tuple[SplitNetwork, SplitNetwork | None]:
+    """The chosen model, and the second network that guides it, where there is one; says which model that is where
+    nobody has chosen any."""
     from ddt_accel.workspace import DEFAULT_MODEL
 
     if "source" not in said and place.remembered() is None and not place.calibration_path.exists():
         say(f"No --model is given, and {place.folder} has none: taking the embedded model {DEFAULT_MODEL}.")
-    return place.load_model(said)
+    network, guide = place.load_networks(said)
+    return network.to(device), guide if guide is None else guide.to(device)
 
 
 def check_backend(backend: str) -> None:
@@ -77,24 +81,25 @@ def check_backend(backend: str) -> None:
 def _open(place: Workspace, backend: str, folder: Path | None, said: dict[str, Any], device: str, batch: int) -> Opened:
     from ddt_accel.backends.choose import cache_of
     from ddt_accel.backends.compiled import CompiledBackend
+    from ddt_accel.backends.guided import GuidedBackend
     from ddt_accel.backends.pytorch import TorchBackend
     from ddt_accel.errors import ConfigError
 
     if backend in ("onnx", "trt"):
         return _open_export(place, backend, folder, said, device)
     check_backend(backend)
-    network = load_network(place, said).to(device)
+    network, guide = load_networks(place, said, device)
     source = network.source
     if source is None or source.latent_shape is None:
         raise ConfigError("The model does not say which latents it is for; give --latent-shape C,H,W.")
-    opened: Backend = TorchBackend(network)
+    run: Callable[[SplitNetwork], Backend] = TorchBackend
     if backend == "compiled":
         cache = cache_of(network, source.latent_shape, batch)
         if cache == "state":
             say(f"Modulations of batches of {batch} take more than half of the memory: states are kept in their place.")
-        opened = CompiledBackend(network, cache=cache)
+        run = partial(CompiledBackend, cache=cache)
     return Opened(
-        backend=opened,
+        backend=run(network) if guide is None else GuidedBackend(run(network), run(guide)),
         option=backend,
         name=source.name,
         latent_shape=source.latent_shape,
@@ -103,15 +108,17 @@ def _open(place: Workspace, backend: str, folder: Path | None, said: dict[str, A
 
 
 def _open_export(place: Workspace, backend: str, folder: Path | None, said: dict[str, Any], device: str) -> Opened:
-    from ddt_accel.backends.open import open_backend
+    from ddt_accel.backends.guided import GuidedBackend
+    from ddt_accel.backends.open import open_guide, open_network
     from ddt_accel.errors import ConfigError, MismatchError
+    from ddt_accel.networks.config import UNKNOWN
 
     if backend == "trt" and device == "cpu":
         raise ConfigError(
             "Engines run on an NVIDIA GPU, and --device is cpu; add --device cuda, or use --backend onnx."
         )
     made = place.export_path if backend == "onnx" else place.engines_path
-    engines = open_backend(folder or made, device=device)
+    engines = open_network(folder or made, device=device)
     told = engines.manifest
     if (told.engine is not None) != (backend == "trt"):
         kind, asked = ("engines", "trt") if told.engine is not None else ("ONNX files", "onnx")
@@ -122,14 +129,23 @@ def _open_export(place: Workspace, backend: str, folder: Path | None, said: dict
             f"{list(shape)}; export for that first, or use --backend torch."
         )
     if said:
-        chosen = place.load_model(said).source
+        network, guide = place.load_networks(said)
+        chosen = network.source
         if chosen is None or chosen.sha256 != told.checkpoint_sha256:
             raise MismatchError(
                 f"{engines.folder} is an export of {told.model}, other weights than the model that was asked for; "
                 "export that one first, or use --backend torch."
             )
+        sha256 = None if guide is None else guide.source.sha256 if guide.source else UNKNOWN
+        if sha256 != told.guide_sha256:
+            kept = "no guide" if told.guide_sha256 is None else f"the guide {told.guide_sha256[:12]}…"
+            raise MismatchError(
+                f"{engines.folder} is an export with {kept}, another than was asked for (--guide); export with that "
+                "one first, or use --backend torch."
+            )
+    second = open_guide(engines, device=device)
     return Opened(
-        backend=engines,
+        backend=engines if second is None else GuidedBackend(engines, second),
         option=backend,
         name=told.model,
         latent_shape=told.latent_shape,
@@ -151,6 +167,7 @@ def _fastest(
     from ddt_accel.networks.device import device_name
 
     model = _open(place, "torch", None, said, device, batch)
+    guide = model.backend.guide.checkpoint_sha256 if model.backend.guide is not None else None
     found = {"onnx": (folder or place.export_path) / FILE_NAME}
     if device != "cpu":
         found["trt"] = (folder or place.engines_path) / FILE_NAME
@@ -167,6 +184,7 @@ def _fastest(
         if (content.get("engine") is not None) == (name == "trt")
         and content.get("checkpoint_sha256") == model.backend.checkpoint_sha256
         and content.get("latent_shape") == list(model.latent_shape)
+        and content.get("guide_sha256") == guide
     }
     conditions = {
         "checkpoint": model.backend.checkpoint_sha256,
@@ -176,6 +194,7 @@ def _fastest(
         "threads": torch.get_num_threads(),
         "versions": installed(),
         "exports": exports,
+        **({"guide": guide} if guide is not None else {}),
     }
 
     def opened(name: str) -> Backend:

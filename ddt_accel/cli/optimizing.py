@@ -8,12 +8,13 @@ import typer
 
 from ddt_accel.cli.console import emit, keeping, say, say_threads, stages
 from ddt_accel.cli.fitting import wants_autocast
-from ddt_accel.cli.networks import BackendOption, Opened, check_backend, load_network, open_networks
+from ddt_accel.cli.networks import BackendOption, Opened, check_backend, load_networks, open_networks
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
     BatchOption,
     ConfigOption,
     DeviceOption,
+    GuideOption,
     JsonOption,
     LatentOption,
     ModelOption,
@@ -82,6 +83,7 @@ def optimize(
     config: ConfigOption = None,
     weights: WeightsOption = None,
     latent_shape: LatentOption = None,
+    guide: GuideOption = None,
     like: LikeOption = None,
     steps: StepsOption = None,
     solver: SolverOption = None,
@@ -123,14 +125,15 @@ def optimize(
         last_step=last_step,
         end=end,
     )
-    recipe = recipe_like(like, sampling)
+    place, said_of_model = Workspace(workspace), model_options(model, config, weights, latent_shape, guide)
+    recipe = recipe_like(like, sampling, guided=place.chosen(said_of_model).guide is not None)
     device = check_device(device)
     say_threads(threads, device)
     _run(
-        Workspace(workspace),
+        place,
         Target(milliseconds=budget_ms, speedup=speedup, psnr=min_psnr),
         QUICK if quick else THOROUGH,
-        model_options(model, config, weights, latent_shape),
+        said_of_model,
         sampling,
         recipe,
         backend,
@@ -181,15 +184,15 @@ def _run(
     for path in (place.schedule_path, place.costs_path, place.folder / "report.html"):
         check_writable(path)
     with keeping(lambda: kept(place)):
-        network = load_network(place, said).to(device)
+        network, guide = load_networks(place, said, device)
         say("1/5  Calibrating: how does the encoder's state change along trajectories of the sampler as it is?")
-        calibration = calibrated(place, network, sampling, recipe, effort)
+        calibration = calibrated(place, network, guide, sampling, recipe, effort)
         if calibration.spec.num_evaluations > 1:
             alike = calibration.similarity.diagonal(1).mean()
             say(f"From one step to the next its cosine similarity is {alike:.4f}.")
         say("2/5  Backend: which runs the two networks fastest here, and what does each of them cost?")
         if device == "cpu" and backend in ("auto", "onnx"):
-            exported(place, network, needed=backend == "onnx")
+            exported(place, network, guide, needed=backend == "onnx")
         compiling = effort.thorough or device != "cpu"
         networks = open_networks(place, backend, None, said, device, batch_size, compiling=compiling)
         costs = timed(place, networks, calibration.spec, batch_size)
@@ -198,7 +201,7 @@ def _run(
         say("3/5  Searching: which steps, integrator and encoder runs end closest to the reference solution?")
         with making(place.fit_path, say), stages() as on_stage:
             choice = _choose(
-                place, network, networks, calibration, costs, images, there, target, effort, on_stage, batch_size
+                place, network, guide, networks, calibration, costs, images, there, target, effort, on_stage, batch_size
             )
             path = place.schedule_path
             if choice.met:
@@ -220,9 +223,9 @@ def _run(
 
 
 def _choose(
-    place: Workspace, network: SplitNetwork, networks: Opened, calibration: Calibration, costs: Costs,
-    images: dict[str, ImageRange], there: list[Schedule], target: Target, effort: Effort, on_stage: OnStage,
-    batch_size: int,
+    place: Workspace, network: SplitNetwork, guide: SplitNetwork | None, networks: Opened, calibration: Calibration,
+    costs: Costs, images: dict[str, ImageRange], there: list[Schedule], target: Target, effort: Effort,
+    on_stage: OnStage, batch_size: int,
 ) -> Choice:  # fmt: skip
     from ddt_accel.evaluation.judge import Judge
     from ddt_accel.fitting import search
@@ -261,6 +264,7 @@ def _choose(
         search=search.THOROUGH if effort.thorough else search.QUICK,
         folder=place.fit_path,
         on_stage=on_stage,
+        guide=guide,
     )
     optimizer = Optimizer(
         judge, joint, thorough=effort.thorough, known=there, folder=place.plans_path, on_stage=on_stage

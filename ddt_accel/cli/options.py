@@ -22,6 +22,13 @@ WeightsOption = Annotated[
         "--weights", help="Which weights of a checkpoint: ema (the default), raw, or a set by its name in the file."
     ),
 ]
+GuideOption = Annotated[
+    str | None,
+    typer.Option(
+        "--guide",
+        help="A second network that guides in the place of the null label, as --model takes it; none for no more.",
+    ),
+]
 LatentOption = Annotated[
     str | None, typer.Option("--latent-shape", help="C,H,W of the latents, where nothing else says: 4,32,32.")
 ]
@@ -48,7 +55,7 @@ DEFAULT_WORKSPACE = Path("ddt-accel-run")
 
 
 def model_options(
-    model: str | None, config: Path | None, weights: str | None, latent_shape: str | None
+    model: str | None, config: Path | None, weights: str | None, latent_shape: str | None, guide: str | None = None
 ) -> dict[str, Any]:
     """What was said about the model, as `Workspace.load_model` takes it; checked before anything is read."""
     said = {
@@ -56,6 +63,7 @@ def model_options(
         "config": config and str(config),
         "weights": weights,
         "latent_shape": parse_latent_shape(latent_shape),
+        "guide": guide,
     }
     return {key: value for key, value in said.items() if value is not None}
 

@@ -9,12 +9,13 @@ import typer
 
 from ddt_accel.cli.console import emit, following, given, out, say, say_threads, show, stages
 from ddt_accel.cli.fitting import wants_autocast
-from ddt_accel.cli.networks import BackendOption, open_networks
+from ddt_accel.cli.networks import BackendOption, load_networks, open_networks
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
     BatchOption,
     ConfigOption,
     DeviceOption,
+    GuideOption,
     JsonOption,
     LatentOption,
     ModelOption,
@@ -47,6 +48,7 @@ def plan(
     config: ConfigOption = None,
     weights: WeightsOption = None,
     latent_shape: LatentOption = None,
+    guide: GuideOption = None,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
     images: Annotated[
@@ -77,7 +79,7 @@ def plan(
 
     from ddt_accel.artifacts import check_writable
     from ddt_accel.errors import ConfigError, MismatchError
-    from ddt_accel.evaluation.costs import counted_costs, kept_costs
+    from ddt_accel.evaluation.costs import counted_of, kept_costs
     from ddt_accel.evaluation.plan import make_plans
     from ddt_accel.fitting.fit_spec import FitSpec
     from ddt_accel.fitting.joint import JointFit
@@ -91,12 +93,11 @@ def plan(
     path = schedule or place.schedule_path
     check_writable(path)
     statistics = place.calibration(calibration)
-    said = model_options(model, config, weights, latent_shape)
+    said = model_options(model, config, weights, latent_shape, guide)
     say_threads(threads, device)
     networks = open_networks(place, backend, export_folder, said, device, batch_size)
-    costs = kept_costs(place.costs_path, statistics.checkpoint_sha256, say) or counted_costs(
-        networks.backend.config, networks.latent_shape
-    )
+    measured = kept_costs(place.costs_path, statistics.checkpoint_sha256, say, guide_sha256=statistics.guide_sha256)
+    costs = measured or counted_of(networks.backend, networks.latent_shape)
     spec = None
     if fit:
         usual = FitSpec(autocast=wants_autocast(None, torch.device(check_device(device))))
@@ -112,8 +113,8 @@ def plan(
     with making(place.fit_path, say) if fit else nullcontext(), stages() as on_stage:
         fitted = None
         if spec is not None:
-            network = place.load_model(said).to(check_device(device))
-            joint = JointFit(network, statistics, costs, spec, folder=place.fit_path, on_stage=on_stage)
+            network, second = load_networks(place, said, check_device(device))
+            joint = JointFit(network, statistics, costs, spec, folder=place.fit_path, on_stage=on_stage, guide=second)
 
             def fitted(target: float, shared: bool) -> Schedule | None:
                 found = joint.fitted(cost=target, shared=shared)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ddt_accel.cli.calibration import run_calibration
+from ddt_accel.cli.comparison import source_of
 from ddt_accel.cli.console import say, stages
 from ddt_accel.cli.networks import Opened
 from ddt_accel.cli.recipes import sampling_of
@@ -52,7 +53,12 @@ QUICK = Effort(
 
 
 def calibrated(
-    place: Workspace, network: SplitNetwork, sampling: dict[str, Any], like: Recipe | None, effort: Effort
+    place: Workspace,
+    network: SplitNetwork,
+    guide: SplitNetwork | None,
+    sampling: dict[str, Any],
+    like: Recipe | None,
+    effort: Effort,
 ) -> Calibration:
     """The workspace's, if it is of this model and sampling, else one that is made now.
 
@@ -66,12 +72,13 @@ def calibrated(
     source, shape = network.source, latent_shape_of(network)
     if place.calibration_path.exists():
         found = place.calibration()
-        if source is not None and (found.checkpoint_sha256, found.latent_shape) == (source.sha256, shape):
+        own = (source.sha256, source_of(guide), shape) if source is not None else None
+        if (found.checkpoint_sha256, found.guide_sha256, found.latent_shape) == own:
             kept = found
     if like is None and kept is not None:
         spec = SamplingSpec.chosen(asdict(kept.spec), sampling)
     else:
-        spec = sampling_of(network, like, sampling)
+        spec = sampling_of(network, like, sampling, guided=guide is not None)
     if spec.solver == "sde":
         raise ConfigError("A stochastic sampler has no reference solution to come close to; give another --solver.")
     if kept is not None and kept.spec == spec and kept.sensitivity is not None:
@@ -91,11 +98,12 @@ def calibrated(
         sensitivity_steps=effort.sensitivity_steps,
         seed=0,
         batch_size=8,
+        guide=guide,
         out=place.calibration_path,
     )
 
 
-def exported(place: Workspace, network: SplitNetwork, *, needed: bool) -> None:
+def exported(place: Workspace, network: SplitNetwork, guide: SplitNetwork | None, *, needed: bool) -> None:
     """To ONNX, where ONNX Runtime is installed and nothing of this network is there."""
     from importlib.util import find_spec
 
@@ -109,15 +117,15 @@ def exported(place: Workspace, network: SplitNetwork, *, needed: bool) -> None:
         return
     try:
         told = read_json(place.export_path / FILE_NAME, FORMAT, VERSION)
-        own = (network.source and network.source.sha256, list(latent_shape_of(network)))
-        if (told.get("checkpoint_sha256"), told.get("latent_shape")) == own:
+        own = (source_of(network), source_of(guide), list(latent_shape_of(network)))
+        if (told.get("checkpoint_sha256"), told.get("guide_sha256"), told.get("latent_shape")) == own:
             say(f"Kept: the export in {place.export_path}.")
             return
     except ArtifactError:
         pass  # there is none, or none that is of use
     try:
         with stages() as on_stage:
-            export(network, place.export_path, on_stage=on_stage)
+            export(network, place.export_path, on_stage=on_stage, guide=guide)
     except DDTAccelError as error:
         if needed:
             raise
@@ -141,7 +149,8 @@ def timed(place: Workspace, networks: Opened, spec: SamplingSpec, batch_size: in
         costs = Costs.load(place.costs_path)
     except ArtifactError:
         costs = None
-    if costs is None or (costs.checkpoint_sha256, costs.conditions) != (backend.checkpoint_sha256, conditions):
+    second = backend.guide.checkpoint_sha256 if backend.guide is not None else None
+    if costs is None or costs.conditions != conditions or not costs.is_of(backend.checkpoint_sha256, second):
         costs = timed_costs(backend, spec, networks.latent_shape, batch_size, conditions)
         costs.save(place.costs_path)
     say(f"An image takes {1e3 * costs.encoder:.3g} ms in the encoder and {1e3 * costs.decoder:.3g} ms in the decoder.")

@@ -57,19 +57,21 @@ def sampling_said(**settings: Any) -> dict[str, Any]:
     return said
 
 
-def recipe_like(path: Path | None, said: dict[str, Any]) -> Recipe | None:
+def recipe_like(path: Path | None, said: dict[str, Any], *, guided: bool = False) -> Recipe | None:
     """The recipe of a YAML, before anything else is done; raises ConfigError where what is `said` does not go with
-    it."""
+    it. `guided` is whether a second network is given."""
     from ddt_accel.networks.recipes import read_recipe
 
     if path is None:
         return None
     recipe = read_recipe(path)
-    _tell(f"Sampling as in {path}", recipe, recipe.spec(said))
+    _tell(f"Sampling as in {path}", recipe, recipe.spec(said), guided)
     return recipe
 
 
-def sampling_of(network: SplitNetwork, like: Recipe | None, said: dict[str, Any]) -> SamplingSpec:
+def sampling_of(
+    network: SplitNetwork, like: Recipe | None, said: dict[str, Any], *, guided: bool = False
+) -> SamplingSpec:
     """What is `said`, the rest like a recipe, as published for the network, or by default."""
     from ddt_accel.networks.recipes import published_recipe
     from ddt_accel.spec import SamplingSpec
@@ -80,13 +82,13 @@ def sampling_of(network: SplitNetwork, like: Recipe | None, said: dict[str, Any]
     if (recipe := published_recipe(name)) is None:
         return SamplingSpec.chosen({}, said)
     spec = recipe.spec(said)
-    _tell(f"Sampling as published for {name}", recipe, spec)
+    _tell(f"Sampling as published for {name}", recipe, spec, guided)
     return spec
 
 
-def _tell(origin: str, recipe: Recipe, spec: SamplingSpec) -> None:
+def _tell(origin: str, recipe: Recipe, spec: SamplingSpec, guided: bool) -> None:
     from ddt_accel.cli.holdings import recipe as in_words
 
     say(f"{origin}, but for other options: {in_words(spec)}.")
-    if recipe.guide is not None and spec.guidance != 1:
+    if recipe.guide is not None and spec.guidance != 1 and not guided:
         say(f"There a second network guides, {recipe.guide}: give it as --guide CHECKPOINT, or the null label guides.")

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddt_accel.cli.console import emit, following, given, keeping, say, stages, steps
-from ddt_accel.cli.networks import BackendOption, load_network, open_networks
+from ddt_accel.cli.networks import BackendOption, load_networks, open_networks
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
     BatchOption,
     ConfigOption,
     DeviceOption,
+    GuideOption,
     JsonOption,
     LatentOption,
     ModelOption,
@@ -39,6 +40,7 @@ def export(
     config: ConfigOption = None,
     weights: WeightsOption = None,
     latent_shape: LatentOption = None,
+    guide: GuideOption = None,
     precision: Annotated[
         str | None, typer.Option(help="bf16 (engines only, their default), fp16, or fp32 (the default of ONNX).")
     ] = None,
@@ -85,13 +87,13 @@ def export(
         hardware_compatible=hardware_compatible,
         timing_cache=place.timing_path,
     )
-    said = model_options(model, config, weights, latent_shape)
+    said = model_options(model, config, weights, latent_shape, guide)
     format, engines = "tensorrt" if as_engines else "onnx", options if wanted else None
     precision = precision or ("bf16" if as_engines else "fp32")
     checked_cut(format, precision, cache, sources, engines)
     folder = out or (place.engines_path if as_engines else place.export_path)
     check_writable(folder / "manifest.json")
-    network = load_network(place, said)
+    network, second = load_networks(place, said, "cpu")
     with keeping(lambda: "Nothing of this export is kept, and an earlier one is as it was."), stages() as on_stage:
         manifest = run(
             network,
@@ -103,12 +105,14 @@ def export(
             engines=engines,
             on_stage=on_stage,
             say=say,
+            guide=second,
         )
     made = f"Exported to {folder} in {manifest.precision}"
     if manifest.engine is not None:
         where = manifest.engine.gpu or "all RTX cards since Ampere"
         made = f"Built engines in {folder} in {manifest.precision}, by {manifest.engine.library} "
         made += f"{manifest.engine.version} for {where}; not verified: they have not been run"
+    made += ", and so its guide, in guide/ there" if second is not None else ""
     run_by = (" --backend trt --device cuda" if as_engines else "") + given("--export", out)
     then = ["ddt-accel optimize --speedup 5"]
     if place.schedule_path.exists():
@@ -121,6 +125,7 @@ def export(
             "parity": manifest.parity,
             "engine": manifest.engine and asdict(manifest.engine),
             "files": manifest.files,
+            "guide_sha256": manifest.guide_sha256,
         },
         as_json=json,
         text=f"{made}\nLargest error against PyTorch in fp32, {measured} (relative): encoder "
@@ -146,6 +151,7 @@ def sample(
     config: ConfigOption = None,
     weights: WeightsOption = None,
     latent_shape: LatentOption = None,
+    guide: GuideOption = None,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
     batch_size: BatchOption = 16,
@@ -189,7 +195,7 @@ def sample(
     for path in (folder / "000000.png", npz):
         if path is not None:
             check_writable(path)
-    said = model_options(model, config, weights, latent_shape)
+    said = model_options(model, config, weights, latent_shape, guide)
     opened = open_networks(place, backend, export_folder, said, device, min(batch_size, images))
     networks, shape = opened.backend, opened.latent_shape
     classes = parse_labels(labels, networks.config.num_classes, opened.class_names)

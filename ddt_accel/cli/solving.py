@@ -79,6 +79,7 @@ def solve(
     from ddt_accel.evaluation.budgets import Target, beside, choose, predicted_psnr
     from ddt_accel.locks import making
     from ddt_accel.solver.solve import Method, solve_curve
+    from ddt_accel.solver.split import ALIKE
     from ddt_accel.solver.split import split as solve_split
     from ddt_accel.workspace import Workspace
 
@@ -108,7 +109,8 @@ def solve(
         usual = DEFAULT_BUDGET if evaluations > DEFAULT_BUDGET else max(1, evaluations // 5)
         chosen = solve_curve(statistics, usual if budget is None else budget, method)[-1]
         costs = None
-        with contextlib.suppress(DDTAccelError):  # of a calibration from elsewhere nothing tells the costs
+        # Of a calibration from elsewhere nothing tells the costs, without which two networks' runs are not split.
+        with contextlib.nullcontext() if split and calibrated.guide else contextlib.suppress(DDTAccelError):
             costs = costs_of(place, calibrated)
     else:
         if budget is not None:
@@ -123,7 +125,7 @@ def solve(
     path = out or place.schedule_path
     said, result = describe(schedule, certificate), facts(schedule, certificate)
     if split:
-        common, schedule = schedule, solve_split(statistics, schedule, method)
+        common, schedule = schedule, solve_split(statistics, schedule, method, costs=costs.relative if costs else ALIKE)
         said, result = _split_told(common, schedule), result | _split_facts(schedule)
     if refine:
         check_writable(path)
@@ -167,18 +169,18 @@ def on_grid(calibration: Calibration, spec: SamplingSpec) -> Statistics:
 
 
 def _refine(place: Workspace, statistics: Statistics, schedule: Schedule, method: Method, images: int) -> Refined:
-    from ddt_accel.backends.pytorch import TorchBackend
+    from ddt_accel.backends.guided import backend_of
     from ddt_accel.errors import ConfigError
     from ddt_accel.evaluation.refine import ROUNDS, TRIED
     from ddt_accel.evaluation.refine import refine as run
     from ddt_accel.sampling.noise import ImageRange
 
-    network = place.load_model({})
+    network, guide = place.load_networks({})
     if network.source is None or network.source.latent_shape is None:
         raise ConfigError("The model does not say which latents it is for; calibrate with --latent-shape C,H,W.")
     with steps_bar("refining", ROUNDS * TRIED) as bar:
         return run(
-            TorchBackend(network),
+            backend_of(network, guide if schedule.guide_sha256 else None, schedule.spec),
             statistics,
             schedule,
             method,
@@ -201,13 +203,20 @@ def _split_facts(schedule: Schedule) -> dict[str, Any]:
 
 def _split_told(common: Schedule, schedule: Schedule) -> str:
     """Both branches' refreshes, and what they are compared with."""
-    from ddt_accel.solver.split import encoder_runs
+    from ddt_accel.solver.split import branch_runs, encoder_runs
 
     lines = []
-    own = {"conditional": schedule.refresh_steps, "unconditional": schedule.unconditional_steps or ()}
+    names = ("network", "guide") if schedule.guide_sha256 is not None else ("conditional", "unconditional")
+    own = dict(zip(names, (schedule.refresh_steps, schedule.unconditional_steps or ()), strict=True))
     for branch, steps in own.items():
         drawn = "".join("●" if k in steps else "·" for k in range(schedule.spec.num_evaluations))
         lines.append(f"{drawn}  {branch}, {len(steps)} runs: {', '.join(map(str, steps))}")
+    if schedule.guide_sha256 is not None:
+        both = " + ".join(map(str, branch_runs(schedule)))
+        lines.append(
+            f"The encoders run {both} times for an image, which cost no more than {common.budget} common steps."
+        )
+        return "\n".join(lines)
     return "\n".join(lines) + (
         f"\nThe encoder runs {encoder_runs(schedule)} times for an image, as often as at {common.budget} steps common "
         "to both branches."

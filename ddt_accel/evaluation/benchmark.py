@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddt_accel.backends.guided import GuidedBackend
 from ddt_accel.backends.sample import check_checkpoint
+from ddt_accel.evaluation.costs import works
 from ddt_accel.evaluation.fidelity import Interval, interval, psnr, relative_l2, to_images
 from ddt_accel.networks.device import synchronize
-from ddt_accel.sampling.backend import Backend, Session
+from ddt_accel.sampling.backend import Backend, Buffers, Session
 from ddt_accel.sampling.noise import draw_labels, draw_noise, draw_step_noise
 from ddt_accel.sampling.program import Program, compile_program, network_rows
 from ddt_accel.sampling.trajectory import run
@@ -37,11 +39,13 @@ class TimedBackend:
 
     def __init__(self, backend: Backend, clock: Clock) -> None:
         self.backend, self.clock = backend, clock
-        self.name, self.config, self.device = backend.name, backend.config, backend.device
+        self.name, self.config, self.device, self.guide = backend.name, backend.config, backend.device, backend.guide
         self.checkpoint_sha256 = backend.checkpoint_sha256
 
-    def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int) -> Session:
-        return _TimedSession(self.backend.open(batch, latent_shape, slots), self.clock, self.device)
+    def open(
+        self, batch: int, latent_shape: tuple[int, int, int], slots: int, *, buffers: Buffers | None = None
+    ) -> Session:
+        return _TimedSession(self.backend.open(batch, latent_shape, slots, buffers=buffers), self.clock, self.device)
 
 
 class _TimedSession:
@@ -68,13 +72,21 @@ class _TimedSession:
         return time.perf_counter() - started
 
 
+def timed(backend: Backend, clock: Clock, guide: Clock) -> Backend:
+    """The backend with a clock, and with one of its own for a second network."""
+    if isinstance(backend, GuidedBackend):
+        return GuidedBackend(TimedBackend(backend.main, clock), TimedBackend(backend.guide, guide))
+    return TimedBackend(backend, clock)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
     """One schedule against the unshared trajectory of the same noise, on the same machine in the same run.
 
     Times are seconds per image. `ideal_speedup` is what the encoder runs that were saved would give if nothing but the
-    two networks took time: it is computed from the unshared run's measured parts. `psnr` is None in latent space, and
-    where every image equals the reference exactly.
+    two networks took time: it is computed from the unshared run's measured parts. Where a second network guides,
+    `guide_seconds` are what encoder, decoder and forecasts of that one take of theirs. `psnr` is None in latent space,
+    and where every image equals the reference exactly.
     """
 
     name: str
@@ -90,6 +102,13 @@ class Measurement:
     psnr: Interval | None = None
     relative_l2: Interval | None = None
     psnr_values: list[float | None] = field(default_factory=list)
+    guide_seconds: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def parts(self, guided: bool) -> list[tuple[float, float, float]]:
+        """Seconds in encoder, decoder and forecasts; of either network, where a second one guides."""
+        whole = self.encoder_seconds, self.decoder_seconds, self.forecast_seconds
+        encoder, decoder, forecast = (total - part for total, part in zip(whole, self.guide_seconds, strict=True))
+        return [(encoder, decoder, forecast), self.guide_seconds] if guided else [whole]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +131,7 @@ class _Run:
     schedule: Schedule
     program: Program
     clock: Clock = field(default_factory=Clock)
+    guide_clock: Clock = field(default_factory=Clock)
     seconds: float = 0.0
     latents: list[Tensor] = field(default_factory=list)
 
@@ -134,7 +154,7 @@ def measure(
     the first schedule is its pacer, and the baseline is that one's.
     """
     for schedule in schedules.values():
-        check_checkpoint(schedule, backend.checkpoint_sha256)
+        check_checkpoint(schedule, backend)
     runs = {name: _Run(schedule=s, program=compile_program(s)) for name, s in schedules.items()}
     first = next(iter(runs.values()))
     starts = list(range(0, num_images, batch_size))
@@ -200,10 +220,10 @@ def _run_batch(
     noise = draw_noise(latent_shape, seed=seed, indices=indices)
     labels = draw_labels(backend.config.num_classes, seed=seed, indices=indices)
     step_noise = draw_step_noise(latent_shape, seed=seed, indices=indices)
-    timed = TimedBackend(backend, one.clock if keep else Clock())
+    clocked = timed(backend, *((one.clock, one.guide_clock) if keep else (Clock(), Clock())))
     synchronize(backend.device)
     started = time.perf_counter()
-    latents = run(timed, one.program, noise, labels, step_noise=step_noise)
+    latents = run(clocked, one.program, noise, labels, step_noise=step_noise)
     synchronize(backend.device)
     if keep:
         one.seconds += time.perf_counter() - started
@@ -212,22 +232,30 @@ def _run_batch(
 
 def _own(name: str, one: _Run, num_images: int, speed: float) -> Measurement:
     """What a run took, without comparison."""
+    own, guide = (
+        [spent / num_images * speed for spent in (clock.encoder_seconds, clock.decoder_seconds, clock.forecast_seconds)]
+        for clock in (one.clock, one.guide_clock)
+    )
     return Measurement(
         name=name,
         refresh_steps=one.schedule.refresh_steps,
         num_steps=one.schedule.spec.num_steps,
         num_evaluations=one.schedule.spec.num_evaluations,
         seconds=one.seconds / num_images * speed,
-        encoder_seconds=one.clock.encoder_seconds / num_images * speed,
-        decoder_seconds=one.clock.decoder_seconds / num_images * speed,
-        forecast_seconds=one.clock.forecast_seconds / num_images * speed,
+        encoder_seconds=own[0] + guide[0],
+        decoder_seconds=own[1] + guide[1],
+        forecast_seconds=own[2] + guide[2],
+        guide_seconds=(guide[0], guide[1], guide[2]),
     )
 
 
 def in_terms_of(baseline: Measurement, unshared: Schedule, m: Measurement, schedule: Schedule) -> Measurement:
     """With the speed-up over a baseline, and what it could be."""
-    encoded, decoded = network_rows(compile_program(schedule))
-    all_encoded, all_decoded = network_rows(compile_program(unshared))
+    guided = any(baseline.guide_seconds)
+    own, every = (works(compile_program(one), guided) for one in (schedule, unshared))
     whole = baseline.encoder_seconds + baseline.decoder_seconds
-    ideal = baseline.encoder_seconds * encoded / all_encoded + baseline.decoder_seconds * decoded / all_decoded
+    ideal = sum(
+        encoder * work.encoded / most.encoded + decoder * work.decoded / most.decoded
+        for (encoder, decoder, _), work, most in zip(baseline.parts(guided), own, every, strict=True)
+    )
     return dataclasses.replace(m, speedup=baseline.seconds / m.seconds, ideal_speedup=whole / ideal)

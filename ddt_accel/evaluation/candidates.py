@@ -11,7 +11,7 @@ from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ConfigError
 from ddt_accel.schedule import Schedule
 from ddt_accel.solver.solve import PUBLISHED, Method, schedule_with, solve_curve
-from ddt_accel.solver.split import split, splits
+from ddt_accel.solver.split import ALIKE, split, splits
 from ddt_accel.spec import SamplingSpec
 
 INTEGRATORS = ("euler", "heun", "ab2", "ab3")
@@ -81,19 +81,22 @@ def curves(calibration: Calibration, spec: SamplingSpec) -> list[list[Schedule]]
     ]
 
 
-def variants(calibration: Calibration, schedule: Schedule) -> list[Schedule]:
-    """A schedule, and where its forecasts are not centred, others of as many encoder runs that may end closer."""
+def variants(calibration: Calibration, schedule: Schedule, *, costs: tuple[float, float] = ALIKE) -> list[Schedule]:
+    """A schedule, and where its forecasts are not centred, others of no dearer encoder runs that may end closer.
+
+    `costs` are those of an encoder run in either branch.
+    """
     if schedule.centred:
         return [schedule]
     statistics = resample(calibration, schedule.spec)
     methods = [Method(centred=False, sources=sources) for sources in (2, 3, 4)]
     found = [schedule] + [schedule_with(statistics, schedule.refresh_steps, method) for method in methods[1:]]
     if (schedule.spec.guidance_weights != 1.0).any():
-        found += [split(statistics, schedule, method) for method in methods[:2]]
+        found += [split(statistics, schedule, method, costs=costs) for method in methods[:2]]
     return found
 
 
-def neighbours(calibration: Calibration, schedule: Schedule) -> list[Schedule]:
+def neighbours(calibration: Calibration, schedule: Schedule, *, costs: tuple[float, float] = ALIKE) -> list[Schedule]:
     """Where branches have steps of their own, up to two runs more for one and fewer for the other.
 
     The split is predicted as if errors of the branches were independent, which they are not.
@@ -102,5 +105,5 @@ def neighbours(calibration: Calibration, schedule: Schedule) -> list[Schedule]:
         return []
     sources = max(len(row) for row in schedule.forecasts.values()) if schedule.forecasts else 2
     method = Method(centred=False, sources=max(2, sources))
-    found = splits(resample(calibration, schedule.spec), schedule, method)
+    found = splits(resample(calibration, schedule.spec), schedule, method, costs=costs)
     return [near for near in found if 1 <= abs(near.budget - schedule.budget) <= 2]

@@ -126,6 +126,10 @@ def _kept(
         "images": asdict(images),
         "latent_shape": list(latent_shape),
     }
+    if backend.guide is not None:
+        if backend.guide.checkpoint_sha256 is None:
+            return made()
+        content["guide_sha256"] = backend.guide.checkpoint_sha256
     path = cache / f"converged-{name}-{checksum(content)[:16]}.safetensors"
     if path.exists():
         try:

@@ -5,26 +5,40 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ddt_accel.artifacts import read_json, write_json
 from ddt_accel.errors import ArtifactError, ConfigError
 from ddt_accel.networks.config import SplitConfig
-from ddt_accel.sampling.program import Program, compile_program, network_rows
+from ddt_accel.sampling.program import Program, Work, branch_work, compile_program
 from ddt_accel.schedule import Schedule
 from ddt_accel.spec import SamplingSpec
 
 if TYPE_CHECKING:
     from ddt_accel.evaluation.benchmark import Measurement
+    from ddt_accel.sampling.backend import Backend
 
 FORMAT, VERSION = "ddt-accel costs", 1
 SECONDS, MULTIPLY_ADDS = "seconds", "multiply-adds"
 
 
 @dataclass(frozen=True, kw_only=True)
+class GuideCosts:
+    """Those of a second network that guides, whose branch is the unconditional one."""
+
+    encoder: float
+    decoder: float
+    forecast: float
+    checkpoint_sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Costs:
     """What one image costs in one branch: a run of the encoder with its modulations, a run of the decoder, a state
-    that a forecast reads; and what every evaluation costs besides, whatever the branches."""
+    that a forecast reads; and what every evaluation costs besides, whatever the branches.
+
+    With a `guide` the unconditional branch has costs of its own.
+    """
 
     unit: str
     encoder: float
@@ -33,10 +47,13 @@ class Costs:
     evaluation: float
     conditions: str
     checkpoint_sha256: str | None = None
+    guide: GuideCosts | None = None
 
     def __post_init__(self) -> None:
-        values = (self.encoder, self.decoder, self.forecast, self.evaluation)
-        if self.unit not in (SECONDS, MULTIPLY_ADDS) or min(self.encoder, self.decoder) <= 0 or min(values) < 0:
+        every = (self, self.guide or self)
+        runs = [value for one in every for value in (one.encoder, one.decoder)]
+        values = (self.evaluation, *(one.forecast for one in every))
+        if self.unit not in (SECONDS, MULTIPLY_ADDS) or min(runs) <= 0 or min(values) < 0:
             raise ConfigError(
                 f"{self.encoder} {self.unit} for the encoder, {self.decoder} for the decoder, {self.forecast} for a "
                 f"forecast and {self.evaluation} for the rest make no sense; run `ddt-accel bench` anew."
@@ -45,45 +62,70 @@ class Costs:
     def of(self, schedule: Schedule) -> float:
         """The cost of one image along a schedule."""
         program = compile_program(schedule)
-        encoded, decoded = network_rows(program)
-        return (
-            self.encoder * encoded
-            + self.decoder * decoded
-            + self.forecast * forecast_reads(program)
-            + self.evaluation * len(program.evaluations)
-        )
+        parts = self.parts(program)
+        return sum(map(sum, parts)) + self.evaluation * len(program.evaluations)
+
+    def parts(self, program: Program) -> list[tuple[float, float, float]]:
+        """What an image takes in encoder, decoder and forecasts, network by network."""
+        return [
+            (one.encoder * work.encoded, one.decoder * work.decoded, one.forecast * work.reads)
+            for one, work in zip((self, self.guide or self), works(program, self.guide is not None), strict=False)
+        ]
+
+    @property
+    def relative(self) -> tuple[float, float]:
+        """What a run of the encoder costs in either branch, in terms of the conditional one's."""
+        return 1.0, 1.0 if self.guide is None else self.guide.encoder / self.encoder
+
+    def is_of(self, checkpoint_sha256: str | None, guide_sha256: str | None) -> bool:
+        """Whether these are of that checkpoint, guided by that one."""
+        own = self.guide.checkpoint_sha256 if self.guide is not None else None
+        return (self.checkpoint_sha256, own) == (checkpoint_sha256, guide_sha256)
+
+    def named(self, backend: Backend) -> Costs:
+        """As those of the networks of a backend."""
+        own = backend.guide.checkpoint_sha256 if backend.guide is not None else None
+        guide = self.guide and replace(self.guide, checkpoint_sha256=own)
+        return replace(self, checkpoint_sha256=backend.checkpoint_sha256, guide=guide)
+
+    def document(self) -> dict[str, Any]:
+        """What files say of it; nothing of a guide where there is none, as in older ones."""
+        return {name: value for name, value in asdict(self).items() if name != "guide" or value is not None}
 
     def save(self, path: Path) -> None:
-        write_json(path, FORMAT, VERSION, asdict(self))
+        write_json(path, FORMAT, VERSION, self.document())
 
     @classmethod
     def load(cls, path: Path) -> Costs:
         content = read_json(path, FORMAT, VERSION)
         try:
-            return cls(**content)
+            guide = content.pop("guide", None)
+            return cls(**content, guide=guide and GuideCosts(**guide))
         except (TypeError, ConfigError) as error:
             raise ArtifactError(f"{path} does not hold usable costs ({error}); run `ddt-accel bench` anew.") from None
 
 
+def works(program: Program, guided: bool) -> list[Work]:
+    """What each network does for an image: one for both branches, or with a second one that guides a branch each."""
+    work = branch_work(program)
+    return [*work] if guided else [work[0] + work[1]]
+
+
 def forecast_reads(program: Program) -> int:
     """How many states forecasts read, per image, both branches counted."""
-    return sum(
-        len(branch.forecast)
-        for evaluation in program.evaluations
-        if evaluation.held is None
-        for branch in evaluation.branches
-        if not branch.encode
-    )
+    return works(program, False)[0].reads
 
 
-def kept_costs(path: Path, checkpoint_sha256: str, say: Callable[[str], None]) -> Costs | None:
-    """The measured costs in `path`, if there are any of this checkpoint."""
+def kept_costs(
+    path: Path, checkpoint_sha256: str, say: Callable[[str], None], *, guide_sha256: str | None = None
+) -> Costs | None:
+    """The measured costs in `path`, if there are any of this checkpoint and guide."""
     if not path.exists():
         return None
     costs = Costs.load(path)
-    if costs.checkpoint_sha256 == checkpoint_sha256:
+    if costs.is_of(checkpoint_sha256, guide_sha256):
         return costs
-    say(f"{path} was measured on another model and is not used; multiply-adds are counted instead.")
+    say(f"{path} was measured on another model or guide and is not used; multiply-adds are counted instead.")
     return None
 
 
@@ -99,19 +141,33 @@ def measured_costs(
 
     Where that one forecasts nothing, a forecast is taken to cost as much of an encoder run as by counting.
     """
-    encoded, decoded = network_rows(compile_program(Schedule.full(spec)))
-    reads = forecast_reads(compile_program(schedule))
-    parts = unshared.encoder_seconds + unshared.decoder_seconds + unshared.forecast_seconds
+    guided = counted.guide is not None
+    full, shared = (works(compile_program(one), guided) for one in (Schedule.full(spec), schedule))
+    spent, spent_sharing = unshared.parts(guided), solved.parts(guided)
+
+    def parts(k: int, known: Costs | GuideCosts, unit: float) -> tuple[float, float, float]:
+        """Of network k, whose runs that were not made take `unit` a multiply-add."""
+        runs, reads = full[k], shared[k].reads
+        encoder = spent[k][0] / runs.encoded if runs.encoded else unit * known.encoder
+        decoder = spent[k][1] / runs.decoded if runs.decoded else unit * known.decoder
+        return encoder, decoder, spent_sharing[k][2] / reads if reads else encoder * known.forecast / known.encoder
+
+    encoder, decoder, forecast = parts(0, counted, 0.0)
+    guide = None
+    if counted.guide is not None:
+        others = parts(1, counted.guide, encoder / counted.encoder)
+        guide = GuideCosts(
+            encoder=others[0], decoder=others[1], forecast=others[2], checkpoint_sha256=schedule.guide_sha256
+        )
     return Costs(
         unit=SECONDS,
-        encoder=unshared.encoder_seconds / encoded,
-        decoder=unshared.decoder_seconds / decoded,
-        forecast=solved.forecast_seconds / reads
-        if reads
-        else unshared.encoder_seconds / encoded * counted.forecast / counted.encoder,
-        evaluation=max(0.0, unshared.seconds - parts) / unshared.num_evaluations,
+        encoder=encoder,
+        decoder=decoder,
+        forecast=forecast,
+        evaluation=max(0.0, unshared.seconds - sum(map(sum, spent))) / unshared.num_evaluations,
         conditions=conditions,
         checkpoint_sha256=schedule.checkpoint_sha256,
+        guide=guide,
     )
 
 
@@ -132,39 +188,64 @@ def implied_costs(
     reads = forecast_reads(compile_program(schedule))
     if reads == 0:
         return costs
-    return replace(costs, forecast=max(0.0, costs.forecast + (solved.seconds - costs.of(schedule)) / reads))
+    beyond, guide = (solved.seconds - costs.of(schedule)) / reads, costs.guide
+    return replace(
+        costs,
+        forecast=max(0.0, costs.forecast + beyond),
+        guide=guide and replace(guide, forecast=max(0.0, guide.forecast + beyond)),
+    )
 
 
 def added_up(name: str, schedule: Schedule, costs: Costs) -> Measurement:
     """What a schedule takes by the seconds of its parts, compared with nothing."""
     from ddt_accel.evaluation.benchmark import Measurement  # which needs PyTorch; costs are looked at without
 
-    program = compile_program(schedule)
-    encoded, decoded = network_rows(program)
+    parts = costs.parts(compile_program(schedule))
+    encoder, decoder, forecast = (sum(values) for values in zip(*parts, strict=True))
+    guide = parts[1] if costs.guide is not None else (0.0, 0.0, 0.0)
     return Measurement(
         name=name,
         refresh_steps=schedule.refresh_steps,
         num_steps=schedule.spec.num_steps,
         num_evaluations=schedule.spec.num_evaluations,
         seconds=costs.of(schedule),
-        encoder_seconds=costs.encoder * encoded,
-        decoder_seconds=costs.decoder * decoded,
-        forecast_seconds=costs.forecast * forecast_reads(program),
+        encoder_seconds=encoder,
+        decoder_seconds=decoder,
+        forecast_seconds=forecast,
+        guide_seconds=guide,
     )
 
 
-def counted_costs(config: SplitConfig, latent_shape: tuple[int, int, int]) -> Costs:
+def counted_costs(
+    config: SplitConfig, latent_shape: tuple[int, int, int], *, guide: SplitConfig | None = None
+) -> Costs:
     """Multiply-adds of the matrix products, with cached modulations; a forecast reads M values per token and state.
 
-    The encoder's include the modulations.
+    The encoder's include the modulations. A second network, the `guide`, is counted by itself.
     """
-    tokens, counted = config.num_tokens(latent_shape), config.multiply_adds(latent_shape)
+
+    def parts(one: SplitConfig) -> tuple[float, float, float]:
+        counted = one.multiply_adds(latent_shape)
+        return (
+            counted.encoder + counted.modulations,
+            counted.decoder,
+            float(one.num_tokens(latent_shape) * one.modulation_size),
+        )
+
+    encoder, decoder, forecast = parts(config)
+    others = parts(guide) if guide is not None else None
+    guided = "" if guide is None else f", guided by {guide.description}"
     return Costs(
         unit=MULTIPLY_ADDS,
-        encoder=counted.encoder + counted.modulations,
-        decoder=counted.decoder,
-        forecast=tokens * config.modulation_size,
+        encoder=encoder,
+        decoder=decoder,
+        forecast=forecast,
         evaluation=0.0,
-        conditions=f"counted for {tokens} tokens, {config.description}",
-        checkpoint_sha256=None,
+        conditions=f"counted for {config.num_tokens(latent_shape)} tokens, {config.description}{guided}",
+        guide=others and GuideCosts(encoder=others[0], decoder=others[1], forecast=others[2]),
     )
+
+
+def counted_of(backend: Backend, latent_shape: tuple[int, int, int]) -> Costs:
+    """`counted_costs` of the networks of a backend."""
+    return counted_costs(backend.config, latent_shape, guide=backend.guide.config if backend.guide else None)

@@ -89,7 +89,11 @@ class Judge:
 
     def measure(self, schedule: Schedule, *, copying: bool = False) -> Plan:
         """Runs a schedule, and with `copying` the unshared trajectory of its grid, too; each only once."""
-        schedule = dataclasses.replace(schedule, checkpoint_sha256=self.calibration.checkpoint_sha256)
+        schedule = dataclasses.replace(
+            schedule,
+            checkpoint_sha256=self.calibration.checkpoint_sha256,
+            guide_sha256=self.calibration.guide_sha256,
+        )
         key = checksum(schedule.document()), copying
         if key not in self._measured:
             end = self._end(schedule)

@@ -169,13 +169,14 @@ def choose_plans(
         promising = [
             variant
             for schedule in _promising([[affordable(curve) for curve in grid] for grid in curves], unshared)
-            for variant in candidates.variants(calibration, schedule)
+            for variant in candidates.variants(calibration, schedule, costs=judge.costs.relative)
             if judge.cost(variant) <= target
         ]
         label = f"measuring shared plans at cost {target:.3g}"
         shared = closest([judge.measure(schedule) for schedule in _counted(label, promising, on_stage)])
         if shared is not None:
-            near = [s for s in candidates.neighbours(calibration, shared.schedule) if judge.cost(s) <= target]
+            beside = candidates.neighbours(calibration, shared.schedule, costs=judge.costs.relative)
+            near = [s for s in beside if judge.cost(s) <= target]
             label = f"measuring their neighbours at cost {target:.3g}"
             shared = closest([shared, *(judge.measure(schedule) for schedule in _counted(label, near, on_stage))])
         reachable = [plan for plan in unshared.values() if plan.cost <= target]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ddt_accel.evaluation.benchmark import measure
-from ddt_accel.evaluation.costs import Costs, counted_costs, implied_costs, measured_costs
+from ddt_accel.evaluation.costs import Costs, counted_of, implied_costs, measured_costs
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.schedule import Schedule
 from ddt_accel.spec import SamplingSpec
@@ -21,7 +21,7 @@ def timed_costs(
     """Seconds an image, from short trajectories of batches of `batch_size`, of the sampler of `spec` and of one that
     forecasts from two states."""
     short = replace(spec, num_steps=min(STEPS, spec.num_steps))
-    full = replace(Schedule.full(short), checkpoint_sha256=backend.checkpoint_sha256)
+    full = full_on(backend, short)
     forecasts = dict.fromkeys(range(2, short.num_evaluations), ((1, 1.5), (0, -0.5)))
     shared = replace(full, refresh_steps=full.refresh_steps[:2], forecasts=forecasts)
     (unshared, forecasting), _ = measure(
@@ -32,8 +32,14 @@ def timed_costs(
         seed=0,
         batch_size=batch_size,
     )
-    counted = counted_costs(backend.config, latent_shape)
+    counted = counted_of(backend, latent_shape)
     return measured_costs(unshared, short, forecasting, shared, conditions, counted)
+
+
+def full_on(backend: Backend, spec: SamplingSpec) -> Schedule:
+    """The unshared trajectory of a spec, for these very networks."""
+    guide = backend.guide.checkpoint_sha256 if backend.guide is not None else None
+    return replace(Schedule.full(spec), checkpoint_sha256=backend.checkpoint_sha256, guide_sha256=guide)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +65,7 @@ def whole_costs(
     Along a whole trajectory parts are dearer than along a short one: other states lie in the caches, and an integrator
     of many rows reads more.
     """
-    full = replace(Schedule.full(spec), checkpoint_sha256=backend.checkpoint_sha256)
+    full = full_on(backend, spec)
     (unshared, own), _ = measure(
         backend,
         {"unshared": full, "chosen": schedule},
@@ -69,6 +75,6 @@ def whole_costs(
         batch_size=batch_size,
         on_run=on_stage("timing whole trajectories", 2 * ROUNDS),
     )
-    counted = counted_costs(backend.config, latent_shape)
+    counted = counted_of(backend, latent_shape)
     costs = implied_costs(unshared, spec, own, schedule, conditions, counted)
     return Whole(unshared=unshared.seconds, seconds=own.seconds, costs=costs)

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ddt_accel.artifacts import sha256_of, unwritable, write_arrays
+from ddt_accel.backends.guided import check_guide
 from ddt_accel.backends.manifest import (
+    GUIDE_FOLDER,
     REFERENCE_FORMAT,
     REFERENCE_NAME,
     REFERENCE_VERSION,
@@ -27,6 +29,7 @@ from ddt_accel.backends.manifest import (
     publish,
 )
 from ddt_accel.backends.networks import DecoderNetwork, EncoderNetwork
+from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.backends.tensorrt import gpu
 from ddt_accel.backends.tensors import Cut, as_lists, tensor_table
 from ddt_accel.errors import ConfigError, ParityError
@@ -34,6 +37,7 @@ from ddt_accel.exporting.engines import EngineOptions, build_engine, find_librar
 from ddt_accel.exporting.onnx import OPSET, parity, versions, write_network
 from ddt_accel.exporting.reference import Reference, reference_points
 from ddt_accel.locks import Say, making, nothing
+from ddt_accel.networks.config import UNKNOWN
 from ddt_accel.networks.families import prepare
 from ddt_accel.networks.prepared import Arithmetic
 from ddt_accel.networks.split import SplitNetwork, latent_shape_of
@@ -55,6 +59,7 @@ def export(
     engines: EngineOptions | None = None,
     on_stage: OnStage = silent,
     say: Say = nothing,
+    guide: SplitNetwork | None = None,
 ) -> Manifest:
     """Writes encoder, decoder and `manifest.json` into `out_dir`: "onnx" with a dynamic batch, or "tensorrt" engines.
 
@@ -62,10 +67,15 @@ def export(
     default from 2. `cache="state"` keeps states between refreshes instead of modulations, which are larger.
     `latent_shape` (C, H, W) is needed where the model does not know its own. An earlier export in `out_dir` is replaced
     only once the new one has passed. `on_stage` is called with what comes next and how many steps it takes, and returns
-    what to call after each; `say` is told for whom it waits, where another process is exporting to `out_dir`. Raises
-    ParityError where the exported networks do not compute what PyTorch computes in float32.
+    what to call after each; `say` is told for whom it waits, where another process is exporting to `out_dir`.
+
+    A second network that guides, the `guide`, is exported alike, to the folder `guide` there. Raises MismatchError for
+    a guide of other latents or classes, ParityError where the exported networks do not compute what PyTorch computes in
+    float32.
     """
     cut = checked_cut(format, precision, cache, sources, engines)
+    if guide is not None:
+        check_guide(TorchBackend(model), TorchBackend(guide))
     as_engines, sources = format == "tensorrt", cut.sources
     latent_shape = latent_shape_of(model, latent_shape)
     table = tensor_table(model.config, latent_shape, cut)
@@ -137,8 +147,14 @@ def export(
             parity=errors,
             engine=engine,
             versions=known,
+            guide_sha256=None if guide is None else guide.source.sha256 if guide.source else UNKNOWN,
         )
         manifest.save(staging)
+        if guide is not None:  # before the first network's, which names it
+            export(
+                guide, folder / GUIDE_FOLDER, format=format, precision=precision, cache=cache, sources=sources,
+                latent_shape=latent_shape, engines=engines, on_stage=on_stage, say=say,
+            )  # fmt: skip
         publish(staging, folder)
     return manifest
 

@@ -42,7 +42,13 @@ class Coordinates:
 
     @classmethod
     def along(
-        cls, model: SplitNetwork, scalars: Scalars, inputs: Iterable[tuple[Tensor, Tensor]], *, autocast: bool = False
+        cls,
+        model: SplitNetwork,
+        scalars: Scalars,
+        inputs: Iterable[tuple[Tensor, Tensor]],
+        *,
+        autocast: bool = False,
+        guide: SplitNetwork | None = None,
     ) -> Coordinates:
         """Those of the present trajectories of some images: noise [B, C, H, W] and labels [B] of each batch.
 
@@ -53,12 +59,12 @@ class Coordinates:
         of_velocities, of_states = np.zeros((count, count)), np.zeros((len(sides), count, count))
         for noise, labels in inputs:
             with torch.no_grad():
-                passed = fitted_trajectory(model, scalars, noise, labels, autocast=autocast)
+                passed = fitted_trajectory(model, scalars, noise, labels, autocast=autocast, guide=guide)
             _add_products(of_velocities, dict(enumerate(passed.velocities)))
             for side in sides:
                 states = {r: state for (own, r), state in passed.modulations.items() if own == side}
-                if scalars.means is not None:  # forecasts are of what differs from them
-                    states = {r: state - scalars.means[r] for r, state in states.items()}
+                if (means := scalars.means_of(side)) is not None:  # forecasts are of what differs from them
+                    states = {r: state - means[r] for r, state in states.items()}
                 _add_products(of_states[side], states)
         if not (np.isfinite(of_velocities).all() and np.isfinite(of_states).all()):
             raise NumericsError("The trajectory to start from leaves the finite numbers; start from another one.")

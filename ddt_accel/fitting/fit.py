@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddt_accel.artifacts import checksum, read_arrays, write_arrays
-from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel.backends.guided import backend_of
 from ddt_accel.backends.sample import check_checkpoint, sample_images
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError, NumericsError
 from ddt_accel.evaluation.converged import ConvergedPath, LatentShape, converged_ends, converged_path
@@ -34,6 +34,7 @@ from ddt_accel.fitting.descent import Descent
 from ddt_accel.fitting.fit_spec import FitSpec
 from ddt_accel.fitting.scalars import INTEGRATOR, Scalars
 from ddt_accel.fitting.trajectory import fitted_trajectory
+from ddt_accel.networks.config import UNKNOWN
 from ddt_accel.networks.split import SplitNetwork, latent_shape_of
 from ddt_accel.sampling.noise import ImageRange, draw_labels, draw_noise
 from ddt_accel.schedule import Schedule
@@ -65,9 +66,11 @@ class Fitted:
         return self.gain.low > 0
 
 
-def fit(model: SplitNetwork, schedule: Schedule, spec: FitSpec | None = None) -> Schedule:
+def fit(
+    model: SplitNetwork, schedule: Schedule, spec: FitSpec | None = None, *, guide: SplitNetwork | None = None
+) -> Schedule:
     """The schedule with its times, integrator and forecasts fitted to the converged trajectory; see `Fitter`."""
-    return Fitter(model, schedule, spec or FitSpec()).run().schedule
+    return Fitter(model, schedule, spec or FitSpec(), guide=guide).run().schedule
 
 
 def reference_steps(evaluations: int) -> int:
@@ -78,8 +81,8 @@ def reference_steps(evaluations: int) -> int:
 class Fitter:
     """One fit; `run` starts it, or continues what it left in `state_path`.
 
-    `cache` is a folder for converged ends, `on_stage` is called with what comes next and how many steps it takes, and
-    returns what to call after each.
+    A second network that guides, the `guide`, takes the place of the null label. `cache` is a folder for converged
+    ends, `on_stage` is called with what comes next and how many steps it takes, and returns what to call after each.
     """
 
     def __init__(
@@ -92,8 +95,9 @@ class Fitter:
         state_path: Path | None = None,
         cache: Path | None = None,
         on_stage: OnStage = silent,
+        guide: SplitNetwork | None = None,
     ) -> None:
-        self.model, self.warm, self.spec = model, schedule, spec
+        self.model, self.guide, self.spec = model, guide, spec
         self.latent_shape = latent_shape_of(model, latent_shape)
         self.state_path, self.cache, self.on_stage = state_path, cache, on_stage
         self.reference_steps = spec.reference_steps or reference_steps(schedule.spec.num_evaluations)
@@ -108,10 +112,16 @@ class Fitter:
                 "on; give another --seed."
             )
         self.micro_batch = min(spec.micro_batch or spec.batch_size, spec.batch_size)
-        self.backend = TorchBackend(model)
-        check_checkpoint(schedule, self.backend.checkpoint_sha256)
-        bias = model.modulation_bias.float().cpu().numpy()
-        self.scalars = Scalars(schedule, bias, free=spec.free, sources=spec.sources).to(model.device)
+        self.backend = backend_of(model, guide, schedule.spec)
+        check_checkpoint(schedule, self.backend)
+        bias, guide_bias = model.modulation_bias.float().cpu().numpy(), None
+        if guide is not None:  # a schedule that was written by hand is for this guide from now on
+            guide_bias = guide.modulation_bias.float().cpu().numpy()
+            known = guide.source.sha256 if guide.source else UNKNOWN
+            schedule = dataclasses.replace(schedule, guide_sha256=schedule.guide_sha256 or known)
+        self.warm = schedule
+        self.scalars = Scalars(schedule, bias, free=spec.free, sources=spec.sources, guide_bias=guide_bias)
+        self.scalars.to(model.device)
         self.trained = {name: value for name, value in self.scalars.named_parameters() if value.requires_grad}
         self.best_iteration, self.best_score = 0, -math.inf
         self.best = {name: value.detach().clone() for name, value in self.trained.items()}
@@ -135,8 +145,10 @@ class Fitter:
                 done()
         else:
             descent = self._start(path, choosing)
-        requiring = [value for value in self.model.parameters() if value.requires_grad]
-        self.model.requires_grad_(False)
+        networks = [self.model] if self.guide is None else [self.model, self.guide]
+        requiring = [value for network in networks for value in network.parameters() if value.requires_grad]
+        for value in requiring:
+            value.requires_grad_(False)
         try:
             while descent.iteration < self.spec.iterations:
                 try:
@@ -189,7 +201,7 @@ class Fitter:
 
         def along() -> Coordinates:
             batch = map(self._inputs, self._micro_batches(range(spec.batch_size)))
-            return Coordinates.along(self.model, self.scalars, batch, autocast=spec.autocast)
+            return Coordinates.along(self.model, self.scalars, batch, autocast=spec.autocast, guide=self.guide)
 
         return self.descent(self._in_memory(along))
 
@@ -233,7 +245,7 @@ class Fitter:
             for indices in self._micro_batches(chosen.tolist()):
                 inputs = self._inputs(indices)
                 # The end alone: what else was passed must not stay while the next ones are on their way.
-                end = fitted_trajectory(self.model, self.scalars, *inputs, autocast=spec.autocast).end
+                end = fitted_trajectory(self.model, self.scalars, *inputs, autocast=spec.autocast, guide=self.guide).end
                 error = (end - targets[indices].to(self.backend.device)).square().flatten(1).mean(1)
                 (error.log().sum() / spec.batch_size).backward()
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ddt_accel.artifacts import checksum
-from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel.backends.guided import backend_of
 from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ConfigError, MismatchError
 from ddt_accel.evaluation.candidates import finest
@@ -46,8 +46,14 @@ class JointFit:
         search: SearchSpec = THOROUGH,
         folder: Path | None = None,
         on_stage: OnStage = silent,
+        guide: SplitNetwork | None = None,
     ) -> None:
         own = calibration.spec
+        if (guide is None) != (calibration.guide is None):
+            raise MismatchError(
+                "A second network (--guide) guides in either the calibration or the fit, and not in both; calibrate "
+                "with the same."
+            )
         if steps is not None and not 1 <= steps <= own.num_steps:
             raise MismatchError(
                 f"A schedule of {steps} steps is asked for, and the calibration has {own.num_steps}; ask for 1 to "
@@ -59,9 +65,9 @@ class JointFit:
             raise MismatchError(f"Images of seed {spec.seed} were calibrated on; fit to those of another seed.")
         if steps == 1 and own.final_step is not None:
             raise ConfigError("A single step has no final step beside it, which the calibration has; give --steps 2.")
-        self.model, self.calibration = model, calibration
+        self.model, self.guide, self.calibration = model, guide, calibration
         self.folder, self.on_stage = folder, on_stage
-        self.backend, self.search = backend or TorchBackend(model), search
+        self.backend, self.search = backend or backend_of(model, guide, own), search
         self.steps, self.most = steps, steps or max(any_steps(own.num_steps))
         most = spec.reference_steps or reference_steps(self.most)
         self.spec = dataclasses.replace(spec, reference_steps=most)
@@ -84,7 +90,13 @@ class JointFit:
         def affordable(schedule: Schedule) -> bool:
             if budget is not None and schedule.budget > budget:
                 return False
-            read = widened(schedule, self.calibration.modulation_bias, self.spec.sources)  # as the fit will have it
+            guide = self.calibration.guide
+            read = widened(  # as the fit will have it
+                schedule,
+                self.calibration.modulation_bias,
+                self.spec.sources,
+                guide_bias=guide.modulation_bias if guide is not None else None,
+            )
             return cost is None or self.costs.of(read) <= cost * self.unit
 
         alone, together = self._counts(cost)
@@ -92,7 +104,8 @@ class JointFit:
         if shared is not False:
             worth_it, shifts = self.steps is None, self.search.shifts
             found += starts(
-                self.calibration, together, affordable, unshared=False, worth_it=worth_it, shifts=shifts
+                self.calibration, together, affordable, unshared=False, worth_it=worth_it, shifts=shifts,
+                costs=self.costs.relative,
             )  # fmt: skip
         best = self._searched.best(found, affordable)
         if best is None:
@@ -153,7 +166,10 @@ class JointFit:
         path = None
         if self.folder is not None:
             path = self.folder / f"state-{checksum(schedule.document())[:12]}.safetensors"
-        fitter = Fitter(self.model, schedule, self.spec, state_path=path, cache=self.folder, on_stage=self.on_stage)
+        fitter = Fitter(
+            self.model, schedule, self.spec, state_path=path, cache=self.folder, on_stage=self.on_stage,
+            guide=self.guide,
+        )  # fmt: skip
         if path is not None and path.exists() and not fitter.continues():
             path.unlink()  # of another fit of this schedule
         return fitter.run()

@@ -210,6 +210,7 @@ def comparable(schedule: Schedule, calibration: Calibration) -> bool:
     own, spec = schedule.spec, calibration.spec
     return (
         schedule.checkpoint_sha256 == calibration.checkpoint_sha256
+        and schedule.guide_sha256 == calibration.guide_sha256
         and own.solver != "sde"
         and own.aim == spec.aim
         and schedule.budget <= spec.num_evaluations

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +29,8 @@ class Scalars(nn.Module):
     """The numbers of a schedule, float64; those of the kinds in `free` can be trained.
 
     `modulation_bias` [M] are the modulations of a state of zeros, which forecasts are relative to where the schedule
-    has no mean trajectory. With `sources` of 2 or more, forecasts may draw on more states than the schedule's do, at
-    first with weight 0.
+    has no mean trajectory, `guide_bias` those of a second network that guides. With `sources` of 2 or more, forecasts
+    may draw on more states than the schedule's do, at first with weight 0.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Scalars(nn.Module):
         *,
         free: Collection[str] = KINDS,
         sources: int = 2,
+        guide_bias: NDArray[np.float32] | None = None,
     ) -> None:
         super().__init__()
         if not set(free) <= set(KINDS) or not free:
@@ -46,7 +48,8 @@ class Scalars(nn.Module):
         if schedule.spec.solver == "sde":
             raise ConfigError("A stochastic sampler has no trajectory to fit to; take a deterministic solver.")
         self.free = frozenset(free)
-        self.warm = widened(schedule, modulation_bias, sources) if FORECASTS in free else schedule
+        wide = widened(schedule, modulation_bias, sources, guide_bias=guide_bias) if FORECASTS in free else schedule
+        self.warm = wide
         self.program = compile_program(self.warm)
         evaluations = self.program.evaluations
         self.count = count = len(evaluations)
@@ -69,10 +72,14 @@ class Scalars(nn.Module):
         self.forecasts = self._parameter(FORECASTS, forecasts, can_move=shared)
         if not any(value.requires_grad for value in self.parameters()):
             raise ConfigError(f"This schedule has no {' or '.join(sorted(self.free))} that could be fitted.")
-        means = self.warm.mean_modulations
-        wide = None if means is None else torch.from_numpy(np.broadcast_to(means, (count, means.shape[1])).copy())
         self.means: Tensor | None
-        self.register_buffer("means", wide)
+        self.guide_means: Tensor | None
+        self.register_buffer("means", _every(self.warm.mean_modulations, count))
+        self.register_buffer("guide_means", _every(self.warm.guide_mean_modulations, count))
+
+    def means_of(self, side: int) -> Tensor | None:
+        """What the forecasts of a branch (0 conditional, 1 unconditional) are relative to, [E, M]."""
+        return self.guide_means if side == 1 and self.warm.guide_sha256 is not None else self.means
 
     def set_integrator(self, schedule: Schedule) -> None:
         """Takes over the integrator of a schedule of the same times."""
@@ -131,7 +138,17 @@ class Scalars(nn.Module):
         return {k: tuple((r, values[k][r]) for r, _ in rows[k]) for k in sorted(pattern)}
 
 
-def widened(schedule: Schedule, modulation_bias: NDArray[np.float32], sources: int) -> Schedule:
+def _every(means: NDArray[np.float32] | None, count: int) -> Tensor | None:
+    return None if means is None else torch.from_numpy(np.broadcast_to(means, (count, means.shape[1])).copy())
+
+
+def widened(
+    schedule: Schedule,
+    modulation_bias: NDArray[np.float32],
+    sources: int,
+    *,
+    guide_bias: NDArray[np.float32] | None = None,
+) -> Schedule:
     """The same schedule with a row for every reuse step, of the last `sources` refreshes where that costs no encoder
     run, the new ones with weight 0."""
     if not 1 <= sources <= MAX_SOURCES:
@@ -158,10 +175,12 @@ def widened(schedule: Schedule, modulation_bias: NDArray[np.float32], sources: i
 
     forecasts = rows(schedule.refresh_steps, False)
     unconditional = rows(own, True) if own is not None else {}
-    means, every = schedule.mean_modulations, [*forecasts.values(), *unconditional.values()]
+    changes: dict[str, Any] = {"forecasts": forecasts, "unconditional_forecasts": unconditional}
+    every = [*forecasts.values(), *unconditional.values()]
     # Without means there is no constant; while weights add up to 1 there would be none with them, either.
-    if means is None and every and all(abs(sum(w for _, w in row) - 1) < 1e-9 for row in every):
-        means = modulation_bias[None]
-    return dataclasses.replace(
-        schedule, forecasts=forecasts, unconditional_forecasts=unconditional, mean_modulations=means
-    )
+    adding_up = every and all(abs(sum(w for _, w in row) - 1) < 1e-9 for row in every)
+    if schedule.mean_modulations is None and adding_up:
+        changes["mean_modulations"] = modulation_bias[None]
+        if schedule.guide_sha256 is not None and guide_bias is not None:
+            changes["guide_mean_modulations"] = guide_bias[None]
+    return dataclasses.replace(schedule, **changes)

@@ -23,7 +23,7 @@ from ddt_accel.fitting.closed_form import closed_form
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.schedule import Schedule
 from ddt_accel.solver.solve import Method, Statistics, schedule_with, solve_curve
-from ddt_accel.solver.split import split, split_with
+from ddt_accel.solver.split import ALIKE, split, split_with
 from ddt_accel.spec import SamplingSpec
 from ddt_accel.stages import OnStage
 
@@ -72,7 +72,11 @@ class Pattern:
 
     def schedule(self, calibration: Calibration) -> Schedule:
         if self.unconditional_steps is None and len(self.refresh_steps) == self.spec.num_evaluations:
-            return dataclasses.replace(Schedule.full(self.spec), checkpoint_sha256=calibration.checkpoint_sha256)
+            return dataclasses.replace(
+                Schedule.full(self.spec),
+                checkpoint_sha256=calibration.checkpoint_sha256,
+                guide_sha256=calibration.guide_sha256,
+            )
         statistics, method = _statistics(calibration, self.spec), Method(centred=self.centred, sources=self.sources)
         if self.unconditional_steps is None:
             return schedule_with(statistics, self.refresh_steps, method)
@@ -185,11 +189,13 @@ def starts(
     unshared: bool = True,
     worth_it: bool = True,
     shifts: tuple[float, ...] = SHIFTS,
+    costs: tuple[float, float] = ALIKE,
 ) -> list[Pattern]:
     """Patterns to start a search from, on grids of so many `steps` at some time shifts, by second-order
     Adams–Bashforth: those that run the encoder at every step, and the exact program's that share its runs.
 
-    With `worth_it` only those of two encoder runs in five steps: with fewer, fewer steps are better.
+    `costs` are those of an encoder run in either branch. With `worth_it` only patterns of two encoder runs in five
+    steps: with fewer, fewer steps are better.
     """
     own, found = calibration.spec, []
     for count in steps:
@@ -198,12 +204,16 @@ def starts(
             if spec is not None and unshared:
                 found.append(Pattern(spec=spec, refresh_steps=tuple(range(count))))
             if spec is not None and shared:
-                found += _solved(calibration, spec, affordable, least=0.4 * count if worth_it else 0.0)
+                found += _solved(calibration, spec, affordable, 0.4 * count if worth_it else 0.0, costs)
     return found
 
 
 def _solved(
-    calibration: Calibration, spec: SamplingSpec, affordable: Callable[[Schedule], bool], least: float
+    calibration: Calibration,
+    spec: SamplingSpec,
+    affordable: Callable[[Schedule], bool],
+    least: float,
+    costs: tuple[float, float],
 ) -> list[Pattern]:
     """Of the most affordable encoder runs on a grid, at least so many, with common refreshes, and with branches that
     have their own."""
@@ -217,7 +227,7 @@ def _solved(
         for schedule in enough[-1:]:
             found.append(Pattern(spec=spec, refresh_steps=schedule.refresh_steps, centred=centred))
             if not centred and (spec.guidance_weights != 1.0).any():
-                own = split(statistics, schedule, method)
+                own = split(statistics, schedule, method, costs=costs)
                 steps = (own.refresh_steps, own.unconditional_steps)
                 found.append(Pattern(spec=spec, refresh_steps=steps[0], unconditional_steps=steps[1]))
     return found

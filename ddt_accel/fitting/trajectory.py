@@ -7,8 +7,9 @@ step, and the modulations of each refresh.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -32,11 +33,18 @@ class Passed:
 
 
 def fitted_trajectory(
-    model: SplitNetwork, scalars: Scalars, noise: Tensor, labels: Tensor, *, autocast: bool = False
+    model: SplitNetwork,
+    scalars: Scalars,
+    noise: Tensor,
+    labels: Tensor,
+    *,
+    autocast: bool = False,
+    guide: SplitNetwork | None = None,
 ) -> Passed:
     """The trajectory of the present numbers from `noise` [B, C, H, W] for `labels` [B]; float32.
 
-    With `autocast` the networks multiply in bfloat16.
+    The unconditional branch is that of the `guide`, where one is given, under the same labels. With `autocast` the
+    networks multiply in bfloat16.
     """
 
     def run(network: Network, *arguments: Tensor) -> Tensor:
@@ -49,44 +57,55 @@ def fitted_trajectory(
 
     times, weights, forecasts = scalars.times.float(), scalars.weights.float(), scalars.forecasts.float()
     guided = any(evaluation.unconditional is not None for evaluation in scalars.program.evaluations)
-    null = torch.full_like(labels, null_label(model.config)) if guided else labels
+    null = torch.full_like(labels, null_label(model.config)) if guided and guide is None else labels
+    networks = model, guide or model
     x = noise
     velocities: list[Tensor] = []
     states: dict[tuple[int, int], Tensor] = {}
 
-    def encoded(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        return model.modulations(model.encode(x, t, y))
+    def apart(sides: Sequence[int]) -> list[Sequence[int]]:
+        """The branches that one call of a network is for."""
+        return [sides] if guide is None and sides else [[side] for side in sides]
+
+    def encoded(network: SplitNetwork, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return network.modulations(network.encode(x, t, y))
 
     for k, evaluation in enumerate(scalars.program.evaluations):
-        encoding = [side for side, branch in enumerate(evaluation.branches) if branch.encode]
-        if encoding:
+        for encoding in apart([side for side, branch in enumerate(evaluation.branches) if branch.encode]):
             asked = torch.cat([(labels, null)[side] for side in encoding])
-            parts = run(encoded, x.repeat(len(encoding), 1, 1, 1), times[k].expand(len(asked)), asked)
+            network = partial(encoded, networks[encoding[-1]])
+            parts = run(network, x.repeat(len(encoding), 1, 1, 1), times[k].expand(len(asked)), asked)
             states.update({(side, k): part for side, part in zip(encoding, parts.chunk(len(encoding)), strict=True)})
-        sides = range(2 if evaluation.decode_both else 1)
-        drawn = [[r for r, _ in evaluation.branches[side].forecast] for side in sides]
-        rows = [forecasts[min(side, len(forecasts) - 1), k] for side in sides]
+        drawn = [[r for r, _ in branch.forecast] for branch in evaluation.branches]
+        rows = [forecasts[min(side, len(forecasts) - 1), k] for side in (0, 1)]
 
-        def decoded(x: Tensor, *inputs: Tensor, drawn: list[list[int]] = drawn, k: int = k) -> Tensor:
-            rows, kept = inputs[: len(drawn)], list(inputs[len(drawn) :])
-            forecast = torch.cat([_forecast(scalars, k, row, own, kept) for row, own in zip(rows, drawn, strict=True)])
-            return model.decode_modulated(x.repeat(len(drawn), 1, 1, 1), forecast)
+        def decoded(
+            sides: Sequence[int], x: Tensor, *inputs: Tensor, drawn: list[list[int]] = drawn, k: int = k
+        ) -> Tensor:
+            rows, kept = inputs[: len(sides)], list(inputs[len(sides) :])
+            forecast = [
+                _forecast(scalars, k, row, drawn[side], kept, side) for row, side in zip(rows, sides, strict=True)
+            ]
+            return networks[sides[-1]].decode_modulated(x.repeat(len(sides), 1, 1, 1), torch.cat(forecast))
 
-        kept = [states[side, r] for side in sides for r in drawn[side]]
-        branches = run(decoded, x, *rows, *kept).float().chunk(len(sides))
+        branches: list[Tensor] = []
+        for sides in apart([0, 1] if evaluation.decode_both else [0]):
+            kept = [states[side, r] for side in sides for r in drawn[side]]
+            given = [rows[side] for side in sides]
+            branches += run(partial(decoded, sides), x, *given, *kept).float().chunk(len(sides))
         v = torch.lerp(branches[1], branches[0], evaluation.guidance) if evaluation.decode_both else branches[0]
         velocities.append(v)
         x = x + torch.einsum("j,jbchw->bchw", weights[k, : k + 1], torch.stack(velocities))
     return Passed(end=x, velocities=velocities, modulations=states)
 
 
-def _forecast(scalars: Scalars, k: int, row: Tensor, drawn: list[int], kept: list[Tensor]) -> Tensor:
+def _forecast(scalars: Scalars, k: int, row: Tensor, drawn: list[int], kept: list[Tensor], side: int) -> Tensor:
     """The modulations of evaluation k from the first of `kept`, which are taken off the list."""
     sources = [kept.pop(0) for _ in drawn]
     if drawn == [k]:
         return sources[0]
     forecast = torch.stack([row[r] * source for r, source in zip(drawn, sources, strict=True)]).sum(0)
-    if scalars.means is not None:
-        chosen = row[drawn].to(scalars.means)
-        forecast = forecast + (scalars.means[k] - chosen @ scalars.means[drawn])
+    if (means := scalars.means_of(side)) is not None:
+        chosen = row[drawn].to(means)
+        forecast = forecast + (means[k] - chosen @ means[drawn])
     return forecast

@@ -14,6 +14,7 @@ from ddt_accel.errors import ConfigError
 from ddt_accel.spec import is_whole
 
 LatentShape = tuple[int, int, int]
+UNKNOWN = "unknown"  # what stands for the checkpoint's SHA-256 of a network without a source
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ def conditions(
     """The machine, the versions and the settings under which everything was measured."""
     packages = ["ddt-accel", "torch", "numpy", "onnxruntime"]
     low, high = spec.guidance_interval
+    guided = "CFG" if calibration.guide is None else "guidance by a second network"
     less = "≤" if spec.closed_interval else "<"
     accelerator = f", {torch.cuda.get_device_name()}" if backend.device.type == "cuda" else ""
     ends = f", last step {spec.last_step:g}" if spec.last_step is not None else ""
@@ -33,7 +34,8 @@ def conditions(
     return {
         "model": f"{model_name}, checkpoint {calibration.checkpoint_sha256[:12]}",
         "network": backend.config.description,
-        "sampling": f"{spec.solver}, {spec.num_steps} steps, CFG {spec.guidance:g} for {low:g} {less} t {less} "
+        **({"guide": f"checkpoint {calibration.guide_sha256[:12]}"} if calibration.guide_sha256 is not None else {}),
+        "sampling": f"{spec.solver}, {spec.num_steps} steps, {guided} {spec.guidance:g} for {low:g} {less} t {less} "
         f"{high:g}, time shift {spec.timeshift:g}{ends}",
         "calibration": f"{calibration.num_samples} trajectories of {calibration.spec.num_steps} steps",
         "schedule": f"{schedule.spec.num_steps} steps, {schedule.forecast} forecast, objective {schedule.objective}"
@@ -50,7 +52,8 @@ def conditions(
 def _own_steps(schedule: Schedule) -> str:
     if schedule.unconditional_steps is None:
         return ""
-    return f"; the unconditional branch refreshes at {', '.join(map(str, schedule.unconditional_steps))}"
+    branch = "unconditional branch" if schedule.guide_sha256 is None else "guide"
+    return f"; the {branch} refreshes at {', '.join(map(str, schedule.unconditional_steps))}"
 
 
 def _version(package: str) -> str:

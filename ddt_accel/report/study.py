@@ -133,7 +133,9 @@ def conduct(
     statistics = calibration if calibration.spec == spec else resample(calibration, spec)
     chosen, budget = chosen_name(schedule), min(schedule.budget, spec.num_evaluations)
     schedules = {
-        UNSHARED: dataclasses.replace(Schedule.full(spec), checkpoint_sha256=schedule.checkpoint_sha256),
+        UNSHARED: dataclasses.replace(
+            Schedule.full(spec), checkpoint_sha256=schedule.checkpoint_sha256, guide_sha256=schedule.guide_sha256
+        ),
         UNIFORM: Schedule.uniform(spec, budget),
         PUBLISHED: solve_curve(statistics, budget, PUBLISHED_METHOD)[-1][0],
         chosen: schedule,

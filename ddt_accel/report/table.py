@@ -14,7 +14,7 @@ from torch import Tensor
 from ddt_accel.backends.sample import sample_images
 from ddt_accel.evaluation.benchmark import Earlier, Measurement, against, in_terms_of
 from ddt_accel.evaluation.candidates import INTEGRATORS, SHIFTS, closest, coarsest
-from ddt_accel.evaluation.costs import Costs, added_up, counted_costs, measured_costs
+from ddt_accel.evaluation.costs import Costs, added_up, counted_of, measured_costs
 from ddt_accel.evaluation.fidelity import latent_decibels
 from ddt_accel.report.bench import Bench
 from ddt_accel.report.headline import Nearness, Values, nearness
@@ -97,7 +97,9 @@ class Table:
         while steps not in tried and len(tried) < TRIES:
             grid = dataclasses.replace(grid, num_steps=steps)
             name = steps_name(grid)
-            unshared = dataclasses.replace(Schedule.full(grid), checkpoint_sha256=full.checkpoint_sha256)
+            unshared = dataclasses.replace(
+                Schedule.full(grid), checkpoint_sha256=full.checkpoint_sha256, guide_sha256=full.guide_sha256
+            )
             images = len(self.latents[pace])
             (_, row), latents = bench.run(
                 f"measuring {name}", {pace: self.schedules[pace], name: unshared}, images, earlier=self.earlier(pace)
@@ -138,7 +140,7 @@ class Table:
             self.measurements[forecasting],
             self.schedules[forecasting],
             "",
-            counted_costs(bench.backend.config, bench.latent_shape),
+            counted_of(bench.backend, bench.latent_shape),
         )
 
     def curve(

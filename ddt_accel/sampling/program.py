@@ -28,7 +28,9 @@ class Branch:
         return step if not others and weight == 1.0 and self.constant is None else None
 
     def does_as(self, other: Branch) -> bool:
-        return self.encode == other.encode and self.forecast == other.forecast
+        """Whether both can be done at once; equal constants are one array (`compile_program`)."""
+        mine, others = (self.encode, self.forecast), (other.encode, other.forecast)
+        return mine == others and self.constant is other.constant
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,9 +92,9 @@ def compile_program(schedule: Schedule, *, encode_unconditional: str = "read") -
     """
     spec = schedule.spec
     guidance = spec.guidance_weights.tolist()
-    conditional, unconditional = (
-        [_branch(schedule, k, unconditional=side) for k in range(spec.num_evaluations)] for side in (False, True)
-    )
+    every = range(spec.num_evaluations)
+    conditional = [_branch(schedule, k) for k in every]
+    unconditional = [_branch(schedule, k, beside=conditional[k]) for k in every]
     read = {r for k, branch in enumerate(unconditional) if guidance[k] != 1.0 for r, _ in branch.forecast}
     always = encode_unconditional == "always"
     rows = updates(spec)
@@ -114,9 +116,14 @@ def compile_program(schedule: Schedule, *, encode_unconditional: str = "read") -
     )
 
 
-def _branch(schedule: Schedule, k: int, *, unconditional: bool) -> Branch:
-    row = schedule.forecast_at(k, unconditional=unconditional)
-    return Branch(encode=row == ((k, 1.0),), forecast=row, constant=_constant(schedule.mean_modulations, k, row))
+def _branch(schedule: Schedule, k: int, *, beside: Branch | None = None) -> Branch:
+    """What the conditional branch does at evaluation k, or the unconditional one `beside` it."""
+    row, means = schedule.forecast_at(k, unconditional=beside is not None), schedule.mean_modulations
+    if beside is not None and schedule.guide_sha256 is not None:
+        means = schedule.guide_mean_modulations
+    elif beside is not None and beside.forecast == row:
+        return beside
+    return Branch(encode=row == ((k, 1.0),), forecast=row, constant=_constant(means, k, row))
 
 
 def _constant(means: NDArray[np.float32] | None, k: int, row: Forecast) -> NDArray[np.float32] | None:
@@ -131,8 +138,36 @@ def _constant(means: NDArray[np.float32] | None, k: int, row: Forecast) -> NDArr
     return constant
 
 
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a guidance branch takes for one image: runs of encoder and decoder, and states that forecasts read."""
+
+    encoded: int
+    decoded: int
+    reads: int
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            encoded=self.encoded + other.encoded, decoded=self.decoded + other.decoded, reads=self.reads + other.reads
+        )
+
+
+def branch_work(program: Program) -> tuple[Work, Work]:
+    """That of the conditional and of the unconditional branch."""
+    work = []
+    for side in (0, 1):
+        done = [(one, one.branches[side]) for one in program.evaluations if side < len(one.branches)]
+        work.append(
+            Work(
+                encoded=sum(branch.encode for _, branch in done),
+                decoded=sum(side == 0 or one.decode_both for one, _ in done),
+                reads=sum(len(branch.forecast) for one, branch in done if one.held is None and not branch.encode),
+            )
+        )
+    return work[0], work[1]
+
+
 def network_rows(program: Program) -> tuple[int, int]:
     """How many images go through the encoder and through the decoder, per image sampled."""
-    encoded = sum(branch.encode for evaluation in program.evaluations for branch in evaluation.branches)
-    decoded = sum(1 + evaluation.decode_both for evaluation in program.evaluations)
-    return encoded, decoded
+    work = branch_work(program)
+    return sum(branch.encoded for branch in work), sum(branch.decoded for branch in work)

@@ -40,7 +40,7 @@ class Trajectory:
     ) -> None:
         noise, labels = _checked(backend, noise, labels)
         guided = any(evaluation.unconditional is not None for evaluation in program.evaluations)
-        null = null_label(backend.config) if guided else None
+        null = null_label(backend.config) if guided and backend.guide is None else None
         if program.stochastic and step_noise is None:
             raise ConfigError("A stochastic sampler adds noise at every step; give step_noise, a function of the step.")
         self.program, self.step_noise, self.batch = program, step_noise, len(noise)
@@ -51,17 +51,19 @@ class Trajectory:
             self._velocities = torch.empty(
                 (1 + max(self._velocity_slots.values()), *noise.shape), device=backend.device
             )
-        # Where nothing reads the unconditional rows, any label is as good.
-        session.labels[self.batch :] = 0 if null is None else null
+        self._null = null
         self._constants = {
             (k, side): torch.from_numpy(branch.constant).to(backend.device)
             for k, evaluation in enumerate(program.evaluations)
             for side, branch in enumerate(evaluation.branches)
             if branch.constant is not None
         }
-        wanted = backend.config.modulation_size
-        if any(len(constant) != wanted for constant in self._constants.values()):
-            raise MismatchError(f"The schedule's mean modulations are not the {wanted} values of this network.")
+        wanted = [one.config.modulation_size for one in (backend, backend.guide or backend)]
+        for (_, side), constant in self._constants.items():
+            if len(constant) != wanted[side]:
+                raise MismatchError(
+                    f"The schedule's mean modulations are not the {wanted[side]} values of this network."
+                )
         self.latents, self._copy = session.latents[: self.batch], session.latents[self.batch :]
         self._backend, self._ran = backend, False
         self._capturable = backend.device.type == "cuda" and backend.capturable and not program.stochastic
@@ -72,6 +74,8 @@ class Trajectory:
         """Back to the beginning, from other noise for other labels; a batch as large as the first."""
         noise, labels = _checked(self._backend, noise, labels)
         self.session.labels[: self.batch] = labels
+        # Where nothing reads the unconditional rows, any label is as good.
+        self.session.labels[self.batch :] = labels.to(self.session.labels) if self._null is None else self._null
         self.latents.copy_(noise)
 
     def run(self) -> None:
@@ -221,13 +225,15 @@ def _free(taken: set[int]) -> int:
 
 
 def _checked(backend: Backend, noise: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    config = backend.config
+    configs = [backend.config] + ([backend.guide.config] if backend.guide is not None else [])
     if noise.ndim != 4 or not noise.is_floating_point() or labels.shape != noise.shape[:1]:
         raise ConfigError(
             f"noise is {noise.dtype}{list(noise.shape)} and labels {list(labels.shape)}; expected floats [B, C, H, W] "
             "and [B]."
         )
-    config.num_tokens((noise.shape[1], noise.shape[2], noise.shape[3]))
+    for config in configs:
+        config.num_tokens((noise.shape[1], noise.shape[2], noise.shape[3]))
+    config = next((config for config in configs if config.null_label is None), backend.config)
     last = config.num_classes - 1 if config.null_label is None else config.null_label
     if labels.is_floating_point() or (len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= last):
         also = "the network has no null label" if config.null_label is None else f"{last} is the null label"

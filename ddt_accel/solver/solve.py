@@ -25,6 +25,16 @@ GAMMA = {"sum": 1.0, "power": 2.0, "minimax": math.inf}
 OBJECTIVES = ("similarity", *GAMMA)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GuideMeans:
+    """Of a second network that guides: which one it is, the modulations [E, M] of its states' means, and those [M] of a
+    state of zeros."""
+
+    checkpoint_sha256: str
+    mean_modulations: NDArray[np.float32]
+    modulation_bias: NDArray[np.float32]
+
+
 class Statistics(Protocol):
     """What the solver reads of a calibration."""
 
@@ -37,11 +47,13 @@ class Statistics(Protocol):
     @property
     def branch_grams(self) -> Array: ...
     @property
-    def mean(self) -> Array: ...
+    def mean_gram(self) -> Array: ...
     @property
     def mean_modulations(self) -> NDArray[np.float32]: ...
     @property
     def modulation_bias(self) -> NDArray[np.float32]: ...
+    @property
+    def guide(self) -> GuideMeans | None: ...
     @property
     def sensitivity(self) -> Array | None: ...
     @property
@@ -172,6 +184,7 @@ def schedule_with(
         objective=method.objective,
         forecast=method.forecast,
         checkpoint_sha256=calibration.checkpoint_sha256,
+        guide_sha256=calibration.guide.checkpoint_sha256 if calibration.guide else None,
         calibration_sha256=calibration.sha256,
     )
     if method == PUBLISHED:
@@ -179,14 +192,18 @@ def schedule_with(
         return dataclasses.replace(bare, predicted_cost=cost)
     pricing = pricing or _Pricing(calibration, method)
     forecasts, segments = pricing.forecasts(refresh_steps)
-    means = None
+    means, guide_means = None, None
     if method.forecast == "calibrated" and forecasts:
         # Without a mean trajectory forecasts are relative to a state of zeros, whose modulations are the bias.
-        means = calibration.mean_modulations if method.centred else calibration.modulation_bias[None]
+        means, guide_means = (
+            None if one is None else one.mean_modulations if method.centred else one.modulation_bias[None]
+            for one in (calibration, calibration.guide)
+        )
     return dataclasses.replace(
         bare,
         forecasts=forecasts,
         mean_modulations=means,
+        guide_mean_modulations=guide_means,
         predicted_cost=combined(segments, method.gamma),
         predicted_error=combined(segments, GAMMA["power"]),
     )
@@ -205,7 +222,7 @@ class _Pricing:
         self.method, self.times, self.sensitivity = method, calibration.spec.times, calibration.sensitivity
         gram = calibration.gram
         if method.centred and np.isfinite(gram).all():
-            gram = gram - calibration.mean @ calibration.mean.T
+            gram = gram - calibration.mean_gram
         self.gram = checked_gram(gram)
 
     @cached_property

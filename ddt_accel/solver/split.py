@@ -7,7 +7,8 @@ as independent ones do, the best split of a total of encoder runs is the least o
 
     C_c(k)^γ + C_u(total − k)^γ        over k,
 
-the min-plus convolution of the two curves.
+the min-plus convolution of the two curves. Where a second network guides, its runs cost something else, and the total
+is one of costs: of a_c k + a_u l ≤ total, l is the most runs that k leaves.
 """
 
 from __future__ import annotations
@@ -26,25 +27,38 @@ from ddt_accel.solver.solve import Method, Statistics, schedule_with
 
 Array = NDArray[np.float64]
 
+ALIKE = (1.0, 1.0)  # what runs of one network cost in its two branches
+ROUNDING = 1e-9  # of a total of costs
+
+
+def branch_runs(schedule: Schedule) -> tuple[int, int]:
+    """How often the encoder runs for one image in either branch."""
+    guided = schedule.spec.guidance_weights != 1.0
+    if schedule.unconditional_steps is not None:
+        return schedule.budget, len(schedule.unconditional_steps)
+    read = {r for k in np.flatnonzero(guided).tolist() for r, _ in schedule.forecast_at(k)}
+    return schedule.budget, len(read)
+
 
 def encoder_runs(schedule: Schedule) -> int:
     """How often the encoder runs for one image in one branch, both branches counted."""
-    guided = schedule.spec.guidance_weights != 1.0
-    if schedule.unconditional_steps is not None:
-        return schedule.budget + len(schedule.unconditional_steps)
-    read = {r for k in np.flatnonzero(guided).tolist() for r, _ in schedule.forecast_at(k)}
-    return schedule.budget + len(read)
+    return sum(branch_runs(schedule))
 
 
-def split(calibration: Statistics, schedule: Schedule, method: Method) -> Schedule:
-    """The best schedule of as many encoder runs as `schedule` has, each branch at steps of its own.
+def split(
+    calibration: Statistics, schedule: Schedule, method: Method, *, costs: tuple[float, float] = ALIKE
+) -> Schedule:
+    """The best schedule of no dearer encoder runs than `schedule` has, each branch at steps of its own.
 
-    Raises ConfigError where nothing is guided, or for a method that it is not made for.
+    `costs` are those of a run in either branch. Raises ConfigError where nothing is guided, or for a method that it is
+    not made for.
     """
-    return min(splits(calibration, schedule, method), key=lambda found: found.predicted_cost or 0.0)
+    return min(splits(calibration, schedule, method, costs=costs), key=lambda found: found.predicted_cost or 0.0)
 
 
-def splits(calibration: Statistics, schedule: Schedule, method: Method) -> list[Schedule]:
+def splits(
+    calibration: Statistics, schedule: Schedule, method: Method, *, costs: tuple[float, float] = ALIKE
+) -> list[Schedule]:
     """The best schedule of every split of the encoder runs of `schedule`, by runs of the conditional branch."""
     spec = calibration.spec
     guided = np.flatnonzero(spec.guidance_weights != 1.0)
@@ -57,18 +71,23 @@ def splits(calibration: Statistics, schedule: Schedule, method: Method) -> list[
             "The calibration has no sensitivities; calibrate with at least one sensitivity sample "
             "(--sensitivity-samples)."
         )
-    total, weight = encoder_runs(schedule), spec.guidance_weights
+    weight = spec.guidance_weights
+    total = sum(cost * runs for cost, runs in zip(costs, branch_runs(schedule), strict=True)) * (1 + ROUNDING)
     sensitivity = calibration.sensitivity * np.abs([weight, 1 - weight])
     every, first = np.arange(spec.num_evaluations), int(guided[0])
     prices = [
         _prices(calibration, branch, steps, sensitivity[branch], method)
         for branch, steps in enumerate((every, every[first:]))
     ]
-    curves = [solve_pairs(price, min(total - 1, len(price)), gamma=method.gamma) for price in prices]
+    most = [min(int((total - costs[1 - side]) / costs[side]), len(price)) for side, price in enumerate(prices)]
+    curves = [solve_pairs(price, runs, gamma=method.gamma) for price, runs in zip(prices, most, strict=True)]
     found = []
     for runs, conditional in enumerate(curves[0], 1):
-        if 1 <= total - runs <= len(curves[1]):
-            unconditional = curves[1][total - runs - 1]
+        left = int((total - costs[0] * runs) / costs[1])
+        # Where more are left than there are steps, another run of the conditional branch may be had for nothing.
+        spare = left > most[1] and total - costs[0] * (runs + 1) >= costs[1] * most[1] and runs < most[0]
+        if left >= 1 and not spare:
+            unconditional = curves[1][min(left, most[1]) - 1]
             steps = tuple(first + step for step in unconditional.refresh_steps)
             error = math.hypot(
                 *(

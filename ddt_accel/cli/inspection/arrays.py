@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 def arrays(path: Path, kind: str) -> Told:
     """What is in a file that says it is of this format."""
+    from ddt_accel import means
     from ddt_accel.backends import manifest
     from ddt_accel.calibration import statistics
     from ddt_accel.evaluation import converged
     from ddt_accel.fitting import fit
-    from ddt_accel.schedule import MEANS_FORMAT, MEANS_VERSION
 
     if kind == statistics.FORMAT:
         return _calibration(path)
     versions = {
         manifest.REFERENCE_FORMAT: manifest.REFERENCE_VERSION,
-        MEANS_FORMAT: MEANS_VERSION,
+        means.FORMAT: means.VERSION,
         converged.FORMAT: converged.VERSION,
         fit.FORMAT: fit.VERSION,
     }
@@ -58,6 +58,7 @@ def _calibration(path: Path) -> Told:
             if sensitivity is not None
             else "not measured",
             "checkpoint": calibration.checkpoint_sha256,
+            **({"guide": calibration.guide_sha256} if calibration.guide_sha256 is not None else {}),
             "latent shape": list(calibration.latent_shape),
             **{key.replace("_", " "): value for key, value in asdict(calibration.spec).items()},
         }

@@ -29,12 +29,13 @@ def schedule(path: Path) -> Told:
     drawn = max((len(row) for row in found.forecasts.values()), default=1)
     centred = ", of the deviation from the mean trajectory" if found.centred else ""
     share, psnr = share_of_unshared(path, found), predicted_psnr(found)
+    second = "unconditional" if found.guide_sha256 is None else "refresh steps of the guide"
     facts = {
         "kind": "schedule",
         "encoder runs": f"{found.budget} of {found.spec.num_evaluations}",
         **({"cost": share} if share else {}),
         "refresh steps": list(found.refresh_steps),
-        **({"unconditional": list(found.unconditional_steps)} if found.unconditional_steps is not None else {}),
+        **({second: list(found.unconditional_steps)} if found.unconditional_steps is not None else {}),
         "forecast": f"{found.forecast}, from up to {drawn} states{centred}",
         **({"times": [round(time, 4) for time in found.times]} if found.times is not None else {}),
         **({"integrator": "weights of its own"} if found.integrator is not None else {}),
@@ -43,6 +44,7 @@ def schedule(path: Path) -> Told:
         "predicted cost": found.predicted_cost,
         "predicted error": found.predicted_error,
         "checkpoint": found.checkpoint_sha256,
+        **({"guide": found.guide_sha256} if found.guide_sha256 is not None else {}),
         "calibration": found.calibration_sha256,
         **{key.replace("_", " "): value for key, value in asdict(found.spec).items()},
     }
@@ -63,7 +65,7 @@ def report(path: Path) -> Told:
 
 
 def _costs(path: Path) -> Told:
-    return Told(facts={"kind": "costs per image and branch", **asdict(costs.Costs.load(path))})
+    return Told(facts={"kind": "costs per image and branch", **costs.Costs.load(path).document()})
 
 
 def _speeds(path: Path) -> Told:

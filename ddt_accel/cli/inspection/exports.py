@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from ddt_accel.backends.manifest import Engine, Manifest
+from ddt_accel.backends.manifest import GUIDE_FOLDER, Engine, Manifest
 from ddt_accel.cli.holdings import sizes
 from ddt_accel.cli.inspection.told import Told
 from ddt_accel.errors import ArtifactError
@@ -30,6 +30,7 @@ def export(folder: Path) -> Told:
         "parity": ", ".join(f"{name} {error:.1e}" for name, error in manifest.parity.items())
         + " from PyTorch in fp32, relative to the largest value",
         "checkpoint": manifest.checkpoint_sha256 or "unknown",
+        **({"guide": f"{manifest.guide_sha256}, in {GUIDE_FOLDER}/"} if manifest.guide_sha256 is not None else {}),
         "made by": [f"{name} {version}" for name, version in manifest.versions.items()],
         "files": list(manifest.files),
     }

@@ -1,0 +1,123 @@
+"""Guidance by a second network (autoguidance, arXiv 2406.02507): two backends as one, each for one branch's rows.
+
+Where guidance applies, v = v_g + w (v − v_g): both networks see the same latents, time and label. The second one's rows
+are those of the unconditional branch otherwise, so that the loop knows no difference; states, modulations and slots are
+each network's own, and whatever is asked of one half of the rows runs one network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel.errors import ConfigError, MismatchError
+from ddt_accel.networks.split import SplitNetwork
+from ddt_accel.sampling.backend import Backend, Buffers, Session
+from ddt_accel.spec import SamplingSpec
+
+
+class GuidedBackend:
+    """`main`, guided by `guide`: any two backends on the same device.
+
+    Raises MismatchError where the two are for other latents or classes, ConfigError where one has a guide already.
+    """
+
+    def __init__(self, main: Backend, guide: Backend) -> None:
+        if main.guide is not None or guide.guide is not None:
+            raise ConfigError("These networks have a second one that guides already; give each of them alone.")
+        check_guide(main, guide)
+        self.main, self.guide = main, guide
+        self.name = main.name if main.name == guide.name else f"{main.name}, guided by {guide.name}"
+        self.config, self.device, self.checkpoint_sha256 = main.config, main.device, main.checkpoint_sha256
+        self.capturable = main.capturable and guide.capturable
+        self.latent_shape = known_shape(main) or known_shape(guide)
+
+    @property
+    def compile_seconds(self) -> float:
+        """Spent in calls that compiled something, so far."""
+        return sum(getattr(backend, "compile_seconds", 0.0) for backend in (self.main, self.guide))
+
+    def open(
+        self, batch: int, latent_shape: tuple[int, int, int], slots: int, *, buffers: Buffers | None = None
+    ) -> GuidedSession:
+        if buffers is not None:
+            raise ConfigError("Two networks take the rows of both branches; open one of them for one.")
+        whole = Buffers.zeros(2 * batch, latent_shape, self.device)
+        halves = whole[:batch], whole[batch:]
+        sessions = [
+            backend.open(batch, latent_shape, slots, buffers=half)
+            for backend, half in zip((self.main, self.guide), halves, strict=True)
+        ]
+        return GuidedSession(sessions, whole, batch)
+
+
+class GuidedSession:
+    """See `sampling.backend.Session`."""
+
+    def __init__(self, sessions: Sequence[Session], buffers: Buffers, batch: int) -> None:
+        self._sessions, self._batch = sessions, batch
+        self.latents, self.times, self.labels = buffers.latents, buffers.times, buffers.labels
+        self.velocity = buffers.velocity
+
+    def encode(self, slot: int, rows: slice) -> None:
+        for session in self._of(rows):
+            session.encode(slot, slice(0, self._batch))
+
+    def forecast(self, slot: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: slice) -> None:
+        for session in self._of(rows):
+            session.forecast(slot, sources, constant, slice(0, self._batch))
+
+    def decode(self, slot: int, rows: slice) -> None:
+        for session in self._of(rows):
+            session.decode(slot, slice(0, self._batch))
+
+    def _of(self, rows: slice) -> list[Session]:
+        """The sessions whose rows these are."""
+        return [session for half, session in enumerate(self._sessions) if rows.start <= half * self._batch < rows.stop]
+
+
+def backend_of(
+    model_or_backend: SplitNetwork | Backend, guide: SplitNetwork | Backend | None, spec: SamplingSpec
+) -> Backend:
+    """What samples as `spec` says: models are run by PyTorch. Raises ConfigError for a guide that guides nothing."""
+    main = TorchBackend(model_or_backend) if isinstance(model_or_backend, SplitNetwork) else model_or_backend
+    if guide is None:
+        return main
+    check_guides(spec)
+    return GuidedBackend(main, TorchBackend(guide) if isinstance(guide, SplitNetwork) else guide)
+
+
+def check_guides(spec: SamplingSpec) -> None:
+    """Raises ConfigError where a second network would guide nothing."""
+    if not (spec.guidance_weights != 1.0).any():
+        raise ConfigError(
+            f"A second network (--guide) would guide nothing: guidance is {spec.guided}; give another --guidance, or "
+            "leave the guide out."
+        )
+
+
+def check_guide(main: Backend, guide: Backend) -> None:
+    """Raises MismatchError for a guide that is no second network for what `main` draws."""
+    mine, other = main.config, guide.config
+    shapes = known_shape(main), known_shape(guide)
+    if mine.in_channels != other.in_channels or (None not in shapes and shapes[0] != shapes[1]):
+        said = [
+            f"{config.in_channels} channels" if shape is None else f"latents {list(shape)}"
+            for config, shape in zip((mine, other), shapes, strict=True)
+        ]
+        raise MismatchError(f"The guide (--guide) is for {said[1]}, the network for {said[0]}; give one for the same.")
+    if mine.num_classes != other.num_classes:
+        raise MismatchError(
+            f"The guide (--guide) has {other.num_classes} classes, the network {mine.num_classes}; give one of the "
+            "same classes."
+        )
+    if main.device != guide.device:
+        raise ConfigError(f"The network is on {main.device}, its guide on {guide.device}; move them to one device.")
+
+
+def known_shape(backend: Backend) -> tuple[int, int, int] | None:
+    """The latents [C, H, W] that a backend is for, where it is for some alone."""
+    shape: tuple[int, int, int] | None = getattr(backend, "latent_shape", None)
+    return shape
