@@ -53,7 +53,7 @@ NETWORKS = {
 }  # fmt: skip
 EXPORTS = {"forecasts": {"sources": 2}}
 # Relative to the size of the latents. `test_backends` has more of each backend, with one family.
-TOLERANCE = {"torch": 1e-6, "onnx-forecasts": 1e-4, "compiled": 1e-4}
+TOLERANCE = {"torch": 1e-6, "torch-states": 1e-5, "onnx-forecasts": 1e-4, "compiled": 1e-4}
 
 
 @pytest.fixture(scope="session", params=list(FAMILIES))
@@ -86,7 +86,7 @@ def opened(network, shape, tmp_path_factory) -> Callable[[str], object]:
         if name not in made:
             runner, _, kind = name.partition("-")
             if runner == "torch":
-                made[name] = TorchBackend(network)
+                made[name] = TorchBackend(network, cache="state" if kind == "states" else "modulations")
             elif runner == "compiled":
                 made[name] = CompiledBackend(network, latent_shape=shape, precision="fp32")
             else:

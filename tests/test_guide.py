@@ -118,19 +118,20 @@ class Counted(TorchBackend):
 
     def __init__(self, model: SplitNetwork) -> None:
         super().__init__(model)
-        self.calls: dict[str, list[int]] = {"encode": [], "decode": []}
+        self.calls: dict[str, list[int]] = {"encode": [], "decode": [], "forecast": []}
         self.taken = 0
 
     def open(self, *arguments: Any, **named: Any) -> TorchSession:
         session = super().open(*arguments, **named)
-        self.taken = sum(one.numel() for one in session.modulations.values())
+        self.taken = sum(one.numel() for one in session.slots.values())
         for name in self.calls:
             setattr(session, name, partial(self._counted, name, getattr(session, name)))
         return session
 
-    def _counted(self, name: str, run: Callable[[int, slice], None], slot: int, rows: slice) -> None:
+    def _counted(self, name: str, run: Callable[..., None], *arguments: Any) -> None:
+        rows = arguments[-1]
         self.calls[name].append(rows.stop - rows.start)
-        run(slot, rows)
+        run(*arguments)
 
 
 def counted(schedule: Schedule, model: SplitNetwork, guide: SplitNetwork) -> tuple[Counted, Counted]:
@@ -147,10 +148,12 @@ def test_nothing_is_run_that_is_not_read(model, guide) -> None:
         forecasts={4: ((0, 0.5), (2, 0.5))},
     )
     main, second = counted(schedule, model, guide)
-    assert main.calls == {"encode": [batch] * 3, "decode": [batch] * 10}
-    assert second.calls == {"encode": [batch] * 3, "decode": [batch] * 7}  # at 0, too: evaluation 4 reads it
+    assert main.calls == {"encode": [batch] * 3, "decode": [batch] * 10, "forecast": [batch]}
+    # At 0, too: evaluation 4 reads it.
+    assert second.calls == {"encode": [batch] * 3, "decode": [batch] * 7, "forecast": [batch]}
     main, second = counted(PUBLISHED["euler_autoguidance_main_every_2"], model, guide)
     assert (len(main.calls["encode"]), len(second.calls["encode"])) == (5, 10)
+    assert not main.calls["forecast"]  # a state that is held is not copied, though the guide's is new
     main, second = counted(dataclasses.replace(schedule, forecasts={}), model, guide)
     assert (len(main.calls["encode"]), len(second.calls["encode"])) == (3, 2)
     # Rows of its own half alone: as many values of either network as one branch needs.
@@ -338,9 +341,10 @@ def test_costs_are_each_networks_own(model, guide, tmp_path) -> None:
     costs = counted_costs(model.config, (8, 6, 6), guide=guide.config)
     alone = [counted_costs(one.config, (8, 6, 6)) for one in (model, guide)]
     schedule = PUBLISHED["euler_autoguidance_main_every_2"]
-    # Where the guide's state is new, the held one of the main network is copied to the same slot.
-    main, second = 5 * (alone[0].encoder + alone[0].forecast) + 10 * alone[0].decoder, alone[1]
+    main, second = 5 * alone[0].encoder + 10 * alone[0].decoder, alone[1]
     assert costs.of(schedule) == pytest.approx(main + 10 * (second.encoder + second.decoder))
+    forecast = dataclasses.replace(schedule, forecasts={5: ((2, -0.5), (4, 1.5))})
+    assert costs.of(forecast) == pytest.approx(costs.of(schedule) + 2 * alone[0].forecast)
     costs.save(tmp_path / "costs.json")
     assert Costs.load(tmp_path / "costs.json") == costs
     part = spec_of("euler_autoguidance_part")

@@ -365,7 +365,7 @@ def test_forecasts_inside_the_decoder_take_no_slot(tiny_model_path, exports) -> 
         trajectory = Trajectory(backend, compile_program(schedule), noise, labels)
         trajectory.run()
         session = trajectory.session
-        assert len(session.modulations if isinstance(backend, TorchBackend) else session.slots) == made
+        assert len(session.slots) == made
 
 
 def test_the_reference_has_the_modulations_of_the_network(tiny_model_path) -> None:
@@ -374,4 +374,4 @@ def test_the_reference_has_the_modulations_of_the_network(tiny_model_path) -> No
     session.latents.normal_()
     session.encode(0, slice(0, 2))
     with torch.inference_mode():
-        assert torch.equal(session.modulations[0], model.modulations(states[0]))
+        assert torch.equal(session.slots[0], model.modulations(states[0]))

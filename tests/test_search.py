@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from ddt_accel import SamplingSpec, Schedule, calibrate, draw_labels, draw_noise, load_model, sample
-from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel import SamplingSpec, Schedule, calibrate, draw_labels, draw_noise, load_model, sample, solve
+from ddt_accel.backends.pytorch import StateSession, TorchBackend
 from ddt_accel.errors import ConfigError, MismatchError, NumericsError
 from ddt_accel.evaluation.converged import ConvergedPath, converged_ends, converged_path
 from ddt_accel.evaluation.costs import counted_costs
@@ -160,6 +160,24 @@ def test_batches_do_not_matter(backend, calibration, path) -> None:
     rows = [closed_form(backend, schedule, path, size).integrator for size in (6, 4)]
     for one, other in zip(*rows, strict=True):
         np.testing.assert_allclose([w for _, w in one], [w for _, w in other], atol=2e-3)
+
+
+def test_states_are_kept_where_modulations_take_too_much(backend, path, calibration, monkeypatch) -> None:
+    """The same numbers but for rounding, whether forecasts are made of modulations or of states."""
+    schedule = solve(calibration, 4)
+    expected = closed_form(backend, schedule, path, 4).integrator
+    monkeypatch.setattr("ddt_accel.fitting.closed_form.MOST_KEPT", 0)
+    encoded, encode = [], StateSession.encode
+
+    def counted(session: StateSession, slot: int, rows: slice) -> None:
+        encoded.append(slot)
+        encode(session, slot, rows)
+
+    monkeypatch.setattr(StateSession, "encode", counted)
+    found = closed_form(backend, schedule, path, 4).integrator
+    assert encoded
+    for row, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose([weight for _, weight in row], [weight for _, weight in other], rtol=1e-3, atol=1e-4)
 
 
 def test_a_stochastic_sampler_has_no_closed_form(backend, path) -> None:

@@ -54,28 +54,37 @@ class GuidedBackend:
 
 
 class GuidedSession:
-    """See `sampling.backend.Session`."""
+    """See `sampling.backend.Session`.
+
+    A state that one network holds while the other has a new one is read where it lies, and not copied.
+    """
 
     def __init__(self, sessions: Sequence[Session], buffers: Buffers, batch: int) -> None:
         self._sessions, self._batch = sessions, batch
         self.latents, self.times, self.labels = buffers.latents, buffers.times, buffers.labels
         self.velocity = buffers.velocity
+        self._held: list[dict[int, int]] = [{} for _ in sessions]  # slot → that of the state which stands for it
 
     def encode(self, slot: int, rows: slice) -> None:
-        for session in self._of(rows):
-            session.encode(slot, slice(0, self._batch))
+        for half in self._halves(rows):
+            self._held[half].pop(slot, None)
+            self._sessions[half].encode(slot, slice(0, self._batch))
 
     def forecast(self, slot: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: slice) -> None:
-        for session in self._of(rows):
-            session.forecast(slot, sources, constant, slice(0, self._batch))
+        (first, weight), *others = sources
+        for half in self._halves(rows):
+            if constant is None and weight == 1.0 and not others:
+                self._held[half][slot] = first
+            else:
+                self._held[half].pop(slot, None)
+                self._sessions[half].forecast(slot, sources, constant, slice(0, self._batch))
 
     def decode(self, slot: int, rows: slice) -> None:
-        for session in self._of(rows):
-            session.decode(slot, slice(0, self._batch))
+        for half in self._halves(rows):
+            self._sessions[half].decode(self._held[half].get(slot, slot), slice(0, self._batch))
 
-    def _of(self, rows: slice) -> list[Session]:
-        """The sessions whose rows these are."""
-        return [session for half, session in enumerate(self._sessions) if rows.start <= half * self._batch < rows.stop]
+    def _halves(self, rows: slice) -> list[int]:
+        return [half for half in (0, 1) if rows.start <= half * self._batch < rows.stop]
 
 
 def backend_of(
@@ -87,6 +96,13 @@ def backend_of(
         return main
     check_guides(spec)
     return GuidedBackend(main, TorchBackend(guide) if isinstance(guide, SplitNetwork) else guide)
+
+
+def caching_states(backend: Backend) -> Backend:
+    """The same networks with states in the place of modulations, where PyTorch runs them as they are."""
+    if isinstance(backend, GuidedBackend):
+        return GuidedBackend(caching_states(backend.main), caching_states(backend.guide))
+    return TorchBackend(backend.model, cache="state") if isinstance(backend, TorchBackend) else backend
 
 
 def check_guides(spec: SamplingSpec) -> None:

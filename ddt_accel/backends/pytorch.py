@@ -19,14 +19,17 @@ T = TypeVar("T")
 class TorchBackend:
     """Runs a model where it lies and as it is; in float32 its products are that on a GPU, too, and not TensorFloat32.
 
-    `on_state` is called with every encoder state [rows, L, D], for those who study it.
+    `on_state` is called with every encoder state [rows, L, D], for those who study it. With `cache="state"` states are
+    kept between refreshes in the place of modulations, which are made at every step: slower, in far less memory.
     """
 
     name = "torch"
     guide = None
 
-    def __init__(self, model: SplitNetwork, *, on_state: Callable[[Tensor], None] | None = None) -> None:
-        self.model = model
+    def __init__(
+        self, model: SplitNetwork, *, on_state: Callable[[Tensor], None] | None = None, cache: str = "modulations"
+    ) -> None:
+        self.model, self.cache = model, cache
         self.config = model.config
         self.checkpoint_sha256 = model.source.sha256 if model.source else None
         self.device = model.device
@@ -37,7 +40,8 @@ class TorchBackend:
     def open(
         self, batch: int, latent_shape: tuple[int, int, int], slots: int, *, buffers: Buffers | None = None
     ) -> TorchSession:
-        return TorchSession(self, batch, latent_shape, slots, buffers=buffers)
+        kind = StateSession if self.cache == "state" else TorchSession
+        return kind(self, batch, latent_shape, slots, buffers=buffers)
 
 
 class TorchSession:
@@ -58,31 +62,93 @@ class TorchSession:
         buffers = buffers or Buffers.zeros(2 * batch, latent_shape, device)
         self.latents, self.times, self.labels = buffers.latents, buffers.times, buffers.labels
         self.velocity = buffers.velocity
-        shape = (len(buffers.latents), backend.config.num_tokens(latent_shape), backend.config.modulation_size)
-        self.modulations = make_slots(slots, lambda: torch.zeros(shape, dtype=dtype, device=device))
+        shape = (len(buffers.latents), backend.config.num_tokens(latent_shape), self._cached(backend))
+        self.slots = make_slots(slots, lambda: torch.zeros(shape, dtype=dtype, device=device))
+
+    @staticmethod
+    def _cached(backend: TorchBackend) -> int:
+        """Values a token in a slot."""
+        return backend.config.modulation_size
 
     @torch.inference_mode()
     def encode(self, slot: int, rows: slice) -> None:
-        with full_float32(self.device):
-            state = self.model.encode(self.latents[rows].to(self.dtype), self.times[rows], self.labels[rows])
-        if self.on_state is not None:
-            self.on_state(state)
+        state = self._state(rows)
         # One map after the other, as `SplitNetwork.modulations` has them: all at once would be two more copies of them.
-        parts = self.modulations[slot][rows].split(self.model.config.modulation_widths, dim=-1)
+        parts = self.slots[slot][rows].split(self.model.config.modulation_widths, dim=-1)
         with full_float32(self.device):
             for affine, part in zip(self.model.modulation_maps, parts, strict=True):
                 part.copy_(affine(state))
 
     @torch.inference_mode()
     def forecast(self, slot: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: slice) -> None:
-        drawn = [(self.modulations[source][rows], weight) for source, weight in sources]
-        combine(self.modulations[slot][rows], drawn, constant)
+        drawn = [(self.slots[source][rows], weight) for source, weight in sources]
+        combine(self.slots[slot][rows], drawn, constant)
 
     @torch.inference_mode()
     def decode(self, slot: int, rows: slice) -> None:
-        modulations = self.modulations[slot][rows]
+        self._decode(self.slots[slot][rows], rows)
+
+    def _state(self, rows: slice) -> Tensor:
+        with full_float32(self.device):
+            state = self.model.encode(self.latents[rows].to(self.dtype), self.times[rows], self.labels[rows])
+        if self.on_state is not None:
+            self.on_state(state)
+        return state
+
+    def _decode(self, modulations: Tensor, rows: slice) -> None:
         with full_float32(self.device):
             self.velocity[rows] = self.model.decode_modulated(self.latents[rows].to(self.dtype), modulations)
+
+
+class StateSession(TorchSession):
+    """A session whose slots hold states s: of `Σ w s + constant` modulations are made when they are read, as
+    `W Σ w s + b Σ w + constant`."""
+
+    def __init__(
+        self,
+        backend: TorchBackend,
+        batch: int,
+        latent_shape: tuple[int, int, int],
+        slots: int,
+        *,
+        buffers: Buffers | None = None,
+    ) -> None:
+        super().__init__(backend, batch, latent_shape, slots, buffers=buffers)
+        self._batch, self._bias = batch, backend.model.modulation_bias
+        # (slot, half of the rows) → what its modulations have beyond the affine map of its state, if anything.
+        self._beyond: dict[tuple[int, int], Tensor | None] = {}
+
+    @staticmethod
+    def _cached(backend: TorchBackend) -> int:
+        return backend.config.state_size
+
+    @torch.inference_mode()
+    def encode(self, slot: int, rows: slice) -> None:
+        self.slots[slot][rows] = self._state(rows)
+        self._note(slot, rows, None)
+
+    @torch.inference_mode()
+    def forecast(self, slot: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: slice) -> None:
+        combine(self.slots[slot][rows], [(self.slots[source][rows], weight) for source, weight in sources], None)
+        beyond = (sum(weight for _, weight in sources) - 1) * self._bias
+        self._note(slot, rows, beyond if constant is None else beyond + constant.to(beyond))
+
+    @torch.inference_mode()
+    def decode(self, slot: int, rows: slice) -> None:
+        with full_float32(self.device):
+            modulations = self.model.modulations(self.slots[slot][rows])
+        for half in self._halves(rows):
+            beyond = self._beyond[slot, half]
+            if beyond is not None:
+                start = half * self._batch - rows.start
+                modulations[start : start + self._batch] += beyond
+        self._decode(modulations, rows)
+
+    def _note(self, slot: int, rows: slice, beyond: Tensor | None) -> None:
+        self._beyond |= {(slot, half): beyond for half in self._halves(rows)}
+
+    def _halves(self, rows: slice) -> list[int]:
+        return [half for half in (0, 1) if rows.start <= half * self._batch < rows.stop]
 
 
 def make_slots(count: int, make: Callable[[], T]) -> dict[int, T]:

@@ -107,7 +107,7 @@ class Costs:
 
 def works(program: Program, guided: bool) -> list[Work]:
     """What each network does for an image: one for both branches, or with a second one that guides a branch each."""
-    work = branch_work(program)
+    work = branch_work(program, apart=guided)
     return [*work] if guided else [work[0] + work[1]]
 
 
@@ -185,7 +185,7 @@ def implied_costs(
     any it remains a difference.
     """
     costs = measured_costs(unshared, spec, solved, schedule, conditions, counted)
-    reads = forecast_reads(compile_program(schedule))
+    reads = sum(work.reads for work in works(compile_program(schedule), counted.guide is not None))
     if reads == 0:
         return costs
     beyond, guide = (solved.seconds - costs.of(schedule)) / reads, costs.guide

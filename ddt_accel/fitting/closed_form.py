@@ -18,19 +18,22 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from ddt_accel.backends.guided import caching_states
 from ddt_accel.errors import ConfigError, NumericsError
 from ddt_accel.evaluation.converged import ConvergedPath
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.integrators import Update
 from ddt_accel.sampling.noise import draw_labels, draw_noise
-from ddt_accel.sampling.program import compile_program
-from ddt_accel.sampling.trajectory import Trajectory
+from ddt_accel.sampling.program import Program, compile_program
+from ddt_accel.sampling.trajectory import Trajectory, state_slots
 from ddt_accel.schedule import FITTED, Row, Schedule
 
 # How much the square of a change of a weight counts, by the square of the latest velocity: velocities are alike.
 RIDGE = 1e-6
 # Rounds of least squares, each with images weighted by the inverse of the error that the last one left them.
 ROUNDS = 4
+# Bytes that modulations of all images may take; beyond them states are kept, of which modulations are made anew.
+MOST_KEPT = 4 << 30
 
 
 def closed_form(backend: Backend, schedule: Schedule, path: ConvergedPath, batch_size: int) -> Schedule:
@@ -45,6 +48,8 @@ def closed_form(backend: Backend, schedule: Schedule, path: ConvergedPath, batch
     # Every evaluation may read every velocity so far, so that all of them are kept.
     full = tuple(tuple((j, 1.0) for j in range(k + 1)) for k in range(count))
     program = compile_program(dataclasses.replace(schedule, integrator=full))
+    if _modulation_bytes(backend, program, path) > MOST_KEPT:
+        backend = caching_states(backend)
     batches = []
     for start in range(path.images.first, path.images.stop, batch_size):
         indices = range(start, min(path.images.stop, start + batch_size))
@@ -78,6 +83,13 @@ def closed_form(backend: Backend, schedule: Schedule, path: ConvergedPath, batch
         predicted_error=None,
         fitted_on=path.images.joined(schedule.fitted_on),
     )
+
+
+def _modulation_bytes(backend: Backend, program: Program, path: ConvergedPath) -> int:
+    """What the modulations of all images take in float32, in both branches and as many slots as the program needs."""
+    _, height, width = path.latents.shape[2:]
+    tokens = backend.config.num_tokens((path.latents.shape[2], height, width))
+    return 4 * 2 * path.images.count * state_slots(program) * tokens * backend.config.modulation_size
 
 
 def _system(latents: Tensor, velocities: Tensor, target: Tensor, warm: Tensor) -> tuple[Tensor, Tensor, Tensor]:

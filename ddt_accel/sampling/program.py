@@ -152,8 +152,9 @@ class Work:
         )
 
 
-def branch_work(program: Program) -> tuple[Work, Work]:
-    """That of the conditional and of the unconditional branch."""
+def branch_work(program: Program, *, apart: bool = False) -> tuple[Work, Work]:
+    """That of the conditional and of the unconditional branch; `apart`, where two networks run, neither copies a state
+    that it holds because the other has a new one."""
     work = []
     for side in (0, 1):
         done = [(one, one.branches[side]) for one in program.evaluations if side < len(one.branches)]
@@ -161,7 +162,11 @@ def branch_work(program: Program) -> tuple[Work, Work]:
             Work(
                 encoded=sum(branch.encode for _, branch in done),
                 decoded=sum(side == 0 or one.decode_both for one, _ in done),
-                reads=sum(len(branch.forecast) for one, branch in done if one.held is None and not branch.encode),
+                reads=sum(
+                    len(branch.forecast)
+                    for one, branch in done
+                    if (branch if apart else one).held is None and not branch.encode
+                ),
             )
         )
     return work[0], work[1]
