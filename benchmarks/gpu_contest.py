@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -76,9 +77,10 @@ def peers(part: Part, batch: int) -> None:
             measure(f"ours, {name}", 0)
     if part.clone is None:
         part.tell("published", None, reason="no clone of github.com/MCG-NJU/DDT in the checkout")
+    clone = part.clone or Path()
     for way, settings in ways(small, part.reduced).items() if part.clone else ():
         with part.trying(f"published, {way}", needs=8):
-            network = published_network(part.clone, part.model, **settings)
+            network = published_network(clone, part.model, **settings)
             few = published(network, part.model, Schedule.uniform(replace(part.spec, num_steps=3), 1), autocast=True)
             for _ in range(3 if small else 1):  # CUDA graphs want to be run more than once
                 few(noise, labels)

@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ddt_accel.backends.compiled import CompiledBackend
 from ddt_accel.networks.device import device_name
 from ddt_accel.networks.split import latent_shape_of
 
-PACKAGES = ("torch", "triton", "numpy", "onnx", "tensorrt", "tensorrt_rtx", "onnxruntime", "onnxruntime-gpu")
+PACKAGES = ("triton", "numpy", "onnx", "tensorrt", "tensorrt_rtx", "onnxruntime", "onnxruntime-gpu")
 
 
 def probe(part: Part) -> None:
@@ -29,6 +30,7 @@ def probe(part: Part) -> None:
     part.tell("card", device_name(part.device))
     part.tell("networks", "tiny" if part.reduced else "published sizes, random weights")
     part.tell("python", platform.python_version())
+    part.tell("torch", str(torch.__version__))
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             part.tell(name, importlib.metadata.version(name))
@@ -101,6 +103,7 @@ def compiling(part: Part, name: str) -> None:
     for slot in range(3):
         session.encode(slot, rows)
     part.tell("encoder", backend.compile_seconds, "s")
+    part.keep_compiled()
     for sources in (0, 2, 3):
         before = backend.compile_seconds
         if sources:
@@ -122,5 +125,5 @@ def compiling_published(part: Part) -> None:
     for weights, bf16 in (("fp32", False), ("bf16", True)):
         network = published_network(part.clone, part.model, compiled=True, bf16=bf16)
         draw = published(network, part.model, few, autocast=not part.reduced or bf16)
-        part.tell(f"published, {weights} weights", part.once(lambda draw=draw: draw(noise, labels)), "s")
+        part.tell(f"published, {weights} weights", part.once(partial(draw, noise, labels)), "s")
     part.keep_compiled()

@@ -150,12 +150,19 @@ def test_after_a_failed_capture_memory_and_captures_are_as_before() -> None:
 
     with pytest.raises(RuntimeError):
         capture(waits, device)
-    half = int(0.6 * torch.cuda.mem_get_info()[0])
-    first = torch.empty(half, dtype=torch.uint8, device=device)
-    del first
-    second = torch.empty(half + (1 << 21), dtype=torch.uint8, device=device)  # only if the first is given back
-    del second
-    torch.cuda.empty_cache()
+    # Of a small share of the card, since others may be using it.
+    share = int(0.05 * torch.cuda.get_device_properties(device).total_memory)
+    torch.cuda.set_per_process_memory_fraction(0.05)
+    try:
+        first = torch.empty(int(0.6 * share), dtype=torch.uint8, device=device)
+        del first
+        second = torch.empty(
+            int(0.6 * share) + (1 << 21), dtype=torch.uint8, device=device
+        )  # if the first is given back
+        del second
+        torch.cuda.empty_cache()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
     torch.randn(8, device=device)  # the generator is not captured, either
     out = torch.zeros(8, device=device)
     graph = capture(lambda: torch.add(out, 1, out=out), device)
