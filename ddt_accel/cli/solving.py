@@ -56,7 +56,8 @@ def solve(
         bool, typer.Option("--centred/--uncentred", help="Forecast the deviation from the mean trajectory.")
     ] = True,
     split: Annotated[
-        bool, typer.Option("--split", help="Refresh the unconditional branch at steps of its own; uncentred.")
+        bool,
+        typer.Option("--split", help="Refresh the unconditional branch, or the guide, at steps of its own; uncentred."),
     ] = False,
     pareto: Annotated[bool, typer.Option("--pareto", help="Write the schedules of all budgets, and a table.")] = False,
     refine: Annotated[
