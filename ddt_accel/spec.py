@@ -165,6 +165,11 @@ class SamplingSpec:
         low, high = self.guidance_interval
         return f"{self.guidance:g} on ({low:g}, {high:g})" + (", ends included" if self.closed_interval else "")
 
+    def guides_as(self, other: SamplingSpec) -> bool:
+        """Whether both guide by the same weight on the same interval."""
+        own, others = ((spec.guidance, spec.guidance_interval, spec.closed_interval) for spec in (self, other))
+        return own == others
+
     def check_guides(self) -> None:
         """Raises ConfigError where a closed interval is asked for that no evaluation lies in."""
         if self.closed_interval and not (self.guidance_weights != 1.0).any():

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,15 +43,26 @@ class ModelChoice:
         return load_model(self.source, config=self.config, weights=self.weights, latent_shape=self.latent_shape)
 
     def load_guide(self) -> SplitNetwork | None:
-        """The second network, where there is one."""
+        """The second network, where there is one.
+
+        Its own header, YAML or weights say how it is built; the model's configuration, which may have a guide's beside
+        it, only where they do not. Of several sets of weights it takes the averaged or raw ones as the model does.
+        """
         from ddt_accel.networks.checkpoints import load_model
 
         if self.guide is None:
             return None
-        if self.config is not None:
-            with contextlib.suppress(CheckpointError, ConfigError):  # of a YAML that says nothing of the guide
-                return load_model(self.guide, config=self.config, latent_shape=self.latent_shape)
-        return load_model(self.guide, latent_shape=self.latent_shape)
+        weights = self.weights if self.weights in ("ema", "raw") else "ema"
+        load = partial(load_model, self.guide, weights=weights, latent_shape=self.latent_shape)
+        try:
+            return load()
+        except ConfigError as error:
+            if self.config is None:
+                raise
+            try:
+                return load(config=self.config)
+            except (CheckpointError, ConfigError):
+                raise error from None
 
     def resolved(self) -> ModelChoice:
         """The same from any folder: local paths are absolute. Links stay what they are: names and neighbours count."""

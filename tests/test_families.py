@@ -22,8 +22,7 @@ from ddt_accel.networks import checkpoints
 from ddt_accel.networks.checkpoints import describe, identity, tensors_sha256
 from ddt_accel.networks.families import FAMILIES, as_mapping, build, config_of, release_of, settings_in
 from ddt_accel.networks.pixnerd.config import PixNerdConfig
-from ddt_accel.networks.rae.config import DiTDHConfig
-from ddt_accel.networks.rae.network import COMPUTED
+from ddt_accel.networks.rae.config import COMPUTED, DiTDHConfig
 from ddt_accel.networks.settings import read_yaml
 from ddt_accel.networks.split import SplitNetwork
 
@@ -445,3 +444,22 @@ def test_what_is_kept_between_refreshes_is_told(repository: str, path: str, modu
     assert release is not None
     told = checkpoints._kept(release.config, release.latent_shape)
     assert told.startswith(f"{modulations} MB of modulations, or {state} MB of states")
+
+
+def test_settings_that_compute_the_same_are_the_same_network() -> None:
+    """Ratios that lead to the same width, and how often labels were dropped; whether there is a null label is more."""
+    settings = {"input_size": 4, "in_channels": 6, "hidden_size": [16, 24], "depth": [2, 1], "num_heads": [2, 3]}
+    base = config_of({"family": "rae", **settings})
+    for same in ({"mlp_ratio": 4.001}, {"class_dropout_prob": 0.2}):
+        assert config_of({"family": "rae", **settings, **same}).essence == base.essence
+    for other in ({"mlp_ratio": 3.0}, {"class_dropout_prob": 0.0}, {"use_rmsnorm": False}, {"num_heads": [4, 3]}):
+        assert config_of({"family": "rae", **settings, **other}).essence != base.essence
+
+
+def test_rotary_tables_of_another_network_are_refused(tmp_path: Path) -> None:
+    """The published code would turn by them."""
+    tensors = torch.load(RAE / "DiTDH" / "stage2_model.pt", weights_only=True)
+    tensors[COMPUTED[0]] = torch.ones_like(tensors[COMPUTED[0]])
+    torch.save(tensors, tmp_path / "net.pt")
+    with pytest.raises(CheckpointError, match=rf"other tables in {COMPUTED[0]} than follow from its settings"):
+        load_model(tmp_path / "net.pt")

@@ -39,17 +39,21 @@ from ddt_accel.backends.manifest import Manifest
 from ddt_accel.backends.pytorch import TorchBackend, TorchSession
 from ddt_accel.calibration.resample import resample
 from ddt_accel.errors import ArtifactError, ConfigError, DependencyError, MismatchError
-from ddt_accel.evaluation.costs import Costs, counted_costs, kept_costs
+from ddt_accel.evaluation.costs import Costs, counted_costs, counted_of, kept_costs
+from ddt_accel.evaluation.plan import make_plans
 from ddt_accel.evaluation.timing import timed_costs
 from ddt_accel.fitting.fit import Fitter
 from ddt_accel.fitting.fit_spec import FitSpec
 from ddt_accel.fitting.joint import JointFit
 from ddt_accel.fitting.scalars import Scalars
 from ddt_accel.fitting.trajectory import fitted_trajectory
+from ddt_accel.networks.families import build, config_of
 from ddt_accel.networks.split import SplitNetwork
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.solver.solve import Method, solve_curve
 from ddt_accel.solver.split import branch_runs, split, splits
+from ddt_accel.stages import silent
+from ddt_accel.workspace import ModelChoice
 
 FOLDER = Path(__file__).parent / "reference" / "rae_small"
 FACTS = json.loads((FOLDER / "case.json").read_text())
@@ -520,3 +524,55 @@ def test_plans_and_fits_by_the_command_line(commanded, tmp_path, cli, guide) -> 
     assert "guidance by a second network 1.42" in (folder / "report.md").read_text()
     assert cli("status", "--workspace", folder).code == 0
     assert "seconds" in cli("inspect", folder / "costs.json").out
+
+
+def test_a_guide_says_itself_how_it_is_built(tmp_path, tiny_model_path) -> None:
+    """The model's configuration is for the model, even where the guide's tensors fit it."""
+    settings = dataclasses.asdict(load_model(tiny_model_path).config)
+    for name, blocks in (("main", 2), ("guide", 1)):
+        (tmp_path / name).mkdir()
+        own = {**settings, "num_encoder_blocks": blocks}
+        torch.save({"ema": build(config_of(own)).state_dict()}, tmp_path / name / "net.pt")
+        (tmp_path / name / "config.yaml").write_text(json.dumps({**own, "latent_shape": [3, 8, 8]}))
+    choice = ModelChoice(
+        source=str(tmp_path / "main/net.pt"),
+        config=str(tmp_path / "main/config.yaml"),
+        guide=str(tmp_path / "guide/net.pt"),
+    )
+    opened = choice.load_guide()
+    assert opened is not None
+    assert opened.config == config_of({**settings, "num_encoder_blocks": 1})
+
+
+def test_a_guide_of_raw_weights_alone(tmp_path) -> None:
+    weights = dict(load_model(GUIDE).state_dict())
+    torch.save({"model": weights, "optimizer": {"m": torch.zeros(2)}, "step": 3}, tmp_path / "net.pt")
+    opened = ModelChoice(source=str(MODEL), weights="raw", guide=str(tmp_path / "net.pt")).load_guide()
+    assert opened is not None
+    assert opened.source.sha256 == load_model(GUIDE).source.sha256
+
+
+def test_a_grid_on_which_nothing_is_guided_is_fitted_all_the_same(model, guide) -> None:
+    """Searches try coarse grids, whose evaluations may all miss a narrow interval."""
+    spec = SamplingSpec(num_steps=4, guidance=1.4, guidance_interval=(0.05, 0.2))
+    assert (spec.guidance_weights == 1.0).all()
+    Fitter(model, Schedule.full(spec), FitSpec(images=2, held_out=2, batch_size=2, micro_batch=2), guide=guide)
+    with pytest.raises(ConfigError, match="would guide nothing"):
+        fit(model, Schedule.full(spec), guide=guide)
+
+
+def test_plans_want_the_calibrated_guide(model, guide, calibration) -> None:
+    costs = counted_costs(model.config, model.config.fixed_shape)
+    with pytest.raises(MismatchError, match=r"made guided by .*, and the networks here are without a second network"):
+        make_plans(
+            TorchBackend(model), calibration, costs, [0.5], latent_shape=model.config.fixed_shape, num_images=2,
+            seed=9, batch_size=2, on_stage=silent,
+        )  # fmt: skip
+
+
+def test_costs_without_a_guide_are_none_with_an_unknown_one(model, guide) -> None:
+    costs = counted_of(GuidedBackend(TorchBackend(model), TorchBackend(guide)), model.config.fixed_shape)
+    unknown = dataclasses.replace(
+        costs, checkpoint_sha256="a", guide=dataclasses.replace(costs.guide, checkpoint_sha256=None)
+    )
+    assert not unknown.is_of("a", None)

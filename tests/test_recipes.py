@@ -108,6 +108,7 @@ def test_rae_of_other_spellings(tmp_path) -> None:
         ("sampler.params.sampling_method", "dopri5", "'dopri5'; euler or heun2 can be run"),
         ("sampler.mode", "SDE", "sampler.mode is 'SDE'"),
         ("guidance.method", "magic", "'magic'; cfg or autoguidance"),
+        ("guidance", [1], "guidance is [1]; method, scale,"),
         ("guidance.scale", "much", "guidance.scale is 'much'; a number"),
         ("guidance.t-min", 2.0, "interval .* give two times"),
         ("misc.time_dist_shift_base", 0, "must be above 0"),
@@ -207,10 +208,10 @@ def test_an_optimisation_keeps_the_calibrated_sampling(tmp_path, tiny_model_path
     place, effort = Workspace(tmp_path), replace(QUICK, samples=2, sensitivity_samples=1, sensitivity_steps=1)
     network = load_model(tiny_model_path)
     like = read_recipe(RAE / "config_cfg.yaml")
-    own = calibrated(place, network, {"num_steps": 4}, like, effort).spec
+    own = calibrated(place, network, None, {"num_steps": 4}, like, effort).spec
     assert own == like.spec({"num_steps": 4})
-    assert calibrated(place, network, {}, None, effort).spec == own
-    changed = calibrated(place, network, {"last_step": 0.1, "guidance": 1.0}, None, effort).spec
+    assert calibrated(place, network, None, {}, None, effort).spec == own
+    changed = calibrated(place, network, None, {"last_step": 0.1, "guidance": 1.0}, None, effort).spec
     assert changed == replace(own, last_step=0.1, end=None, guidance=1.0, closed_interval=False)
 
 

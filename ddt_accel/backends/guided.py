@@ -88,13 +88,20 @@ class GuidedSession:
 
 
 def backend_of(
-    model_or_backend: SplitNetwork | Backend, guide: SplitNetwork | Backend | None, spec: SamplingSpec
+    model_or_backend: SplitNetwork | Backend,
+    guide: SplitNetwork | Backend | None,
+    spec: SamplingSpec | None = None,
 ) -> Backend:
-    """What samples as `spec` says: models are run by PyTorch. Raises ConfigError for a guide that guides nothing."""
+    """A network and its guide as one backend: models are run by PyTorch.
+
+    `spec` is the sampling that was asked for: ConfigError says where the guide would guide nothing of it. On coarser
+    grids that stand in for it there may be nothing to guide.
+    """
     main = TorchBackend(model_or_backend) if isinstance(model_or_backend, SplitNetwork) else model_or_backend
     if guide is None:
         return main
-    check_guides(spec)
+    if spec is not None:
+        check_guides(spec)
     return GuidedBackend(main, TorchBackend(guide) if isinstance(guide, SplitNetwork) else guide)
 
 

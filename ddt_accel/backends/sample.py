@@ -70,7 +70,7 @@ def check_checkpoint(schedule: Schedule, backend: Backend) -> None:
     if guide is not None and guided_by is None and (wanted is not None or schedule.mean_modulations is not None):
         raise MismatchError(
             "The schedule was solved without a second network, and one guides here; calibrate and solve with it "
-            "(--guide), or leave it out."
+            "(--guide), or leave it out: --guide none makes a workspace forget it."
         )
     if guide is not None and guided_by is not None and guide.checkpoint_sha256 not in (None, guided_by):
         raise MismatchError(

@@ -45,7 +45,7 @@ def resample(calibration: Calibration, spec: SamplingSpec) -> Resampled:
     evaluations leave nothing to interpolate.
     """
     own = calibration.spec
-    if own.guided != spec.guided:
+    if not own.guides_as(spec):
         raise MismatchError(
             f"The calibration is for guidance {own.guided}, not {spec.guided}; guidance moves the trajectory: "
             "calibrate for it."

@@ -64,8 +64,7 @@ def _calibrated_spec(place: Workspace, schedule: Schedule) -> SamplingSpec | Non
         spec = SamplingSpec.from_dict(content["spec"])
     except (DDTAccelError, KeyError, TypeError):
         return None
-    leads = [(one.guidance, one.guidance_interval, one.final_step) for one in (spec, schedule.spec)]
-    return spec if leads[0] == leads[1] and "sde" not in (spec.solver, schedule.spec.solver) else None
+    return spec if spec.aim == schedule.spec.aim and "sde" not in (spec.solver, schedule.spec.solver) else None
 
 
 def counted_by_export(place: Workspace, checkpoint_sha256: str | None, guide_sha256: str | None) -> Costs | None:

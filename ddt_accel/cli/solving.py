@@ -181,7 +181,7 @@ def _refine(place: Workspace, statistics: Statistics, schedule: Schedule, method
         raise ConfigError("The model does not say which latents it is for; calibrate with --latent-shape C,H,W.")
     with steps_bar("refining", ROUNDS * TRIED) as bar:
         return run(
-            backend_of(network, guide if schedule.guide_sha256 else None, schedule.spec),
+            backend_of(network, guide if schedule.guide_sha256 else None),
             statistics,
             schedule,
             method,

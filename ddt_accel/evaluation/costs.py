@@ -80,7 +80,8 @@ class Costs:
     def is_of(self, checkpoint_sha256: str | None, guide_sha256: str | None) -> bool:
         """Whether these are of that checkpoint, guided by that one."""
         own = self.guide.checkpoint_sha256 if self.guide is not None else None
-        return (self.checkpoint_sha256, own) == (checkpoint_sha256, guide_sha256)
+        guided = self.guide is not None, own
+        return (self.checkpoint_sha256, guided) == (checkpoint_sha256, (guide_sha256 is not None, guide_sha256))
 
     def named(self, backend: Backend) -> Costs:
         """As those of the networks of a backend."""

@@ -119,6 +119,12 @@ def make_plans(
             f"The calibration is of latents {list(calibration.latent_shape)}, the networks are for "
             f"{list(latent_shape)}; calibrate with these."
         )
+    guide = backend.guide.checkpoint_sha256 if backend.guide is not None else None
+    if calibration.guide_sha256 != guide:
+        was, are = (
+            f"guided by {one[:12]}…" if one else "without a second network" for one in (calibration.guide_sha256, guide)
+        )
+        raise MismatchError(f"The calibration was made {was}, and the networks here are {are}; calibrate with these.")
     choosing = ImageRange(seed=seed, first=0, stop=num_images)
     reporting = ImageRange(seed=seed, first=num_images, stop=2 * num_images)
     if calibration.contains(choosing) or calibration.contains(reporting):

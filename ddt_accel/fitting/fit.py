@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddt_accel.artifacts import checksum, read_arrays, write_arrays
-from ddt_accel.backends.guided import backend_of
+from ddt_accel.backends.guided import backend_of, check_guides
 from ddt_accel.backends.sample import check_checkpoint, sample_images
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError, NumericsError
 from ddt_accel.evaluation.converged import ConvergedPath, LatentShape, converged_ends, converged_path
@@ -70,6 +70,8 @@ def fit(
     model: SplitNetwork, schedule: Schedule, spec: FitSpec | None = None, *, guide: SplitNetwork | None = None
 ) -> Schedule:
     """The schedule with its times, integrator and forecasts fitted to the converged trajectory; see `Fitter`."""
+    if guide is not None:
+        check_guides(schedule.spec)
     return Fitter(model, schedule, spec or FitSpec(), guide=guide).run().schedule
 
 
@@ -112,7 +114,7 @@ class Fitter:
                 "on; give another --seed."
             )
         self.micro_batch = min(spec.micro_batch or spec.batch_size, spec.batch_size)
-        self.backend = backend_of(model, guide, schedule.spec)
+        self.backend = backend_of(model, guide)
         check_checkpoint(schedule, self.backend)
         bias, guide_bias = model.modulation_bias.float().cpu().numpy(), None
         if guide is not None:  # a schedule that was written by hand is for this guide from now on

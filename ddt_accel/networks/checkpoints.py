@@ -19,7 +19,6 @@ from ddt_accel.networks.archives import ORDINARY
 from ddt_accel.networks.config import LatentShape, Source, SplitConfig
 from ddt_accel.networks.contents import Contents, Entry, open_checkpoint
 from ddt_accel.networks.families import (
-    as_mapping,
     blank_tensors,
     build,
     check_family,
@@ -33,6 +32,8 @@ from ddt_accel.networks.locate import locate
 from ddt_accel.networks.naming import Kind
 from ddt_accel.networks.settings import given_settings, settings_beside
 from ddt_accel.networks.split import SplitNetwork
+
+SAME_TABLE = 1e-2  # what half precision leaves of values of up to 1
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ def identity(model: SplitNetwork) -> str:
 
     It does not depend on the file that they came in, and tells the averaged weights of a checkpoint from the raw ones.
     """
-    digest = hashlib.sha256(json.dumps(as_mapping(model.config), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(model.config.essence, sort_keys=True).encode())
     digest.update(tensors_sha256(model.state_dict()).encode())
     return digest.hexdigest()
 
@@ -155,6 +156,16 @@ def _filled(config: SplitConfig, chosen: WeightSet, path: Path) -> tuple[SplitNe
         )
     model = build(config)
     model.load_state_dict(wide, strict=True)
+    others = [
+        name
+        for name, table in model.computed_tables().items()
+        if name in chosen.members and (chosen.members[name].read().float() - table).abs().max() > SAME_TABLE
+    ]
+    if others:
+        raise CheckpointError(
+            f"{path} holds other tables in {listed(others)} than follow from its settings, so that its network is none "
+            "that can be run here."
+        )
     return model, {*expected, *tables}
 
 

@@ -86,6 +86,10 @@ class SplitConfig(Protocol):
         """Whether latents are pictures in −1 … 1."""
 
     @property
+    def essence(self) -> dict[str, Any]:
+        """What of the settings makes a difference to what the network computes: part of its identity."""
+
+    @property
     def description(self) -> str:
         """For people: blocks, widths, heads, patches."""
 

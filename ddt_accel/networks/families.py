@@ -4,49 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any
-
-import torch
-from torch import Tensor
+from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
 
 from ddt_accel.errors import CheckpointError, ConfigError
 from ddt_accel.networks.config import LatentShape, SplitConfig, TrainableConfig, TrainShape, from_mapping
-from ddt_accel.networks.ddt import published as ddt
-from ddt_accel.networks.ddt import recipe as ddt_recipe
-from ddt_accel.networks.ddt.config import DDTConfig
-from ddt_accel.networks.ddt.inference import PreparedDDT
-from ddt_accel.networks.ddt.network import DDT
-from ddt_accel.networks.pixnerd import published as pixnerd
-from ddt_accel.networks.pixnerd import recipe as pixnerd_recipe
-from ddt_accel.networks.pixnerd.config import PixNerdConfig
-from ddt_accel.networks.pixnerd.inference import PreparedPixNerd
-from ddt_accel.networks.pixnerd.network import PixNerd
-from ddt_accel.networks.prepared import Arithmetic, PreparedNetwork
-from ddt_accel.networks.rae import published as rae
-from ddt_accel.networks.rae import recipe as rae_recipe
-from ddt_accel.networks.rae.config import DiTDHConfig
-from ddt_accel.networks.rae.inference import PreparedDiTDH
-from ddt_accel.networks.rae.network import DiTDH
-from ddt_accel.networks.recipe import RecipeModule
-from ddt_accel.networks.releases import Published, Release, Shapes
-from ddt_accel.networks.split import SplitNetwork
+
+if TYPE_CHECKING:  # settings are read without PyTorch, which takes seconds to load
+    from torch import Tensor
+
+    from ddt_accel.networks.prepared import Arithmetic, PreparedNetwork
+    from ddt_accel.networks.recipe import RecipeModule
+    from ddt_accel.networks.releases import Published, Release, Shapes
+    from ddt_accel.networks.split import SplitNetwork
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Family:
-    """What there is of a family: the types of its settings, which name it, of its network, and of that prepared for
-    inference; what is known of its published files, and of how they are sampled."""
+    """What there is of a family, in the folder of its name; each file of it is read when it is needed."""
 
-    config: type[Any]
-    network: type[Any]
-    prepared: type[Any]
-    published: Published
-    recipe: RecipeModule
+    name: str
 
-    @property
-    def name(self) -> str:
-        name: str = self.config.family
-        return name
+    def _module(self, file: str) -> Any:
+        return import_module(f"{__package__}.{self.name}.{file}")
+
+    @cached_property
+    def config(self) -> type[Any]:
+        """The type of its settings."""
+        return cast(type, self._module("config").CONFIG)
+
+    @cached_property
+    def network(self) -> type[Any]:
+        """The type of its network."""
+        return cast(type, self._module("network").NETWORK)
+
+    @cached_property
+    def prepared(self) -> type[Any]:
+        """The type of that prepared for inference."""
+        return cast(type, self._module("inference").PREPARED)
+
+    @cached_property
+    def published(self) -> Published:
+        """What is known of its published files."""
+        return cast("Published", self._module("published"))
+
+    @cached_property
+    def recipe(self) -> RecipeModule:
+        """How they are sampled."""
+        return cast("RecipeModule", self._module("recipe"))
 
     @property
     def settings(self) -> list[str]:
@@ -58,17 +64,8 @@ class Family:
         return [field.name for field in fields(self.config) if field.default is MISSING]
 
 
-FAMILIES = {
-    family.name: family
-    for family in (
-        Family(config=DDTConfig, network=DDT, prepared=PreparedDDT, published=ddt, recipe=ddt_recipe),
-        Family(config=DiTDHConfig, network=DiTDH, prepared=PreparedDiTDH, published=rae, recipe=rae_recipe),
-        Family(
-            config=PixNerdConfig, network=PixNerd, prepared=PreparedPixNerd, published=pixnerd, recipe=pixnerd_recipe
-        ),
-    )
-}
-UNNAMED = DDTConfig.family  # of files that were written when there was one family
+FAMILIES = {name: Family(name) for name in ("ddt", "rae", "pixnerd")}
+UNNAMED = "ddt"  # of files that were written when there was one family
 
 
 def build(config: SplitConfig) -> SplitNetwork:
@@ -85,6 +82,8 @@ def prepare(model: SplitNetwork, latent_shape: LatentShape, arithmetic: Arithmet
 
 def blank_tensors(config: SplitConfig) -> dict[str, Tensor]:
     """The tensors of a network by name, without contents, so that absurd sizes take no memory."""
+    import torch
+
     with torch.device("meta"):
         return build(config).state_dict()
 

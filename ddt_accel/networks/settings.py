@@ -88,7 +88,8 @@ def settings_beside(
 
 
 def _with_shape(told: Settings, known: Settings) -> Settings:
-    return dataclasses.replace(told, latent_shape=told.latent_shape or known.latent_shape)
+    """A YAML that serves several published files says less of the latents than what is known of this one."""
+    return dataclasses.replace(told, latent_shape=known.latent_shape or told.latent_shape)
 
 
 def _beside(path: Path, looked: list[str], *, needed: bool) -> Settings | None:

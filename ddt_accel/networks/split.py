@@ -55,6 +55,10 @@ class SplitNetwork(nn.Module):
         """Velocity [B, C, H, W] of x [B, C, H, W] under an encoder state [B, L, D]."""
         return self.decode_modulated(x, self.modulations(state))
 
+    def computed_tables(self) -> dict[str, Tensor]:
+        """Tensors that published files may hold, by their names there, and that follow from the settings."""
+        return {}
+
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device

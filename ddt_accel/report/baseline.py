@@ -32,7 +32,7 @@ def baseline_of(schedule: Schedule, calibration: Calibration) -> SamplingSpec:
     own, spec = schedule.spec, calibration.spec
     if not schedule.is_fitted:
         return spec if own.aim == spec.aim and "sde" not in (own.solver, spec.solver) else own
-    if own.guided != spec.guided:
+    if not own.guides_as(spec):
         raise MismatchError(
             f"The schedule was fitted for guidance {own.guided}, the calibration has {spec.guided}; calibrate with the "
             "schedule's."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from ddt_accel.errors import ConfigError
@@ -108,6 +108,10 @@ class DDTConfig:
         return self.in_channels == 3
 
     @property
+    def essence(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
     def description(self) -> str:
         return (
             f"{self.num_encoder_blocks} encoder and {self.num_decoder_blocks} decoder blocks of width "
@@ -134,3 +138,6 @@ class DDTConfig:
             modulations=tokens * width * self.modulation_size,
             decoder=self.num_decoder_blocks * block + 2 * patch,
         )
+
+
+CONFIG = DDTConfig

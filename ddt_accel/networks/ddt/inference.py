@@ -34,3 +34,6 @@ class PreparedDDT(PreparedCondition):
         shift, scale = final.float().chunk(FinalLayer.MODULATIONS, dim=-1)
         patches = self.final(modulate(normed, shift, scale).to(self.dtype))
         return unpatchify(patches, self.patch, latents.shape[-2], latents.shape[-1]).float()
+
+
+PREPARED = PreparedDDT

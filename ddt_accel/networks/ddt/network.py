@@ -65,3 +65,6 @@ class DDT(ConditionEncoder):
         self.initialize_encoder()
         for parameter in (*self.final_layer.adaLN_modulation.parameters(), *self.final_layer.linear.parameters()):
             nn.init.zeros_(parameter)
+
+
+NETWORK = DDT

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from ddt_accel.errors import ConfigError
@@ -110,6 +110,10 @@ class PixNerdConfig:
         return self.in_channels == 3
 
     @property
+    def essence(self) -> dict[str, Any]:
+        return {"family": self.family, **asdict(self)}
+
+    @property
     def description(self) -> str:
         return (
             f"{self.num_cond_blocks} encoder blocks of width {self.hidden_size}, {self.num_groups} heads, and "
@@ -128,7 +132,7 @@ class PixNerdConfig:
         return count_patches(latent_shape, self.in_channels, self.patch_size)
 
     def multiply_adds(self, latent_shape: LatentShape) -> MultiplyAdds:
-        """At PixNerd-XL/16 and 256 px: encoder 110.4 G, modulations 19.3 G, decoder 4.59 G."""
+        """At PixNerd-XL/16 and 256 px: encoder 110.4 G, modulations 19.3 G, decoder 4.32 G."""
         tokens, width = self.num_tokens(latent_shape), self.hidden_size
         block = block_multiply_adds(tokens, width, matrices=3 * width * swiglu_width(width))
         patch = tokens * self.in_channels * self.patch_size**2 * width
@@ -141,3 +145,6 @@ class PixNerdConfig:
             modulations=tokens * width * self.modulation_size,
             decoder=pixels * per_pixel,
         )
+
+
+CONFIG = PixNerdConfig

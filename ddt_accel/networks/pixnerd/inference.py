@@ -58,3 +58,6 @@ def _normalised(x: Tensor, weights: Tensor) -> Tensor:
     """x [B, L, p², a] times weights [B, L, a, b] of columns of length 1, in float32."""
     lengths = weights.float().square().sum(-2, keepdim=True).sqrt().clamp_min(SHORTEST)
     return (x @ weights).float() / lengths
+
+
+PREPARED = PreparedPixNerd

@@ -131,3 +131,6 @@ class PixelLayer(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         drawn: Tensor = self.linear(self.norm(pixels))
         return drawn
+
+
+NETWORK = PixNerd

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from ddt_accel.errors import ConfigError
@@ -18,6 +18,8 @@ from ddt_accel.networks.config import (
 )
 from ddt_accel.spec import is_whole
 
+# Tables that published files hold and that follow from the settings.
+COMPUTED = tuple(f"{part}_feat_rope.freqs_{table}" for part in ("enc", "dec") for table in ("cos", "sin"))
 FREQUENCIES = 256  # of the timestep embedding; their sines and cosines go into it
 
 
@@ -103,6 +105,13 @@ class DiTDHConfig:
         return False
 
     @property
+    def essence(self) -> dict[str, Any]:
+        """The ratio as the widths that it leads to; of the dropout whether there is a null label."""
+        said = {name: value for name, value in asdict(self).items() if name not in ("mlp_ratio", "class_dropout_prob")}
+        widths = [self.mlp_width(part) for part in (0, 1)]
+        return {"family": self.family, **said, "mlp_widths": widths, "null_label": self.null_label}
+
+    @property
     def description(self) -> str:
         parts = [
             f"{self.depth[part]} {name} blocks of width {self.hidden_size[part]}, {self.num_heads[part]} heads"
@@ -156,3 +165,6 @@ def _real(name: str, value: Any) -> float:
     if isinstance(value, bool) or not math.isfinite(real):
         raise ConfigError(f"{name} is {value!r}; give a number.")
     return real
+
+
+CONFIG = DiTDHConfig

@@ -95,3 +95,6 @@ def _weights(block: DHBlock) -> BlockWeights:
         up=up,
         down=down,
     )
+
+
+PREPARED = PreparedDiTDH

@@ -14,13 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddt_accel.networks.layers import LabelEmbedder, attend, modulate, rotate
-from ddt_accel.networks.rae.config import FREQUENCIES, DiTDHConfig
+from ddt_accel.networks.rae.config import COMPUTED, FREQUENCIES, DiTDHConfig
 from ddt_accel.networks.split import SplitNetwork
 
 EPS = 1e-6
 ROTARY_BASE = 10_000.0
-# Tables that published files hold and that follow from the settings.
-COMPUTED = tuple(f"{part}_feat_rope.freqs_{table}" for part in ("enc", "dec") for table in ("cos", "sin"))
 
 
 class DiTDH(SplitNetwork):
@@ -85,6 +83,11 @@ class DiTDH(SplitNetwork):
     @property
     def decoder_blocks(self) -> list[DHBlock]:
         return cast(list[DHBlock], list(self.blocks[self.config.depth[0] :]))
+
+    def computed_tables(self) -> dict[str, Tensor]:
+        """The rotary tables, in which every value stands twice."""
+        tables = [table[:, 0].repeat_interleave(2, -1) for part in (0, 1) for table in self._rotary(part)]
+        return dict(zip(COMPUTED, tables, strict=True))
 
     def _rotary(self, part: int) -> tuple[Tensor, Tensor]:
         return self.get_buffer(f"_cos{part}"), self.get_buffer(f"_sin{part}")
@@ -226,3 +229,6 @@ class DHFinalLayer(nn.Module):
         shift, scale = modulations.chunk(2, dim=-1)
         out: Tensor = self.linear(modulate(self.norm_final(x), shift, scale))
         return out
+
+
+NETWORK = DiTDH

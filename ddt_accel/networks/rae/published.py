@@ -8,8 +8,7 @@ from typing import cast
 
 from ddt_accel.errors import ConfigError
 from ddt_accel.networks.config import SplitConfig
-from ddt_accel.networks.rae.config import DiTDHConfig
-from ddt_accel.networks.rae.network import COMPUTED
+from ddt_accel.networks.rae.config import COMPUTED, DiTDHConfig
 from ddt_accel.networks.releases import Release, Shapes, blocks_in
 from ddt_accel.networks.yaml_files import Place
 

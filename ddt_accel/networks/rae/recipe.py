@@ -33,6 +33,8 @@ def recipe_in(document: Document) -> Recipe | None:
     ):
         if (value := value_at(document, place, default)) not in wanted:
             raise ConfigError(f"Its {place} is {value!r}; {' or '.join(map(str, wanted))} can be run here.")
+    if not isinstance(guidance := value_at(document, "guidance", {}), dict):
+        raise ConfigError(f"Its guidance is {guidance!r}; method, scale, t-min and t-max are expected under it.")
     scale = real_at(document, "guidance.scale", 1.0)
     guided = scale > 1  # as published, smaller ones are none
     second = guided and value_at(document, "guidance.method") == "autoguidance"
