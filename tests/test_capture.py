@@ -66,8 +66,8 @@ class Waiting(TorchBackend):
         super().__init__(model)
         self.state = state
 
-    def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int) -> TorchSession:
-        session = super().open(batch, latent_shape, slots)
+    def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int, **given) -> TorchSession:
+        session = super().open(batch, latent_shape, slots, **given)
         decode = session.decode
 
         def waiting(slot: int, rows: slice) -> None:
@@ -176,8 +176,8 @@ def test_a_backend_that_waits_draws_the_same_pictures() -> None:
     model = load_model("cifar10").cuda()
 
     class Waits(TorchBackend):
-        def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int) -> TorchSession:
-            session = super().open(batch, latent_shape, slots)
+        def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int, **given) -> TorchSession:
+            session = super().open(batch, latent_shape, slots, **given)
             decode = session.decode
 
             def waiting(slot: int, rows: slice) -> None:

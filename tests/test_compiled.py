@@ -112,9 +112,9 @@ def test_a_last_batch_of_one_is_not_timed_while_it_is_compiled(model, monkeypatc
     backend = CompiledBackend(model, precision="fp32")
     opened, spent = backend.open, []
 
-    def watched(*arguments):
+    def watched(*arguments, **given):
         spent.append(backend.compile_seconds)
-        return opened(*arguments)
+        return opened(*arguments, **given)
 
     monkeypatch.setattr(backend, "open", watched)
     schedules = {"unshared": Schedule.full(spec), "shared": Schedule.uniform(spec, 1)}
@@ -158,8 +158,8 @@ def test_without_a_compiler_it_says_what_is_missing(tiny_model_path, tmp_path) -
 
 
 class Slow(TorchBackend):
-    def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int):
-        session = super().open(batch, latent_shape, slots)
+    def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int, **given):
+        session = super().open(batch, latent_shape, slots, **given)
         encode = session.encode
 
         def slowly(slot: int, rows: slice) -> None:

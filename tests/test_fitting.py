@@ -352,10 +352,10 @@ def test_converged_ends_are_kept_and_checked(model, tmp_path) -> None:
     runs = 0
 
     class Counted(TorchBackend):
-        def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int):
+        def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int, **given):
             nonlocal runs
             runs += 1
-            return super().open(batch, latent_shape, slots)
+            return super().open(batch, latent_shape, slots, **given)
 
     def ends(steps: int = 24) -> torch.Tensor:
         images = ImageRange(seed=1, first=2, stop=5)

@@ -95,9 +95,9 @@ def test_a_last_batch_is_filled_up_where_another_size_costs_more(model, device: 
     """On a GPU, of which this backend only says that it is one, there is one size; on a CPU no batch of one."""
 
     class Placed(TorchBackend):
-        def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int):
+        def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int, **given):
             seen.add(batch)
-            return super().open(batch, latent_shape, slots)
+            return super().open(batch, latent_shape, slots, **given)
 
     seen: set[int] = set()
     sampler = Sampler(Placed(model), SCHEDULE, latent_shape=SHAPE, batch_size=3)
@@ -147,10 +147,10 @@ class Small(TorchBackend):
         super().__init__(model)
         self.fits = fits
 
-    def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int):
+    def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int, **given):
         if batch > self.fits + 2:
             raise torch.OutOfMemoryError("no room for buffers")
-        session = super().open(batch, latent_shape, slots)
+        session = super().open(batch, latent_shape, slots, **given)
         if batch > self.fits:
             session.decode = self.fail
         return session
@@ -170,10 +170,10 @@ def test_buffers_of_other_batches_are_given_up_before_a_batch_is_refused(model) 
     """A device with room for three images in all."""
 
     class Crowded(TorchBackend):
-        def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int):
+        def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int, **given):
             if batch + sum(sampler._trajectories) > 3:
                 raise torch.OutOfMemoryError("no room beside the others")
-            return super().open(batch, latent_shape, slots)
+            return super().open(batch, latent_shape, slots, **given)
 
     sampler = Sampler(Crowded(model), SCHEDULE, latent_shape=SHAPE, batch_size=4)
     for count in (1, 2, 3):

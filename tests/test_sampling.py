@@ -347,9 +347,9 @@ def test_there_are_as_many_slots_as_refreshes_that_are_read_later(name: str, slo
     asked = []
 
     class Asked(TorchBackend):
-        def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int):
+        def open(self, batch: int, latent_shape: tuple[int, int, int], slots: int, **given):
             asked.append(slots)
-            return super().open(batch, latent_shape, slots)
+            return super().open(batch, latent_shape, slots, **given)
 
     Trajectory(Asked(load_model("cifar10")), program, torch.zeros(1, 3, 32, 32), torch.tensor([0]))
     assert asked == [slots]

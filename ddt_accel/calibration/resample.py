@@ -29,13 +29,21 @@ class Resampled:
     similarity: Array
     gram: Array
     branch_grams: Array
-    mean_gram: Array
+    means: list[Array]  # of each network
     mean_modulations: NDArray[np.float32]
     modulation_bias: NDArray[np.float32]
     guide: GuideMeans | None
     sensitivity: Array | None
     checkpoint_sha256: str
     sha256: str
+
+    @property
+    def mean(self) -> Array:
+        return self.means[0]
+
+    @property
+    def mean_gram(self) -> Array:
+        return mean_gram(self.means)
 
 
 def resample(calibration: Calibration, spec: SamplingSpec) -> Resampled:
@@ -73,7 +81,7 @@ def resample(calibration: Calibration, spec: SamplingSpec) -> Resampled:
         similarity=similarity / np.outer(scale, scale),
         gram=weights @ calibration.gram[np.ix_(kept, kept)] @ weights.T,
         branch_grams=weights @ calibration.branch_grams[:, kept][:, :, kept] @ weights.T,
-        mean_gram=mean_gram([weights @ mean[kept] for mean in calibration.means]),
+        means=[weights @ mean[kept] for mean in calibration.means],
         mean_modulations=modulations(calibration.mean_modulations),
         modulation_bias=calibration.modulation_bias,
         guide=guide and replace(guide, mean_modulations=modulations(guide.mean_modulations)),

@@ -186,13 +186,13 @@ def _run(
     with keeping(lambda: kept(place)):
         network, guide = load_networks(place, said, device)
         say("1/5  Calibrating: how does the encoder's state change along trajectories of the sampler as it is?")
-        calibration = calibrated(place, network, guide, sampling, recipe, effort)
+        calibration = calibrated(place, network, sampling, recipe, effort, guide=guide)
         if calibration.spec.num_evaluations > 1:
             alike = calibration.similarity.diagonal(1).mean()
             say(f"From one step to the next its cosine similarity is {alike:.4f}.")
         say("2/5  Backend: which runs the two networks fastest here, and what does each of them cost?")
         if device == "cpu" and backend in ("auto", "onnx"):
-            exported(place, network, guide, needed=backend == "onnx")
+            exported(place, network, needed=backend == "onnx", guide=guide)
         compiling = effort.thorough or device != "cpu"
         networks = open_networks(place, backend, None, said, device, batch_size, compiling=compiling)
         costs = timed(place, networks, calibration.spec, batch_size)

@@ -55,10 +55,11 @@ QUICK = Effort(
 def calibrated(
     place: Workspace,
     network: SplitNetwork,
-    guide: SplitNetwork | None,
     sampling: dict[str, Any],
     like: Recipe | None,
     effort: Effort,
+    *,
+    guide: SplitNetwork | None = None,
 ) -> Calibration:
     """The workspace's, if it is of this model and sampling, else one that is made now.
 
@@ -103,7 +104,7 @@ def calibrated(
     )
 
 
-def exported(place: Workspace, network: SplitNetwork, guide: SplitNetwork | None, *, needed: bool) -> None:
+def exported(place: Workspace, network: SplitNetwork, *, needed: bool, guide: SplitNetwork | None = None) -> None:
     """To ONNX, where ONNX Runtime is installed and nothing of this network is there."""
     from importlib.util import find_spec
 
