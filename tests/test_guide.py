@@ -556,7 +556,7 @@ def test_a_grid_on_which_nothing_is_guided_is_fitted_all_the_same(model, guide) 
     """Searches try coarse grids, whose evaluations may all miss a narrow interval."""
     spec = SamplingSpec(num_steps=4, guidance=1.4, guidance_interval=(0.05, 0.2))
     assert (spec.guidance_weights == 1.0).all()
-    Fitter(model, Schedule.full(spec), FitSpec(images=2, held_out=2, batch_size=2, micro_batch=2), guide=guide)
+    Fitter(model, Schedule.full(spec), FitSpec(images=2, held_out=4, batch_size=2, micro_batch=2), guide=guide)
     with pytest.raises(ConfigError, match="would guide nothing"):
         fit(model, Schedule.full(spec), guide=guide)
 

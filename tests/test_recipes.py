@@ -208,10 +208,10 @@ def test_an_optimisation_keeps_the_calibrated_sampling(tmp_path, tiny_model_path
     place, effort = Workspace(tmp_path), replace(QUICK, samples=2, sensitivity_samples=1, sensitivity_steps=1)
     network = load_model(tiny_model_path)
     like = read_recipe(RAE / "config_cfg.yaml")
-    own = calibrated(place, network, None, {"num_steps": 4}, like, effort).spec
+    own = calibrated(place, network, {"num_steps": 4}, like, effort).spec
     assert own == like.spec({"num_steps": 4})
-    assert calibrated(place, network, None, {}, None, effort).spec == own
-    changed = calibrated(place, network, None, {"last_step": 0.1, "guidance": 1.0}, None, effort).spec
+    assert calibrated(place, network, {}, None, effort).spec == own
+    changed = calibrated(place, network, {"last_step": 0.1, "guidance": 1.0}, None, effort).spec
     assert changed == replace(own, last_step=0.1, end=None, guidance=1.0, closed_interval=False)
 
 
