@@ -545,7 +545,7 @@ def test_a_guide_says_itself_how_it_is_built(tmp_path, tiny_model_path) -> None:
 
 
 def test_a_guide_of_raw_weights_alone(tmp_path) -> None:
-    weights = dict(load_model(GUIDE).state_dict())
+    weights = torch.load(GUIDE, weights_only=True)
     torch.save({"model": weights, "optimizer": {"m": torch.zeros(2)}, "step": 3}, tmp_path / "net.pt")
     opened = ModelChoice(source=str(MODEL), weights="raw", guide=str(tmp_path / "net.pt")).load_guide()
     assert opened is not None
