@@ -164,5 +164,8 @@ def test_without_a_compiler_it_is_a_sentence(data: Path, tmp_path: Path) -> None
     )
     assert ended.returncode == 2
     assert "error: PyTorch cannot compile the networks here (No working C++ compiler" in ended.stderr
-    assert "C++ compiler, on a GPU Triton, or leave out --compile." in ended.stderr
+    assert (
+        "a C++ compiler, on a GPU Triton, a C compiler and Python's headers (python3-dev), or leave out --compile."
+        in ended.stderr
+    )
     assert "Traceback" not in ended.stderr
