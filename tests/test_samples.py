@@ -291,8 +291,9 @@ def test_a_folder_of_the_users(cli, workspace, tmp_path, monkeypatch) -> None:
     [
         (["--steps", 20], "--steps is 20, but {0} is a schedule for 6 steps; leave --steps out to sample in 6, or make "
                           "one with `ddt-accel solve --steps 20 -w {1}`."),
-        (["--guidance", 4], "--guidance is 4, but {0} is a schedule for guidance 2; leave --guidance out to sample with "
-                            "that, or make one with `ddt-accel calibrate --guidance 4 -w {1}`, then `ddt-accel solve -w {1}`."),
+        (["--guidance", 4], "--guidance is 4, but {0} is a schedule for guidance 2; leave --guidance out to sample "
+                            "with that, or make one with `ddt-accel calibrate --guidance 4 -w {1}`, then `ddt-accel "
+                            "solve -w {1}`."),
     ],
 )  # fmt: skip
 def test_other_sampling_is_refused_in_the_words_of_the_command(cli, workspace, asked: list, said: str) -> None:
