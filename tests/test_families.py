@@ -66,9 +66,7 @@ def drawn(config: dict[str, Any] | Any, seed: int = 0) -> SplitNetwork:
 
 def published_state(model: SplitNetwork) -> dict[str, Tensor]:
     """A state_dict as the published code has it, tables included."""
-    state = dict(model.state_dict())
-    tables = FAMILIES[model.config.family].published.table_shapes(model.config)
-    return state | {name: torch.zeros(shape) for name, shape in tables.items()}
+    return {**model.state_dict(), **model.computed_tables()}
 
 
 def nested(family: str, config: dict[str, Any], shape: list[int] | None = None) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from ddt_accel import SamplingSpec, Schedule
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.networks.pixnerd.config import PixNerdConfig
 from ddt_accel.networks.pixnerd.network import PixNerd
-from ddt_accel.networks.rae.config import COMPUTED, DiTDH, DiTDHConfig
+from ddt_accel.networks.rae.config import COMPUTED, DiTDHConfig
+from ddt_accel.networks.rae.network import DiTDH
 from ddt_accel.networks.split import SplitNetwork
 from ddt_accel.sampling.program import compile_program
 from ddt_accel.sampling.trajectory import Trajectory

@@ -108,7 +108,7 @@ def test_rae_of_other_spellings(tmp_path) -> None:
         ("sampler.params.sampling_method", "dopri5", "'dopri5'; euler or heun2 can be run"),
         ("sampler.mode", "SDE", "sampler.mode is 'SDE'"),
         ("guidance.method", "magic", "'magic'; cfg or autoguidance"),
-        ("guidance", [1], "guidance is [1]; method, scale,"),
+        ("guidance", [1], r"guidance is \[1\]; method, scale,"),
         ("guidance.scale", "much", "guidance.scale is 'much'; a number"),
         ("guidance.t-min", 2.0, "interval .* give two times"),
         ("misc.time_dist_shift_base", 0, "must be above 0"),
