@@ -168,6 +168,8 @@ def _fastest(
 
     model = _open(place, "torch", None, said, device, batch)
     guide = model.backend.guide.checkpoint_sha256 if model.backend.guide is not None else None
+    checkpoint, shape = model.backend.checkpoint_sha256, model.latent_shape
+    del model  # large; candidates are opened anew
     found = {"onnx": (folder or place.export_path) / FILE_NAME}
     if device != "cpu":
         found["trt"] = (folder or place.engines_path) / FILE_NAME
@@ -182,13 +184,13 @@ def _fastest(
         name: checksum({"files": content.get("files")})  # not what else it says: that engines were run
         for name, content in told.items()
         if (content.get("engine") is not None) == (name == "trt")
-        and content.get("checkpoint_sha256") == model.backend.checkpoint_sha256
-        and content.get("latent_shape") == list(model.latent_shape)
+        and content.get("checkpoint_sha256") == checkpoint
+        and content.get("latent_shape") == list(shape)
         and content.get("guide_sha256") == guide
     }
     conditions = {
-        "checkpoint": model.backend.checkpoint_sha256,
-        "latents": list(model.latent_shape),
+        "checkpoint": checkpoint,
+        "latents": list(shape),
         "batch": batch,
         "device": device_name(torch.device(device)),
         "threads": torch.get_num_threads(),
@@ -219,7 +221,7 @@ def _fastest(
         took = " (compiling takes half a minute, once)" if "compiled" in names else ""
         say(f"Measuring which backend is fastest for batches of {batch}{took} ...")
         candidates = {name: partial(opened, name) for name in names}
-        seconds, reasons = measure_all(candidates, model.latent_shape, batch)
+        seconds, reasons = measure_all(candidates, shape, batch)
         for name, reason in reasons.items():
             say(f"  {name}: {reason}")
         if keeps and set(reasons.values()) <= {NO_MEMORY}:  # what failed otherwise may run another time
