@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ class TorchSession:
         *,
         buffers: Buffers | None = None,
     ) -> None:
-        self.model, self.on_state = backend.model, backend.on_state
+        self.model, self.on_state, self.batch = backend.model, backend.on_state, batch
         self.device = device = backend.device
         self.dtype = dtype = backend.model.dtype
         buffers = buffers or Buffers.zeros(2 * batch, latent_shape, device)
@@ -104,17 +104,9 @@ class StateSession(TorchSession):
     """A session whose slots hold states s: of `Σ w s + constant` modulations are made when they are read, as
     `W Σ w s + b Σ w + constant`."""
 
-    def __init__(
-        self,
-        backend: TorchBackend,
-        batch: int,
-        latent_shape: tuple[int, int, int],
-        slots: int,
-        *,
-        buffers: Buffers | None = None,
-    ) -> None:
-        super().__init__(backend, batch, latent_shape, slots, buffers=buffers)
-        self._batch, self._bias = batch, backend.model.modulation_bias
+    def __init__(self, backend: TorchBackend, batch: int, *given: Any, **settings: Any) -> None:
+        super().__init__(backend, batch, *given, **settings)
+        self._bias = backend.model.modulation_bias
         # (slot, half of the rows) → what its modulations have beyond the affine map of its state, if anything.
         self._beyond: dict[tuple[int, int], Tensor | None] = {}
 
@@ -140,15 +132,15 @@ class StateSession(TorchSession):
         for half in self._halves(rows):
             beyond = self._beyond[slot, half]
             if beyond is not None:
-                start = half * self._batch - rows.start
-                modulations[start : start + self._batch] += beyond
+                start = half * self.batch - rows.start
+                modulations[start : start + self.batch] += beyond
         self._decode(modulations, rows)
 
     def _note(self, slot: int, rows: slice, beyond: Tensor | None) -> None:
         self._beyond |= {(slot, half): beyond for half in self._halves(rows)}
 
     def _halves(self, rows: slice) -> list[int]:
-        return [half for half in (0, 1) if rows.start <= half * self._batch < rows.stop]
+        return [half for half in (0, 1) if rows.start <= half * self.batch < rows.stop]
 
 
 def make_slots(count: int, make: Callable[[], T]) -> dict[int, T]:

@@ -6,6 +6,7 @@ Each family has its own settings, under its published names; everything outside 
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -110,6 +111,55 @@ class TrainableConfig(SplitConfig, Protocol):
     @property
     def kept_values(self) -> int:
         """Numbers a token that a training step keeps, at least."""
+
+
+class ConditionConfig:
+    """What follows in the same way from the settings of all networks with DDT's condition encoder."""
+
+    in_channels: int
+    patch_size: int
+    hidden_size: int
+    num_classes: int
+
+    @property
+    @abstractmethod
+    def modulation_widths(self) -> tuple[int, ...]:
+        """See `SplitConfig`."""
+
+    @property
+    def null_label(self) -> int:
+        return self.num_classes
+
+    @property
+    def state_size(self) -> int:
+        return self.hidden_size
+
+    @property
+    def modulation_size(self) -> int:
+        return sum(self.modulation_widths)
+
+    @property
+    def fixed_shape(self) -> None:
+        return None
+
+    @property
+    def pixel_space(self) -> bool:
+        return self.in_channels == 3
+
+    def num_tokens(self, latent_shape: LatentShape) -> int:
+        return count_patches(latent_shape, self.in_channels, self.patch_size)
+
+    def block_multiply_adds(self, tokens: int) -> float:
+        """Of one transformer block, without its modulations."""
+        width = self.hidden_size
+        return block_multiply_adds(tokens, width, matrices=3 * width * swiglu_width(width))
+
+    def encoder_multiply_adds(self, tokens: int, blocks: int) -> float:
+        """Of the encoder with its embedder and the condition."""
+        width = self.hidden_size
+        patch = tokens * self.in_channels * self.patch_size**2 * width
+        condition = width**2 + 256 * width + blocks * 6 * width**2
+        return blocks * self.block_multiply_adds(tokens) + patch + condition
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,7 @@ class Trajectory:
             raise ConfigError("A stochastic sampler adds noise at every step; give step_noise, a function of the step.")
         self.program, self.step_noise, self.batch = program, step_noise, len(noise)
         self._velocity_slots, self._modulation_slots = _plan(program)
-        slots = state_slots(program)
+        slots = _kept(program, self._modulation_slots)
         with torch.inference_mode(False):  # buffers outlive the mode that the caller may be in
             self.session = session = backend.open(self.batch, (noise.shape[1], noise.shape[2], noise.shape[3]), slots)
             self._velocities = torch.empty(
@@ -222,7 +222,10 @@ def _plan(program: Program) -> tuple[dict[int, int], dict[int, int]]:
 
 def state_slots(program: Program) -> int:
     """How many refreshes' modulations, or states, are kept at a time."""
-    _, modulations = _plan(program)
+    return _kept(program, _plan(program)[1])
+
+
+def _kept(program: Program, modulations: dict[int, int]) -> int:
     return 1 + max(modulations[k] for k, one in enumerate(program.evaluations) if one.encodes)
 
 

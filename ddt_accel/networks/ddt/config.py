@@ -8,19 +8,17 @@ from typing import Any, ClassVar
 
 from ddt_accel.errors import ConfigError
 from ddt_accel.networks.config import (
+    ConditionConfig,
     LatentShape,
     MultiplyAdds,
     TrainShape,
-    block_multiply_adds,
     check_heads,
     check_whole,
-    count_patches,
-    swiglu_width,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDTConfig:
+class DDTConfig(ConditionConfig):
     """The `init_args` of the published YAML; `num_groups` is the number of attention heads."""
 
     family: ClassVar[str] = "ddt"
@@ -82,30 +80,9 @@ class DDTConfig:
         return self.num_blocks - self.num_encoder_blocks
 
     @property
-    def null_label(self) -> int:
-        return self.num_classes
-
-    @property
-    def state_size(self) -> int:
-        return self.hidden_size
-
-    @property
-    def modulation_size(self) -> int:
-        """Six vectors a decoder block, two for the final layer."""
-        return sum(self.modulation_widths)
-
-    @property
     def modulation_widths(self) -> tuple[int, ...]:
-        """The number of each decoder block, and of the final layer."""
+        """Six vectors for each decoder block, two for the final layer."""
         return (*(6 * self.hidden_size,) * self.num_decoder_blocks, 2 * self.hidden_size)
-
-    @property
-    def fixed_shape(self) -> None:
-        return None
-
-    @property
-    def pixel_space(self) -> bool:
-        return self.in_channels == 3
 
     @property
     def essence(self) -> dict[str, Any]:
@@ -124,19 +101,14 @@ class DDTConfig:
         the two inner products of its MLP."""
         return 9 * self.num_blocks * self.hidden_size
 
-    def num_tokens(self, latent_shape: LatentShape) -> int:
-        return count_patches(latent_shape, self.in_channels, self.patch_size)
-
     def multiply_adds(self, latent_shape: LatentShape) -> MultiplyAdds:
         """At DDT-XL/2 and 256 px: encoder 93.2 G, modulations 12.9 G, decoder 25.4 G."""
         tokens, width = self.num_tokens(latent_shape), self.hidden_size
-        block = block_multiply_adds(tokens, width, matrices=3 * width * swiglu_width(width))
-        patch = tokens * self.in_channels * self.patch_size**2 * width
-        condition = width**2 + 256 * width + self.num_encoder_blocks * 6 * width**2
+        ends = 2 * tokens * self.in_channels * self.patch_size**2 * width
         return MultiplyAdds(
-            encoder=self.num_encoder_blocks * block + patch + condition,
+            encoder=self.encoder_multiply_adds(tokens, self.num_encoder_blocks),
             modulations=tokens * width * self.modulation_size,
-            decoder=self.num_decoder_blocks * block + 2 * patch,
+            decoder=self.num_decoder_blocks * self.block_multiply_adds(tokens) + ends,
         )
 
 

@@ -8,19 +8,17 @@ from typing import Any, ClassVar
 
 from ddt_accel.errors import ConfigError
 from ddt_accel.networks.config import (
+    ConditionConfig,
     LatentShape,
     MultiplyAdds,
     TrainShape,
-    block_multiply_adds,
     check_heads,
     check_whole,
-    count_patches,
-    swiglu_width,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixNerdConfig:
+class PixNerdConfig(ConditionConfig):
     """The `init_args` of the published YAML.
 
     `num_groups` is the number of attention heads, `num_cond_blocks` the encoder's share of all blocks; `hidden_size_x`
@@ -85,29 +83,9 @@ class PixNerdConfig:
         return self.num_blocks - self.num_cond_blocks
 
     @property
-    def null_label(self) -> int:
-        return self.num_classes
-
-    @property
-    def state_size(self) -> int:
-        return self.hidden_size
-
-    @property
-    def modulation_size(self) -> int:
-        return sum(self.modulation_widths)
-
-    @property
     def modulation_widths(self) -> tuple[int, ...]:
         """Both weight matrices of each decoder block."""
         return (2 * self.nerf_mlpratio * self.hidden_size_x**2,) * self.num_decoder_blocks
-
-    @property
-    def fixed_shape(self) -> None:
-        return None
-
-    @property
-    def pixel_space(self) -> bool:
-        return self.in_channels == 3
 
     @property
     def essence(self) -> dict[str, Any]:
@@ -128,21 +106,15 @@ class PixNerdConfig:
         pixels = self.patch_size**2 * (1 + self.nerf_mlpratio) * self.hidden_size_x
         return 9 * self.num_cond_blocks * self.hidden_size + self.modulation_size + self.num_decoder_blocks * pixels
 
-    def num_tokens(self, latent_shape: LatentShape) -> int:
-        return count_patches(latent_shape, self.in_channels, self.patch_size)
-
     def multiply_adds(self, latent_shape: LatentShape) -> MultiplyAdds:
         """At PixNerd-XL/16 and 256 px: encoder 110.4 G, modulations 19.3 G, decoder 4.32 G."""
-        tokens, width = self.num_tokens(latent_shape), self.hidden_size
-        block = block_multiply_adds(tokens, width, matrices=3 * width * swiglu_width(width))
-        patch = tokens * self.in_channels * self.patch_size**2 * width
-        condition = width**2 + 256 * width + self.num_cond_blocks * 6 * width**2
+        tokens = self.num_tokens(latent_shape)
         pixels = tokens * self.patch_size**2
         # The waves' share of the embedder is a table; the products of a pixel are those of its patch's weights.
         per_pixel = 2 * self.in_channels * self.hidden_size_x + self.modulation_size
         return MultiplyAdds(
-            encoder=self.num_cond_blocks * block + patch + condition,
-            modulations=tokens * width * self.modulation_size,
+            encoder=self.encoder_multiply_adds(tokens, self.num_cond_blocks),
+            modulations=tokens * self.hidden_size * self.modulation_size,
             decoder=pixels * per_pixel,
         )
 
