@@ -17,7 +17,6 @@ from ddt_accel.means import NAMES, check_means, named, read_means, write_means
 from ddt_accel.spec import ROUNDING, SamplingSpec, is_number, is_whole
 
 FORMAT, VERSION = "ddt-accel schedule", 4
-MAX_SOURCES = 4
 LARGEST = float(np.finfo(np.float32).max)  # of the weights
 FITTED = "fitted"
 SHIPPED = Path(__file__).parent / "schedules"
@@ -259,9 +258,9 @@ def _checked(
         if not steps[0] < step <= last or step in steps:
             raise ConfigError(f"There is a forecast for step {step}, which is no reuse step.")
         sources = [source for source, _ in row]
-        if not 1 <= len(set(sources)) == len(row) <= MAX_SOURCES or not set(sources) <= set(steps):
+        if not 1 <= len(set(sources)) == len(row) or not set(sources) <= set(steps):
             raise ConfigError(
-                f"The forecast of step {step} draws on {_shortened(tuple(sources))}; give 1 to {MAX_SOURCES} different "
+                f"The forecast of step {step} draws on {_shortened(tuple(sources))}; give one or more different "
                 "refresh steps."
             )
         if max(sources) > step or not all(abs(weight) <= LARGEST for _, weight in row):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ddt_accel.errors import ConfigError
 from ddt_accel.sampling.program import compile_program
-from ddt_accel.schedule import FITTED, MAX_SOURCES, Forecast, Row, Schedule
+from ddt_accel.schedule import FITTED, Forecast, Row, Schedule
 
 LATEST = 1 - 2.0**-20  # the latest time, in float32 below 1
 TIMES, INTEGRATOR, FORECASTS = KINDS = ("times", "integrator", "forecasts")
@@ -151,8 +151,8 @@ def widened(
 ) -> Schedule:
     """The same schedule with a row for every reuse step, of the last `sources` refreshes where that costs no encoder
     run, the new ones with weight 0."""
-    if not 1 <= sources <= MAX_SOURCES:
-        raise ConfigError(f"A forecast from {sources} states; give 1 to {MAX_SOURCES}.")
+    if sources < 1:
+        raise ConfigError(f"A forecast from {sources} states; give 1 or more.")
 
     own, guidance = schedule.unconditional_steps, schedule.spec.guidance_weights
     read = {
@@ -169,7 +169,7 @@ def widened(
                 # A guided step that read another refresh would have the unconditional branch encoded there, too.
                 shares_rows = own is None and guidance[k] != 1.0
                 last = [r for r in steps if r < k and (r in read or not shares_rows)][-sources:]
-                added = [r for r in last if r not in given][: MAX_SOURCES - len(given)]
+                added = [r for r in last if r not in given]
                 wide[k] = tuple((r, given.get(r, 0.0)) for r in sorted([*given, *added]))
         return wide
 

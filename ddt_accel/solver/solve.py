@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddt_accel.errors import ConfigError, NumericsError
-from ddt_accel.schedule import MAX_SOURCES, Forecast, Schedule, check_budget
+from ddt_accel.schedule import Forecast, Schedule, check_budget
 from ddt_accel.solver.forecast import FORECASTS, checked_gram, forecast_error, forecast_weights, pair_errors
 from ddt_accel.solver.pairs import combined, pair_cost, solve_pairs
 from ddt_accel.solver.refresh import Solution, solve_all_budgets, total_cost
@@ -82,8 +82,8 @@ class Method:
             raise ConfigError(f"forecast is {self.forecast!r}; choose one of {', '.join(FORECASTS)}.")
         if self.objective not in OBJECTIVES:
             raise ConfigError(f"objective is {self.objective!r}; choose one of {', '.join(OBJECTIVES)}.")
-        if not 1 <= self.sources <= MAX_SOURCES:
-            raise ConfigError(f"A forecast from {self.sources} states; give 1 to {MAX_SOURCES}.")
+        if self.sources < 1:
+            raise ConfigError(f"A forecast from {self.sources} states; give 1 or more.")
         if self.objective == "similarity" and self.forecast != "hold":
             raise ConfigError(
                 f"The objective 'similarity' says nothing of a {self.forecast} forecast; use forecast 'hold', or "

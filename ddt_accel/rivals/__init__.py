@@ -1,0 +1,1 @@
+"""What others have published, as schedules of this project: one file a method, beside which `compare` puts ours."""

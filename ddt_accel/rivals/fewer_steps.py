@@ -1,0 +1,33 @@
+"""Fewer steps without sharing: what anyone can do, by the named integrators at several time shifts."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from ddt_accel.errors import ConfigError
+from ddt_accel.rivals.rival import Variant
+from ddt_accel.schedule import Schedule
+from ddt_accel.solver.solve import Statistics
+
+INTEGRATORS = ("euler", "heun", "ab2", "ab3", "ab4")
+# Relative to the calibrated one.
+SHIFTS = (1.0, 0.6, 0.8, 1.25, 1.7, 2.4)
+
+
+def variants(statistics: Statistics, *, solvers: tuple[str, ...] = INTEGRATORS) -> list[Variant]:
+    return [
+        Variant(settings=f"{solver}, shift {shift * statistics.spec.timeshift:.3g}",
+                of=partial(_schedule, statistics, solver, shift))
+        for shift in SHIFTS
+        for solver in solvers
+    ]  # fmt: skip
+
+
+def _schedule(statistics: Statistics, solver: str, shift: float, runs: int) -> Schedule | None:
+    """In as many steps as take so many evaluations."""
+    spec = statistics.spec
+    steps = (runs + (spec.end is None)) // 2 if solver == "heun" else runs
+    try:
+        return Schedule.full(spec.on_grid(steps, timeshift=spec.timeshift * shift, solver=solver))
+    except ConfigError:  # the shift is out of range, or so few steps make no grid
+        return None
