@@ -16,11 +16,11 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from torch import Tensor
 
 from ddt_accel.backends.guided import caching_states
 from ddt_accel.errors import ConfigError, NumericsError
 from ddt_accel.evaluation.converged import ConvergedPath
+from ddt_accel.fitting.least_squares import least_log, system
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.integrators import Update
 from ddt_accel.sampling.noise import draw_labels, draw_noise
@@ -30,8 +30,6 @@ from ddt_accel.schedule import FITTED, Row, Schedule
 
 # How much the square of a change of a weight counts, by the square of the latest velocity: velocities are alike.
 RIDGE = 1e-6
-# Rounds of least squares, each with images weighted by the inverse of the error that the last one left them.
-ROUNDS = 4
 # Bytes that modulations of all images may take; beyond them states are kept, of which modulations are made anew.
 MOST_KEPT = 4 << 30
 
@@ -65,10 +63,11 @@ def closed_form(backend: Backend, schedule: Schedule, path: ConvergedPath, batch
         systems = []
         for trajectory, aim in zip(batches, target.split(batch_size), strict=True):
             trajectory.evaluate(k)
-            velocities = torch.stack([trajectory.velocity(j) for j in range(k + 1)])
-            systems.append(_system(trajectory.latents, velocities, aim.to(backend.device), warm.to(backend.device)))
+            velocities = torch.stack([trajectory.velocity(j) for j in range(k + 1)]).double()
+            way = torch.einsum("j,j...->...", warm.to(backend.device), velocities)
+            systems.append(system(velocities, aim.to(backend.device).double() - trajectory.latents.double() - way))
         gram, right, square = (torch.cat(parts) for parts in zip(*systems, strict=True))
-        weights = warm + _least_log(gram, right, square)
+        weights = warm + least_log(gram, right, square, ridge=RIDGE)
         if not torch.isfinite(weights).all():
             raise NumericsError(f"The trajectory of {schedule.spec.solver} is not finite at evaluation {k}.")
         row = tuple(enumerate(weights.tolist()))
@@ -90,23 +89,3 @@ def _modulation_bytes(backend: Backend, program: Program, path: ConvergedPath) -
     _, height, width = path.latents.shape[2:]
     tokens = backend.config.num_tokens((path.latents.shape[2], height, width))
     return 4 * 2 * path.images.count * state_slots(program) * tokens * backend.config.modulation_size
-
-
-def _system(latents: Tensor, velocities: Tensor, target: Tensor, warm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the residual r of the warm weights: VᵀV [B, J, J], Vᵀr [B, J] and rᵀr [B] of each image, on the CPU."""
-    v = velocities.flatten(2).double().transpose(0, 1)  # [B, J, D]
-    residual = (target.double() - latents.double()).flatten(1) - torch.einsum("j,bjd->bd", warm, v)
-    return (v @ v.mT).cpu(), torch.einsum("bjd,bd->bj", v, residual).cpu(), residual.square().sum(1).cpu()
-
-
-def _least_log(gram: Tensor, right: Tensor, square: Tensor) -> Tensor:
-    """The change of weights, [J], that leaves the least sum of the logs of the images' squared residuals."""
-    change = torch.zeros_like(right[0])
-    for _ in range(ROUNDS):
-        left = square - 2 * right @ change + torch.einsum("i,bij,j->b", change, gram, change)
-        importance = 1 / left.clamp_min(1e-12 * square.clamp_min(1e-30))
-        importance = importance / importance.sum()
-        matrix = torch.einsum("b,bij->ij", importance, gram)
-        matrix += (RIDGE * matrix[-1, -1] + 1e-30) * torch.eye(len(change), dtype=matrix.dtype)
-        change = torch.linalg.solve(matrix, importance @ right)
-    return change

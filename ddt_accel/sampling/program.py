@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,6 +114,13 @@ def compile_program(schedule: Schedule, *, encode_unconditional: str = "read") -
             )
         )
     )
+
+
+def reweighted(schedule: Schedule, evaluation: Evaluation, k: int) -> Evaluation:
+    """Evaluation k of a program with the forecasts that `schedule` has there, from the same states."""
+    conditional = _branch(schedule, k)
+    unconditional = None if evaluation.unconditional is None else _branch(schedule, k, beside=conditional)
+    return replace(evaluation, conditional=conditional, unconditional=unconditional)
 
 
 def _branch(schedule: Schedule, k: int, *, beside: Branch | None = None) -> Branch:

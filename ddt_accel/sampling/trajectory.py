@@ -52,11 +52,12 @@ class Trajectory:
                 (1 + max(self._velocity_slots.values()), *noise.shape), device=backend.device
             )
         self._null = null
+        self._backend, self._ran = backend, False
         self._constants = {
-            (k, side): torch.from_numpy(branch.constant).to(backend.device)
+            (k, side): constant
             for k, evaluation in enumerate(program.evaluations)
             for side, branch in enumerate(evaluation.branches)
-            if branch.constant is not None
+            if (constant := self._constant(branch)) is not None
         }
         wanted = [one.config.modulation_size for one in (backend, backend.guide or backend)]
         for (_, side), constant in self._constants.items():
@@ -65,7 +66,6 @@ class Trajectory:
                     f"The schedule's mean modulations are not the {wanted[side]} values of this network."
                 )
         self.latents, self._copy = session.latents[: self.batch], session.latents[self.batch :]
-        self._backend, self._ran = backend, False
         self._capturable = backend.device.type == "cuda" and backend.capturable and not program.stochastic
         self._graph: torch.cuda.CUDAGraph | None = None
         self.start(noise, labels)
@@ -109,10 +109,11 @@ class Trajectory:
         self.evaluate(k)
         self.advance(k, self.program.evaluations[k].update)
 
-    def evaluate(self, k: int) -> None:
-        """The velocity of evaluation k where the latents are."""
-        program, session, batch, x = self.program, self.session, self.batch, self.latents
-        evaluation = program.evaluations[k]
+    def evaluate(self, k: int, reweighted: Evaluation | None = None) -> None:
+        """The velocity of evaluation k where the latents are; or of one that forecasts from the same states with other
+        weights."""
+        session, batch, x = self.session, self.batch, self.latents
+        evaluation = reweighted or self.program.evaluations[k]
         if len(evaluation.branches) == 2:
             self._copy.copy_(x)
         slot = self._modulation_slots[k]
@@ -122,7 +123,8 @@ class Trajectory:
                 session.encode(slot, rows)
             elif evaluation.held is None:
                 sources = [(self._modulation_slots[r], weight) for r, weight in branch.forecast]
-                session.forecast(slot, sources, self._constants.get((k, side)), rows)
+                constant = self._constants.get((k, side)) if reweighted is None else self._constant(branch)
+                session.forecast(slot, sources, constant, rows)
         session.decode(slot, slice(0, 2 * batch if evaluation.decode_both else batch))
 
         v = self.velocity(k)
@@ -145,6 +147,9 @@ class Trajectory:
             x.add_(self.velocity(j), alpha=weight)
         if update.noise and self.step_noise is not None:
             x.add_(self.step_noise(k).to(x), alpha=update.noise)
+
+    def _constant(self, branch: Branch) -> Tensor | None:
+        return None if branch.constant is None else torch.from_numpy(branch.constant).to(self._backend.device)
 
     def _parts(self, evaluation: Evaluation) -> list[tuple[Branch, slice]]:
         """What is done to which rows: at once where both branches do the same."""
