@@ -97,6 +97,21 @@ def test_forecasts(backend, tiny_model_path) -> None:
     assert close(run(opened, program, noise, labels), expected, 2 * tolerance)
 
 
+def test_forecasts_from_as_many_states_as_there_are(backend, tiny_model_path) -> None:
+    """Decoders that make forecasts take up to three; what is more is made before them."""
+    network, tolerance = backend
+    spec = SamplingSpec(num_steps=8)
+    bias = load_model(tiny_model_path).modulation_bias.numpy()[None]
+    rows = {
+        5: ((0, 0.4), (1, -0.9), (2, 0.5), (3, -1.5), (4, 2.7)),
+        7: ((0, -0.2), (1, 0.3), (2, -0.6), (3, 0.8), (4, -1.7), (6, 2.1)),
+    }
+    schedule = Schedule(spec=spec, refresh_steps=(0, 1, 2, 3, 4, 6), forecasts=rows, mean_modulations=bias)
+    noise, labels = draw_noise(SHAPE, seed=2, indices=range(2)), draw_labels(4, seed=2, indices=range(2))
+    expected = sample(load_model(tiny_model_path), schedule, noise, labels)
+    assert close(sample(network, schedule, noise, labels), expected, tolerance)
+
+
 def test_branches_with_refreshes_of_their_own(backend, tiny_model_path) -> None:
     schedule = Schedule(
         spec=SamplingSpec(num_steps=6, guidance=1.5),

@@ -118,7 +118,7 @@ MISTAKES = {
     "unknown forecast": (["solve", "-k", 2, "--forecast", "oracle"], "calibrated"),
     "unknown objective": (["solve", "--objective", "speed"], "minimax"),
     "published objective with a forecast": (["solve", "--objective", "similarity"], "hold"),
-    "too many sources": (["solve", "--sources", 9], "1 to 4"),
+    "no sources": (["solve", "--sources", 0], "1 or more"),
     "no steps": (["calibrate", "--steps", 0], "--steps"),
     "no samples": (["calibrate", "--samples", 0], "--samples"),
     "NaN guidance": (["calibrate", "--guidance", "nan"], "--guidance"),

@@ -100,8 +100,7 @@ class BoundSession:
                 self.decode(slot, slice(half * self._batch, (half + 1) * self._batch))
             return
         if len(drawn) > self._cut.sources:
-            self._materialise(slot, halves)
-            drawn = (slot,)
+            drawn = self._materialise(slot, halves)
         if self._runner.takes_all:
             padded = (*drawn, *drawn[:1] * (self._cut.sources - len(drawn)))
         elif len(drawn) == 1 and all(_is_held(self._recipes[slot, half]) for half in halves):
@@ -120,19 +119,31 @@ class BoundSession:
         """The slots that forecasts of any half draw on."""
         return tuple(sorted({source for half in halves for source in self._recipes[slot, half][0]}))
 
-    def _materialise(self, slot: int, halves: list[int]) -> None:
-        """Makes forecasts from more states than the decoder takes, before it."""
-        if self._cut.cache == "state":
+    def _materialise(self, slot: int, halves: list[int]) -> tuple[int, ...]:
+        """Makes forecasts from more states than the decoder takes before it, as far as it must; the slots that it then
+        takes."""
+        if self._cut.cache == "state" and self._cut.sources == 1:
             raise ConfigError(
-                f"A forecast draws on {len(self._drawn(slot, halves))} states, and this export's decoder takes "
-                f"{self._cut.sources}; export with more --sources, or with modulations as cache."
+                f"A forecast draws on {len(self._drawn(slot, halves))} states, and this export's decoder takes one; "
+                "export with --sources 2 or more, or with modulations as cache."
             )
+        last = self._drawn(slot, halves)[-1]
         for half in halves:
             sources, weights, constant = self._recipes[slot, half]
-            if sources != (slot,):
-                rows = slice(half * self._batch, (half + 1) * self._batch)
-                self._combine(slot, list(zip(sources, weights, strict=True)), constant, rows)
-            self._recipes[slot, half] = ((slot,), (1.0,), None)
+            if sources == (slot,):
+                continue
+            rows, drawn = slice(half * self._batch, (half + 1) * self._batch), dict(zip(sources, weights, strict=True))
+            if self._cut.cache == "state":
+                # What is not a sum of weights 1 has a constant of its own, which the decoder makes: so one state is
+                # taken by itself, as often as is missing.
+                missing = sum(weights) - 1
+                drawn[last] = drawn.get(last, 0.0) - missing
+                self._combine(slot, list(drawn.items()), None, rows)
+                self._recipes[slot, half] = ((slot, last), (1.0, missing), constant)
+            else:
+                self._combine(slot, list(drawn.items()), constant, rows)
+                self._recipes[slot, half] = ((slot,), (1.0,), None)
+        return self._drawn(slot, halves)
 
     def _combine(self, slot: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: slice) -> None:
         constants = [None] * len(self._widths) if constant is None else constant.split(self._widths)
