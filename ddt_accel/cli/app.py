@@ -17,7 +17,18 @@ import typer
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
-from ddt_accel.cli import benchmark, calibration, fitting, optimizing, planning, runs, solving, status, training
+from ddt_accel.cli import (
+    benchmark,
+    calibration,
+    comparing,
+    fitting,
+    optimizing,
+    planning,
+    runs,
+    solving,
+    status,
+    training,
+)
 from ddt_accel.cli.console import Interrupted, err
 from ddt_accel.cli.inspection.command import inspect
 from ddt_accel.cli.options import DEFAULT_WORKSPACE
@@ -94,6 +105,7 @@ for command in (
     runs.export,
     runs.sample,
     benchmark.bench,
+    comparing.compare,
     optimizing.optimize,
     optimizing.demo,
     inspect,

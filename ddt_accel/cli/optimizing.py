@@ -227,12 +227,12 @@ def _choose(
     costs: Costs, images: dict[str, ImageRange], there: list[Schedule], target: Target, effort: Effort,
     on_stage: OnStage, batch_size: int,
 ) -> Choice:  # fmt: skip
+    from ddt_accel.evaluation.converged import reference_steps
     from ddt_accel.evaluation.judge import Judge
     from ddt_accel.fitting import search
     from ddt_accel.fitting.fit_spec import LEAST_HELD_OUT, LEAST_REFERENCE_STEPS, FitSpec
     from ddt_accel.fitting.joint import JointFit
     from ddt_accel.fitting.optimize import Optimizer
-    from ddt_accel.report.study import reference_steps
 
     own = calibration.spec.num_steps  # and no fewer than the report will have, so that both speak of one solution
     steps = max(LEAST_REFERENCE_STEPS, reference_steps(own), round(effort.reference * own))

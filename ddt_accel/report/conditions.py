@@ -24,11 +24,9 @@ def conditions(
     batch_size: int,
 ) -> dict[str, str]:
     """The machine, the versions and the settings under which everything was measured."""
-    packages = ["ddt-accel", "torch", "numpy", "onnxruntime"]
     low, high = spec.guidance_interval
     guided = "CFG" if calibration.guide is None else "guidance by a second network"
     less = "≤" if spec.closed_interval else "<"
-    accelerator = f", {torch.cuda.get_device_name()}" if backend.device.type == "cuda" else ""
     ends = f", last step {spec.last_step:g}" if spec.last_step is not None else ""
     ends += f", end {spec.end:g}" if spec.end is not None else ""
     return {
@@ -40,6 +38,15 @@ def conditions(
         "calibration": f"{calibration.num_samples} trajectories of {calibration.spec.num_steps} steps",
         "schedule": f"{schedule.spec.num_steps} steps, {schedule.forecast} forecast, objective {schedule.objective}"
         f"{_own_steps(schedule)}",
+        **machine(backend, batch_size),
+    }
+
+
+def machine(backend: Backend, batch_size: int) -> dict[str, str]:
+    """What ran the networks, on what, and of which versions."""
+    packages = ["ddt-accel", "torch", "numpy", "onnxruntime"]
+    accelerator = f", {torch.cuda.get_device_name()}" if backend.device.type == "cuda" else ""
+    return {
         "backend": backend.name,
         "device": backend.device.type + accelerator,
         "machine": f"{processor()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, {platform.system()}",

@@ -12,6 +12,7 @@ import jinja2
 import numpy as np
 
 from ddt_accel.artifacts import checksum, write_atomic, write_json
+from ddt_accel.evaluation.converged import reference_steps
 from ddt_accel.report import words
 from ddt_accel.report.figures import (
     BLACK,
@@ -27,7 +28,7 @@ from ddt_accel.report.figures import (
 from ddt_accel.report.gallery import gallery
 from ddt_accel.report.headline import Values
 from ddt_accel.report.numbers import FILE_NAME, FORMAT, VERSION
-from ddt_accel.report.study import UNSHARED, Study, reference_steps
+from ddt_accel.report.study import UNSHARED, Study
 from ddt_accel.report.ways import BEST_FEWER, FEWER, OTHERS, PUBLISHED, SOLVED, UNIFORM
 
 TEMPLATES = Path(__file__).parent

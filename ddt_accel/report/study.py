@@ -14,6 +14,7 @@ from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ConfigError, MismatchError
 from ddt_accel.evaluation.benchmark import Measurement
 from ddt_accel.evaluation.budgets import Target
+from ddt_accel.evaluation.converged import reference_steps
 from ddt_accel.evaluation.fidelity import Interval, interval
 from ddt_accel.report.baseline import baseline_of, check_held_out
 from ddt_accel.report.bench import Bench
@@ -34,12 +35,6 @@ UNSHARED, GIVEN = "unshared", "given"
 SHOWN = 16
 # On so many images, which nothing is reported on, it is chosen what sharing is compared with.
 CHOOSING = 4
-
-
-def reference_steps(num_steps: int) -> int:
-    """How many steps the reference solution takes: 100 are enough for its own error to lie 15 dB below that of the best
-    fits; more where the baseline has more itself, fewer beside one of very few."""
-    return max(2 * num_steps, min(8 * num_steps, 100))
 
 
 @dataclass(frozen=True, kw_only=True)

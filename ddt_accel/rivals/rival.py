@@ -31,12 +31,14 @@ class Rival:
     """A published method: `variants` are all that may be chosen from, for the sampling of the statistics.
 
     One that shares nothing (`shares`) makes its own grid, of which the statistics only say guidance and where it ends.
+    One whose numbers were fitted elsewhere (`refitted`) is worth fitting to other networks.
     """
 
     name: str
     source: str
     variants: Callable[[Statistics], list[Variant]]
     shares: bool = True
+    refitted: bool = False
 
 
 # The weights of the states of `drawn`, refreshes in increasing order, all of them before `step`, at that step.

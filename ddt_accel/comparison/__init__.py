@@ -1,0 +1,1 @@
+"""What others published and ours, at the same cost, on the same noises, in one run."""

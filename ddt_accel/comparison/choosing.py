@@ -1,0 +1,145 @@
+"""What each method enters with: the best of the settings and grids that a cost affords, by images that nothing is
+reported on."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ddt_accel.artifacts import checksum
+from ddt_accel.backends.sample import sample_images
+from ddt_accel.calibration.resample import POINTS, resample
+from ddt_accel.calibration.statistics import Calibration
+from ddt_accel.errors import NumericsError
+from ddt_accel.evaluation.costs import Costs
+from ddt_accel.evaluation.fidelity import latent_decibels
+from ddt_accel.rivals.rival import Rival, Variant
+from ddt_accel.sampling.backend import Backend
+from ddt_accel.sampling.noise import ImageRange
+from ddt_accel.schedule import Schedule
+from ddt_accel.solver.solve import Statistics
+from ddt_accel.spec import SamplingSpec
+
+# What shares does so on the calibrated grid and on others, of so many times the steps that a cost affords without
+# sharing, by the calibrated integrator and by this one.
+MULTIPLES, INTEGRATOR = (1.3, 1.8, 2.6, 4.0), "ab2"
+# It is worth a look where the encoder runs twice at least.
+FEWEST = 2
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a method enters with at a cost; `promise` is its mean dB on the images that it was chosen by."""
+
+    name: str
+    source: str
+    settings: str
+    schedule: Schedule
+    promise: float
+
+
+class Chooser:
+    """Chooses by how far from `ends` [B, C, H, W] schedules end.
+
+    Costs are in terms of the calibrated trajectory unshared. With `own_grid` what shares does so on the calibrated grid
+    alone, for `ends` that belong to it.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        calibration: Calibration,
+        costs: Costs,
+        images: ImageRange,
+        ends: Tensor,
+        batch_size: int,
+        *,
+        own_grid: bool,
+    ) -> None:
+        self.backend, self.calibration, self.images, self.batch_size = backend, calibration, images, batch_size
+        self._costs, self._unit = costs, costs.of(Schedule.full(calibration.spec))
+        self._ends, self._own_grid = ends, own_grid
+        self._variants: dict[tuple[str, str], list[Variant]] = {}
+        self._seen: dict[str, float] = {}
+
+    def cost(self, schedule: Schedule) -> float:
+        return self._costs.of(schedule) / self._unit
+
+    def decibels(self, schedule: Schedule) -> float:
+        """The mean over the images, −∞ where any of them leaves the finite numbers."""
+        key = checksum(schedule.document())
+        if key not in self._seen:
+            shape = self.calibration.latent_shape
+            try:
+                ends = sample_images(self.backend, schedule, self.images, shape, self.batch_size)
+                self._seen[key] = float(latent_decibels(ends, self._ends).mean())
+            except NumericsError:
+                self._seen[key] = -math.inf
+        return self._seen[key]
+
+    def choose(self, rival: Rival, cost: float) -> Entry | None:
+        """The best that a rival has for at most that cost: its first settings on every grid, then all of its settings
+        on the best of them. None where it has nothing as cheap."""
+        grids = [(statistics.spec, self._of(rival, statistics)) for statistics in self._grids(rival, cost)]
+        found = [entry for spec, variants in grids for entry in self._entries(rival, spec, variants[:1], cost)]
+        first = max(found, key=_promise, default=None)
+        for spec, variants in grids:
+            if not rival.shares or (first is not None and spec == first.schedule.spec):
+                found += self._entries(rival, spec, variants[1:], cost)
+        return max(found, key=_promise, default=None)
+
+    def _entries(self, rival: Rival, spec: SamplingSpec, variants: list[Variant], cost: float) -> list[Entry]:
+        found = []
+        for variant in variants:
+            schedule = self._largest(variant, cost, spec.num_evaluations)
+            promise = -math.inf if schedule is None else self.decibels(schedule)
+            if schedule is not None and math.isfinite(promise):
+                found.append(Entry(rival.name, rival.source, variant.settings, schedule, promise))
+        return found
+
+    def _of(self, rival: Rival, statistics: Statistics) -> list[Variant]:
+        key = rival.name, checksum(statistics.spec.document())
+        if key not in self._variants:
+            self._variants[key] = rival.variants(statistics)
+        return self._variants[key]
+
+    def _grids(self, rival: Rival, cost: float) -> list[Statistics]:
+        calibration, own = self.calibration, self.calibration.spec
+        if not rival.shares or self._own_grid:
+            return [calibration]
+        fewest = bisect_right(range(1, own.num_steps), cost, key=lambda n: self._unshared(self._on(n, own.solver)))
+        counts = {round(multiple * max(1, fewest)) for multiple in MULTIPLES}
+        steps = sorted({n for n in counts if POINTS <= n < own.num_steps} | {own.num_steps}, reverse=True)
+        specs = [self._on(n, solver) for n in steps for solver in dict.fromkeys((own.solver, INTEGRATOR))]
+        worth_it = [spec for spec in specs if self.cost(Schedule.uniform(spec, FEWEST)) <= cost < self._unshared(spec)]
+        return [calibration if spec == own else resample(calibration, spec) for spec in worth_it]
+
+    def _on(self, steps: int, solver: str) -> SamplingSpec:
+        own = self.calibration.spec
+        return (
+            own
+            if (steps, solver) == (own.num_steps, own.solver)
+            else own.on_grid(steps, timeshift=own.timeshift, solver=solver)
+        )
+
+    def _unshared(self, spec: SamplingSpec) -> float:
+        return self.cost(Schedule.full(spec))
+
+    def _largest(self, variant: Variant, cost: float, most: int) -> Schedule | None:
+        """Of a variant's schedules of up to so many encoder runs that of the most that the cost affords."""
+        best, low, high = None, 1, most
+        while low <= high:
+            runs = (low + high) // 2
+            schedule = variant.of(runs)
+            if schedule is None or self.cost(schedule) <= cost:
+                best, low = schedule or best, runs + 1
+            else:
+                high = runs - 1
+        return best
+
+
+def _promise(entry: Entry) -> float:
+    return entry.promise

@@ -1,0 +1,151 @@
+"""The comparison itself: everyone chooses, then all that were chosen are measured on other images, batch by batch in
+turn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from ddt_accel.backends.sample import sample_images
+from ddt_accel.comparison.choices import Choices
+from ddt_accel.comparison.choosing import Chooser, Entry
+from ddt_accel.comparison.contest import REFERENCE, UNSHARED, Contest, Field, Row
+from ddt_accel.comparison.ours import ALIGNED, FITTED, SOLVED, SOLVING
+from ddt_accel.errors import ConfigError
+from ddt_accel.evaluation.benchmark import measure
+from ddt_accel.evaluation.converged import converged_ends, reference_steps
+from ddt_accel.evaluation.fidelity import latent_decibels
+from ddt_accel.fitting.aligned import align, unshared_path
+from ddt_accel.fitting.joint import JointFit
+from ddt_accel.rivals.rival import Rival
+from ddt_accel.sampling.noise import ImageRange
+from ddt_accel.schedule import Schedule
+from ddt_accel.stages import OnStage, silent
+
+
+def compare(
+    field: Field,
+    targets: Sequence[float],
+    rivals: Sequence[Rival],
+    fitted: Sequence[Schedule],
+    folder: Path,
+    *,
+    joint: JointFit | None = None,
+    on_stage: OnStage = silent,
+) -> list[Contest]:
+    """The contests at all costs, in terms of the calibrated trajectory unshared.
+
+    `fitted` are schedules of ours that were fitted before, none of them on the images here. With a `joint` fit others
+    are made for every cost, and rivals that were fitted to other networks are fitted to these. What each chose is kept
+    in `folder`, so that a comparison that was interrupted goes on with the next one.
+    """
+    if not targets or not all(0 < target < 1 for target in targets):
+        given = ", ".join(f"{target:g}" for target in targets) or "none"
+        raise ConfigError(f"The costs are {given}; give some between 0 and 1, in terms of the unshared sampler.")
+    done = on_stage("what is to be reached", 1)
+    if field.aim == REFERENCE:
+        ends = _reference(field, field.choosing, folder)
+    else:
+        shape = field.calibration.latent_shape
+        ends = sample_images(field.backend, field.unshared, field.choosing, shape, field.batch_size)
+    done()
+    chooser = Chooser(
+        field.backend, field.calibration, field.costs, field.choosing, ends, field.batch_size,
+        own_grid=field.aim == UNSHARED,
+    )  # fmt: skip
+    choices = Choices(folder, field.identity)
+    contests = []
+    for cost in sorted(targets):
+        entries = _entries(field, chooser, choices, cost, rivals, fitted, joint, on_stage)
+        contests.append(_measured(field, chooser, cost, entries, folder, on_stage))
+    return contests
+
+
+def _entries(
+    field: Field, chooser: Chooser, choices: Choices, cost: float, rivals: Sequence[Rival],
+    fitted: Sequence[Schedule], joint: JointFit | None, on_stage: OnStage,
+) -> dict[str, Entry | None]:  # fmt: skip
+    """What everyone enters with at a cost."""
+    entries: dict[str, Entry | None] = {}
+    advance = on_stage(f"choosing at cost {cost:g}", len(rivals) + 2)
+    for rival in (*rivals, SOLVING):
+        entries[rival.name] = choices.of(cost, rival.name, partial(chooser.choose, rival, cost))
+        advance()
+    entries[ALIGNED] = choices.of(cost, ALIGNED, partial(_aligned, field, chooser, entries[SOLVED]))
+    advance()
+    advance = on_stage(f"fitting at cost {cost:g}", 1)
+    entries[FITTED] = choices.of(cost, FITTED, partial(_fitted, chooser, fitted, cost, joint))
+    for rival in rivals:
+        known = entries[rival.name]
+        if joint is not None and known is not None and rival.refitted:
+            name = f"{rival.name}, fitted here"
+            entries[name] = choices.of(cost, name, partial(_refitted, chooser, known, name, joint))
+    advance()
+    return entries
+
+
+def _aligned(field: Field, chooser: Chooser, solved: Entry | None) -> Entry | None:
+    if solved is None or not solved.schedule.forecasts:
+        return None
+    images, size = field.aligning, field.batch_size
+    path = unshared_path(field.backend, solved.schedule, images, field.calibration.latent_shape, size)
+    schedule = align(field.backend, solved.schedule, path, images, size)
+    return Entry(ALIGNED, SOLVING.source, solved.settings, schedule, chooser.decibels(schedule))
+
+
+def _fitted(chooser: Chooser, known: Sequence[Schedule], cost: float, joint: JointFit | None) -> Entry | None:
+    """The best of the fitted schedules that a cost affords: of those that are known, or are fitted now."""
+    schedules = [schedule for schedule in known if chooser.cost(schedule) <= cost]
+    if joint is not None:
+        made = [joint.fitted(cost, shared=shared) for shared in (False, True)]
+        schedules += [schedule for schedule in made if schedule is not None]
+    found = [Entry(FITTED, "docs/concepts/fits.md", "", one, chooser.decibels(one)) for one in schedules]
+    return max(found, key=lambda entry: entry.promise, default=None)
+
+
+def _refitted(chooser: Chooser, known: Entry, name: str, joint: JointFit) -> Entry:
+    """A rival's schedule with its numbers fitted to these very networks, with the effort that ours are."""
+    own = joint.calibration
+    warm = replace(known.schedule, checkpoint_sha256=own.checkpoint_sha256, guide_sha256=own.guide_sha256)
+    schedule = joint.fit(warm).schedule
+    return replace(known, name=name, schedule=schedule, promise=chooser.decibels(schedule))
+
+
+def _measured(
+    field: Field, chooser: Chooser, cost: float, entries: Mapping[str, Entry | None], folder: Path, on_stage: OnStage
+) -> Contest:
+    there = {name: entry for name, entry in entries.items() if entry is not None}
+    batches = -(-field.num_images // field.batch_size)
+    (unshared, *measured), latents = measure(
+        field.backend,
+        {UNSHARED: field.unshared} | {name: entry.schedule for name, entry in there.items()},
+        latent_shape=field.calibration.latent_shape,
+        num_images=field.num_images,
+        seed=field.seed,
+        batch_size=field.batch_size,
+        on_run=on_stage(f"measuring at cost {cost:g}", batches * (1 + len(there))),
+    )
+    reference = _reference(field, field.reporting, folder)
+    rows = [
+        Row(
+            entry=there[m.name],
+            cost=chooser.cost(there[m.name].schedule),
+            measured=m,
+            to_unshared=latent_decibels(latents[m.name], latents[UNSHARED]).tolist(),
+            to_reference=latent_decibels(latents[m.name], reference).tolist(),
+        )
+        for m in measured
+    ]
+    missing = [name for name, entry in entries.items() if entry is None]
+    return Contest(cost=cost, unshared=unshared, rows=rows, missing=missing)
+
+
+def _reference(field: Field, images: ImageRange, folder: Path) -> Tensor:
+    """Where the reference solutions of some images end."""
+    spec, shape = field.calibration.spec, field.calibration.latent_shape
+    steps = reference_steps(spec.num_steps)
+    return converged_ends(field.backend, spec, steps, images, shape, field.batch_size, cache=folder)

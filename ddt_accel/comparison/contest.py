@@ -1,0 +1,126 @@
+"""On what methods are compared, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ddt_accel.artifacts import checksum
+from ddt_accel.calibration.statistics import Calibration
+from ddt_accel.comparison.choosing import Entry
+from ddt_accel.comparison.ours import OURS
+from ddt_accel.errors import ConfigError, MismatchError
+from ddt_accel.evaluation.benchmark import Measurement
+from ddt_accel.evaluation.costs import Costs
+from ddt_accel.evaluation.fidelity import Interval, interval
+from ddt_accel.sampling.backend import Backend
+from ddt_accel.sampling.noise import ImageRange
+from ddt_accel.schedule import Schedule
+
+REFERENCE, UNSHARED = AIMS = ("reference", "unshared")
+# How many images settings are chosen by, and how many schedules are aligned on.
+CHOOSING, ALIGNING = 8, 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What one method does at a cost: dB, per image, to the unshared sampler and to the reference solution."""
+
+    entry: Entry
+    cost: float
+    measured: Measurement
+    to_unshared: list[float]
+    to_reference: list[float]
+
+    def decibels(self, aim: str) -> list[float]:
+        return self.to_reference if aim == REFERENCE else self.to_unshared
+
+    def interval(self, aim: str) -> Interval | None:
+        return interval(self.decibels(aim))
+
+    def ahead_of(self, other: Row, aim: str) -> Interval | None:
+        """By how many dB it ends closer than another, paired over images."""
+        return interval(np.subtract(self.decibels(aim), other.decibels(aim)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """All rows at a cost, the unshared sampler's measurement, and who has nothing as cheap."""
+
+    cost: float
+    unshared: Measurement
+    rows: list[Row]
+    missing: list[str]
+
+    @property
+    def ours(self) -> Row | None:
+        """The row of ours that is ahead on the images that it was chosen by."""
+        return max(
+            (row for row in self.rows if row.entry.name in OURS), key=lambda row: row.entry.promise, default=None
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """On what a comparison is made: networks, what is known of them, and which images are for what.
+
+    The images of `seed` are reported on first, then chosen by, then aligned on.
+    """
+
+    backend: Backend
+    calibration: Calibration
+    costs: Costs
+    num_images: int
+    seed: int
+    batch_size: int
+    aim: str
+
+    def __post_init__(self) -> None:
+        spec = self.calibration.spec
+        if self.num_images < 2 or self.batch_size < 1:
+            raise ConfigError(
+                f"{self.num_images} images in batches of {self.batch_size}: an interval needs 2 at least."
+            )
+        if self.aim not in AIMS:
+            raise ConfigError(f"The aim (--to) is {self.aim!r}; choose one of {', '.join(AIMS)}.")
+        if spec.solver == "sde":
+            raise ConfigError("A stochastic sampler has no reference solution to come close to; calibrate another.")
+        if self.calibration.contains(self.seen):
+            raise MismatchError(f"Seed {self.seed} was calibrated on; compare with another --seed.")
+
+    def images(self, first: int, count: int) -> ImageRange:
+        return ImageRange(seed=self.seed, first=first, stop=first + count)
+
+    @property
+    def reporting(self) -> ImageRange:
+        return self.images(0, self.num_images)
+
+    @property
+    def choosing(self) -> ImageRange:
+        return self.images(self.num_images, CHOOSING)
+
+    @property
+    def aligning(self) -> ImageRange:
+        return self.images(self.num_images + CHOOSING, ALIGNING)
+
+    @property
+    def seen(self) -> ImageRange:
+        """All that are used."""
+        return self.images(0, self.num_images + CHOOSING + ALIGNING)
+
+    @property
+    def unshared(self) -> Schedule:
+        """What everything stands beside."""
+        known = self.calibration
+        return replace(
+            Schedule.full(known.spec), checkpoint_sha256=known.checkpoint_sha256, guide_sha256=known.guide_sha256
+        )
+
+    @property
+    def identity(self) -> str:
+        """Of everything that choices depend on but the backend's arithmetic."""
+        return checksum(
+            {"calibration": self.calibration.sha256, "costs": self.costs.document(), "images": self.num_images,
+             "seed": self.seed, "aim": self.aim}
+        )  # fmt: skip
