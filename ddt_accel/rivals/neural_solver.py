@@ -12,7 +12,8 @@ src/diffusion/flow_matching, and t2i_vis/flux.ipynb); MIT licence, copyright (c)
 Adapted: lengths, whose four decimals add up to 0.9999 to 1.0002, are scaled to end where the sampler does, and a last
 step that it asks for is not taken. A schedule guides at the evaluations where its recipe does on a grid of its own:
 that grid has the time shift for which as many evaluations as can be are guided as the interval says of the published
-times, and of such shifts the one whose times are nearest to them.
+times, and of such shifts the one whose times are nearest to them. Where the interval ends before the data one
+evaluation may be left that is guided otherwise.
 """
 
 from __future__ import annotations
