@@ -10,7 +10,8 @@ import pytest
 
 from ddt_accel import SamplingSpec, Schedule, calibrate, load_model
 from ddt_accel.calibration.statistics import Calibration
-from ddt_accel.rivals.foca import foca_weights
+from ddt_accel.rivals import foca
+from ddt_accel.rivals.foca import foca_values
 from ddt_accel.rivals.hicache import hermite_weights
 from ddt_accel.rivals.l2p import ridge_weights
 from ddt_accel.rivals.predit import multistep_weights
@@ -108,7 +109,7 @@ def foca_by_its_equations(slope: str, states: dict[int, float], last: int) -> li
             if k >= 2:
                 c, b, a = [step for step in states if step <= k][-3:]
                 of_steps = (3 * values[k] - 4 * values[k - 1] + values[k - 2]) / 2
-                of_refreshes = (3 * states[a] - 4 * states[b] + states[c]) / (2 * (a - b))
+                of_refreshes = (states[a] - states[b]) / (a - b) * 3 / 2 - (states[b] - states[c]) / (b - c) / 2
                 anchor = of_steps if slope == "steps" else of_refreshes
             continue
         here = (3 * values[-1] - 4 * values[-2] + values[-3]) / 2
@@ -121,19 +122,33 @@ def foca_by_its_equations(slope: str, states: dict[int, float], last: int) -> li
 @pytest.mark.parametrize("slope", ["steps", "refreshes"])
 def test_foca_is_its_equations(slope) -> None:
     states = dict(zip([0, 1, 2, 5, 9, 12], np.random.default_rng(1).normal(size=6).tolist(), strict=True))
-    expected = foca_by_its_equations(slope, states, 15)
-    for step in set(range(3, 16)) - set(states):
-        drawn = [refresh for refresh in states if refresh < step]
-        forecast = foca_weights(slope, drawn, step) @ [states[refresh] for refresh in drawn]
-        np.testing.assert_allclose(forecast, expected[step])
+    values = foca_values(slope, list(states), 16)
+    np.testing.assert_allclose(values @ list(states.values()), foca_by_its_equations(slope, states, 15))
+    # Nothing draws on a later refresh.
+    assert not any(values[step, index] for index, refresh in enumerate(states) for step in range(refresh))
 
 
 @pytest.mark.parametrize("slope", ["steps", "refreshes"])
 def test_foca_is_exact_on_lines_only(slope) -> None:
-    drawn = np.array([0, 1, 2, 4, 6])
-    np.testing.assert_allclose(foca_weights(slope, drawn.tolist(), 9) @ drawn, 9)
-    np.testing.assert_allclose(foca_weights(slope, [0, 1, 2], 3), [0.5, -2, 2.5])  # 8 for 3²
-    np.testing.assert_allclose(foca_weights(slope, [0], 2), [1])
+    drawn = [0, 1, 2, 4, 8]
+    np.testing.assert_allclose(foca_values(slope, drawn, 12) @ np.array(drawn), range(12), atol=1e-12)
+    np.testing.assert_allclose(foca_values(slope, [0, 1, 2], 4)[3], [0.5, -2, 2.5])  # 8 for 3²
+    np.testing.assert_allclose(foca_values(slope, [0], 3), np.ones((3, 1)))
+
+
+def test_foca_slopes_of_even_refreshes() -> None:
+    """From the equation with h the interval: F_7 = F_6 + (d(a) + d(6)) / 2."""
+    values = foca_values("refreshes", [0, 3, 6], 8)
+    anchor, here = np.array([1, -4, 3]) / 6, (3 * values[6] - 4 * values[5] + values[4]) / 2
+    np.testing.assert_allclose(values[7], values[6] + (anchor + here) / 2)
+
+
+def test_foca_that_grows_beyond_bounds_is_none(statistics) -> None:
+    long = SimpleNamespace(**{name: getattr(statistics, name) for name in ("guide", "modulation_bias")},
+                           spec=SamplingSpec(num_steps=400), checkpoint_sha256=None)  # fmt: skip
+    of_steps, of_refreshes = (foca.variants(long)[k].of(80) for k in (0, 1))
+    assert of_steps is None
+    assert of_refreshes is not None
 
 
 def test_multistep_rows_by_hand() -> None:

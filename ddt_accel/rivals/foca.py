@@ -12,21 +12,26 @@ where d̂(k+1), by the first formula of the predicted value, is d(k) again. Wher
 order 1, and without a second value 0. Its schedule is TaylorSeer's.
 
 A reconstruction: the equations are known second-hand and leave open what d(a) is, the slope over the values at a, a − 1
-and a − 2, most of them forecasts ("of steps"), or over the last refreshes, (3 s_a − 4 s_b + s_c) / 2(a − b)
-("of refreshes"). Both are here.
+and a − 2, most of them forecasts ("of steps"), or over the last refreshes, which for even intervals N is
+(3 s_a − 4 s_b + s_c) / 2N ("of refreshes"). Both are here. The first takes the jump from forecast to refresh into the
+slope, one and a half times: such errors grow from refresh to refresh, until weights are not finite in float32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ddt_accel.errors import ConfigError
 from ddt_accel.rivals.rival import Variant, evenly, forecasting
 from ddt_accel.rivals.taylor_seer import FIRST
 from ddt_accel.schedule import Schedule
 from ddt_accel.solver.solve import Statistics
+
+Array = NDArray[np.float64]
 
 SLOPES = ("steps", "refreshes")
 
@@ -39,32 +44,35 @@ def variants(statistics: Statistics) -> list[Variant]:
     ]
 
 
-def _schedule(statistics: Statistics, slope: str, first: int, runs: int) -> Schedule:
-    steps = evenly(statistics.spec.num_evaluations, runs, first=first)
-    return forecasting(statistics, steps, partial(foca_weights, slope))
+def _schedule(statistics: Statistics, slope: str, first: int, runs: int) -> Schedule | None:
+    evaluations = statistics.spec.num_evaluations
+    steps = evenly(evaluations, runs, first=first)
+    values = foca_values(slope, steps, evaluations)
+    try:
+        return forecasting(statistics, steps, lambda drawn, step: values[step, : len(drawn)].tolist())
+    except ConfigError:  # they have grown beyond all bounds
+        return None
 
 
-def foca_weights(slope: str, drawn: list[int], step: int) -> NDArray[np.float64]:
-    """The weights of the refreshes `drawn` at a step."""
-    refreshes = np.eye(len(drawn))
-    values = np.zeros((step + 1, len(drawn)))  # F_0 … F_step as weights of the refreshes
-    seen, anchor = 0, np.zeros(len(drawn))
-    for k in range(step + 1):
-        if k not in drawn:
-            values[k] = values[k - 1] + (anchor + _slope(values[:k])) / 2
+def foca_values(slope: str, refreshes: Sequence[int], evaluations: int) -> Array:
+    """F of all evaluations as weights of the refreshes, [E, R]."""
+    own = np.eye(len(refreshes))
+    values = np.zeros((evaluations, len(refreshes)))
+    seen, anchor = 0, np.zeros(len(refreshes))
+    for k in range(evaluations):
+        if k not in refreshes:
+            values[k] = values[k - 1] + (anchor + _slope(values[:k], range(k))) / 2
             continue
-        values[k] = refreshes[seen]
+        values[k] = own[seen]
         seen += 1
-        if slope == "steps":
-            anchor = _slope(values[: k + 1])
-        elif seen > 1:
-            anchor = _slope(refreshes[:seen]) / (drawn[seen - 1] - drawn[seen - 2])
-    weights: NDArray[np.float64] = values[step]
-    return weights
+        known = (values[: k + 1], range(k + 1)) if slope == "steps" else (own[:seen], refreshes[:seen])
+        anchor = _slope(*known)
+    return values
 
 
-def _slope(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """By backward differences at the last of values [K, R] that lie one apart."""
-    coefficients = ([0.0], [-1.0, 1.0], [0.5, -2.0, 1.5])[min(len(values), 3) - 1]
-    slope: NDArray[np.float64] = np.array(coefficients) @ values[-3:]
+def _slope(values: Array, steps: Sequence[int]) -> Array:
+    """By backward differences at the last of values [K, R], which belong to these steps."""
+    quotients = np.diff(values[-3:], axis=0) / np.diff(steps[-3:])[:, None]
+    coefficients = ([], [1.0], [-0.5, 1.5])[len(quotients)]
+    slope: Array = np.array(coefficients) @ quotients
     return slope
