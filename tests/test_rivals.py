@@ -143,7 +143,7 @@ def test_foca_slopes_of_even_refreshes() -> None:
     np.testing.assert_allclose(values[7], values[6] + (anchor + here) / 2)
 
 
-def test_foca_that_grows_beyond_bounds_is_none(statistics) -> None:
+def test_foca_that_leaves_no_digit_is_none(statistics) -> None:
     long = SimpleNamespace(**{name: getattr(statistics, name) for name in ("guide", "modulation_bias")},
                            spec=SamplingSpec(num_steps=400), checkpoint_sha256=None)  # fmt: skip
     of_steps, of_refreshes = (foca.variants(long)[k].of(80) for k in (0, 1))
