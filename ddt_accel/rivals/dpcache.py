@@ -9,8 +9,9 @@ So it is written and coded: not exact, for one predecessor is kept where C needs
 The first three steps refresh, and no interval is longer than 0.3 of all steps, or than so few runs need.
 
 Adapted: C is there of mean absolute errors over recorded features; here it is the root of the expected squared error,
-from the Gram matrix. A pair of refreshes knows a line: the program is of order 1, and the forecast at run time, which
-theirs has of order 2, is TaylorSeer's of order 1 or 2.
+from the Gram matrix, and a step that refreshes costs nothing, which as coded costs what its forecast would. A pair of
+refreshes knows a line: the program is of order 1, and the forecast at run time, which theirs has of order 2, is
+TaylorSeer's of order 1 or 2.
 """
 
 from __future__ import annotations
