@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ddt_accel import Schedule, draw_labels, draw_noise, load_model, sample
+from ddt_accel import SamplingSpec, Schedule, draw_labels, draw_noise, load_model, sample
 from ddt_accel.errors import ArtifactError
 from ddt_accel.evaluation.fidelity import latent_decibels, psnr, to_images
+from ddt_accel.rivals.neural_solver import FLOWDCN, solver
 from ddt_accel.sampling.reference import converged
 from ddt_accel.schedule import shipped_schedules
 
@@ -18,20 +19,29 @@ NAMES = ("4of6", "5of7", "6of9", "8of8", "8of12", "9of14", "9of14-final-step", "
 FITTED = [f"cifar10-fitted-{k}" for k in NAMES]
 MEASURED = Path(__file__).parent.parent / "benchmarks" / "results" / "shipped.json"
 CIFAR10 = [name for name in shipped_schedules() if name.startswith("cifar10-")]
+NEURAL = [name for name in shipped_schedules() if name.startswith("neural-solver-")]
 
 
 def test_the_promised_ones_are_there() -> None:
     solved = {f"cifar10-{k}of50" for k in (5, 6, 8, 10, 12, 16, 25)}
     assert solved | set(FITTED) == set(CIFAR10)
+    assert {f"neural-solver-{k}" for k in (5, 6, 7, 8, 9, 10, 15)} == set(NEURAL)
 
 
-@pytest.mark.parametrize("name", shipped_schedules())
+@pytest.mark.parametrize("name", sorted(set(shipped_schedules()) - set(NEURAL)))
 def test_a_name_says_what_the_schedule_is(name: str) -> None:
     schedule = Schedule.load(name)
     runs, steps = (int(part) for part in re.search(r"-(\d+)of(\d+)", name).groups())
     assert (schedule.budget, schedule.spec.num_steps) == (runs, steps)
     known = load_model("cifar10").source.sha256 if name in CIFAR10 else None
     assert schedule.checkpoint_sha256 == known
+
+
+@pytest.mark.parametrize("name", NEURAL)
+def test_the_neural_solver_is_that_of_the_rivals(name: str) -> None:
+    schedule = Schedule.load(name)
+    assert schedule == solver(SamplingSpec(), FLOWDCN, int(name.rpartition("-")[2]))
+    assert schedule.checkpoint_sha256 is None
 
 
 def test_a_file_comes_before_a_name(tmp_path, monkeypatch) -> None:

@@ -15,6 +15,9 @@ SHIFTS = (1.0, 0.6, 0.8, 1.25, 1.7, 2.4)
 
 
 def variants(statistics: Statistics, *, solvers: tuple[str, ...] = INTEGRATORS) -> list[Variant]:
+    """None for a stochastic sampler, which leads elsewhere."""
+    if statistics.spec.solver == "sde":
+        return []
     return [
         Variant(settings=f"{solver}, shift {shift * statistics.spec.timeshift:.3g}",
                 of=partial(_schedule, statistics, solver, shift))

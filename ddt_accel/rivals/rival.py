@@ -19,7 +19,8 @@ from ddt_accel.solver.solve import Statistics
 class Variant:
     """One choice of a rival's settings.
 
-    `of(runs)` is its schedule of at most so many encoder runs, None where it has none of so few.
+    `of(runs)` is its schedule of at most so many encoder runs, from 1 to all evaluations of the statistics; None where
+    it has none of so few.
     """
 
     settings: str
@@ -81,3 +82,19 @@ def evenly(evaluations: int, runs: int, *, first: int = 1) -> tuple[int, ...]:
     first = min(first, runs)
     rest, gaps = evaluations - (first - 1), runs - (first - 1)
     return (*range(first - 1), *(first - 1 + index * rest // gaps for index in range(gaps)))
+
+
+def bisected(steps: Callable[[float], tuple[int, ...]], runs: int, highest: float) -> tuple[int, ...] | None:
+    """The refresh steps of as low a threshold as makes at most so many, None where the highest makes more.
+
+    Publications choose a threshold, of which fewer runs follow the higher it is.
+    """
+    low, high = 0.0, highest
+    if len(steps(high)) > runs:
+        return None
+    if len(steps(low)) <= runs:
+        return steps(low)
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if len(steps(middle)) <= runs else (middle, high)
+    return steps(high)
