@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -28,6 +28,10 @@ from ddt_accel.spec import SamplingSpec
 MULTIPLES, INTEGRATOR = (1.3, 1.8, 2.6, 4.0), "ab2"
 # It is worth a look where the encoder runs twice at least.
 FEWEST = 2
+# On how many images the first look is, and how many settings get a second one.
+SCREENED_ON, SURVIVORS = 2, 3
+# Settings, and the schedule that they give.
+Candidate = tuple[str, Schedule]
 
 
 @dataclass(frozen=True)
@@ -63,42 +67,54 @@ class Chooser:
         self._costs, self._unit = costs, costs.of(Schedule.full(calibration.spec))
         self._ends, self._own_grid = ends, own_grid
         self._variants: dict[tuple[str, str], list[Variant]] = {}
-        self._seen: dict[str, float] = {}
+        self._seen: dict[tuple[str, int], float] = {}
 
     def cost(self, schedule: Schedule) -> float:
         return self._costs.of(schedule) / self._unit
 
-    def decibels(self, schedule: Schedule) -> float:
-        """The mean over the images, −∞ where any of them leaves the finite numbers."""
-        key = checksum(schedule.document())
+    def decibels(self, schedule: Schedule, count: int | None = None) -> float:
+        """The mean over the images or the first of them, −∞ where any of them leaves the finite numbers."""
+        images, ends = self.images, self._ends
+        if count is not None and count < images.count:
+            images, ends = replace(images, stop=images.first + count), ends[:count]
+        key = checksum(schedule.document()), images.count
         if key not in self._seen:
-            shape = self.calibration.latent_shape
             try:
-                ends = sample_images(self.backend, schedule, self.images, shape, self.batch_size)
-                self._seen[key] = float(latent_decibels(ends, self._ends).mean())
+                own = sample_images(self.backend, schedule, images, self.calibration.latent_shape, self.batch_size)
+                self._seen[key] = float(latent_decibels(own, ends).mean())
             except NumericsError:
                 self._seen[key] = -math.inf
         return self._seen[key]
 
     def choose(self, rival: Rival, cost: float) -> Entry | None:
-        """The best that a rival has for at most that cost: its first settings on every grid, then all of its settings
-        on the best of them. None where it has nothing as cheap."""
-        grids = [(statistics.spec, self._of(rival, statistics)) for statistics in self._grids(rival, cost)]
-        found = [entry for spec, variants in grids for entry in self._entries(rival, spec, variants[:1], cost)]
-        first = max(found, key=_promise, default=None)
-        for spec, variants in grids:
-            if not rival.shares or (first is not None and spec == first.schedule.spec):
-                found += self._entries(rival, spec, variants[1:], cost)
-        return max(found, key=_promise, default=None)
+        """The best that a rival has for at most that cost, None where it has nothing as cheap.
 
-    def _entries(self, rival: Rival, spec: SamplingSpec, variants: list[Variant], cost: float) -> list[Entry]:
-        found = []
-        for variant in variants:
-            schedule = self._largest(variant, cost, spec.num_evaluations)
-            promise = -math.inf if schedule is None else self.decibels(schedule)
-            if schedule is not None and math.isfinite(promise):
-                found.append(Entry(rival.name, rival.source, variant.settings, schedule, promise))
-        return found
+        Its first settings are tried on every grid, then all of its settings on the best of them, by a first look on few
+        images; the best by that are told apart on all images.
+        """
+        grids = [(statistics.spec, self._of(rival, statistics)) for statistics in self._grids(rival, cost)]
+        if rival.shares:
+            first = [self._affordable(variants[:1], spec, cost) for spec, variants in grids]
+            best = max(
+                range(len(grids)), key=lambda k: max(map(self._screened, first[k]), default=-math.inf), default=0
+            )
+            grids = grids[best : best + 1]
+        found = [entry for spec, variants in grids for entry in self._affordable(variants, spec, cost)]
+        found = sorted(found, key=self._screened, reverse=True)[:SURVIVORS]
+        entries = [
+            Entry(rival.name, rival.source, settings, schedule, promise)
+            for settings, schedule in found
+            if math.isfinite(promise := self.decibels(schedule))
+        ]
+        return max(entries, key=lambda entry: entry.promise, default=None)
+
+    def _screened(self, candidate: Candidate) -> float:
+        return self.decibels(candidate[1], SCREENED_ON)
+
+    def _affordable(self, variants: list[Variant], spec: SamplingSpec, cost: float) -> list[Candidate]:
+        """What each variant has of the most encoder runs that the cost affords."""
+        found = [(variant.settings, self._largest(variant, cost, spec.num_evaluations)) for variant in variants]
+        return [(settings, schedule) for settings, schedule in found if schedule is not None]
 
     def _of(self, rival: Rival, statistics: Statistics) -> list[Variant]:
         key = rival.name, checksum(statistics.spec.document())
@@ -139,7 +155,3 @@ class Chooser:
             else:
                 high = runs - 1
         return best
-
-
-def _promise(entry: Entry) -> float:
-    return entry.promise

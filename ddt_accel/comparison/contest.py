@@ -80,7 +80,7 @@ class Field:
         spec = self.calibration.spec
         if self.num_images < 2 or self.batch_size < 1:
             raise ConfigError(
-                f"{self.num_images} images in batches of {self.batch_size}: an interval needs 2 at least."
+                f"{self.num_images} images in batches of {self.batch_size}: an interval needs at least 2 images."
             )
         if self.aim not in AIMS:
             raise ConfigError(f"The aim (--to) is {self.aim!r}; choose one of {', '.join(AIMS)}.")

@@ -41,7 +41,8 @@ def place(
     figure.draw_without_rendering()
     scale, inside = figure.dpi / 72, axes.get_window_extent()
     pixels = [axes.transData.transform(line) for line in lines]
-    points = np.concatenate([*pixels, axes.transData.transform([(label.x, label.y) for label in labels])])
+    places = np.array([(label.x, label.y) for label in labels]).reshape(-1, 2)
+    points = np.concatenate([*pixels, axes.transData.transform(places)])
     along = np.concatenate([_between(line) for line in pixels])
     taken: list[Bbox] = []
     for label in labels:
