@@ -268,7 +268,7 @@ def test_kernels_are_compiled_once_a_machine(library) -> None:
         kernels()  # and was replaced
 
 
-def test_the_cache_of_another_card_or_version_is_passed_over(tmp_path) -> None:
+def test_the_cache_of_another_card_or_version_is_passed_over(tmp_path, cli) -> None:
     path, config = tmp_path / "kernels.safetensors", Config(SimpleNamespace())
     first = KernelCache(path, library="tensorrt-rtx 1.7", gpu="a card")
     first.attach(config)
@@ -286,6 +286,9 @@ def test_the_cache_of_another_card_or_version_is_passed_over(tmp_path) -> None:
             other.attach(config)
         assert not config.cache.kernels
         other.attach(config)  # of the second engine: it is asked for once
+    explained = cli("inspect", path)
+    assert explained.code == 0, explained.err
+    assert "a card" in explained.out
 
 
 @pytest.mark.parametrize("broken", ["refuses", "raises"])

@@ -186,3 +186,20 @@ def test_the_report_says_what_the_host_costs(gpu, tiny_model_path, tmp_path) -> 
     for written in (page, text):
         assert f"Call by call the headline takes {row.call_seconds * 1000:.1f} ms" in written.read_text()
     assert json.loads(numbers.read_text())["measurements"][0]["call_seconds"] == 4 * study.measurements[0].seconds
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_on_a_gpu_graphs_are_timed() -> None:
+    model = load_model("cifar10").cuda()
+    schedules = {"unshared": Schedule.full(SPEC), "shared": SHARED}
+    rows, latents = measure(
+        TorchBackend(model), schedules, latent_shape=(3, 32, 32), num_images=3, seed=3, batch_size=2
+    )
+    noise, labels = draw_noise((3, 32, 32), seed=3, indices=range(3)), draw_labels(10, seed=3, indices=range(3))
+    for row in rows:
+        assert row.call_seconds is not None
+        assert 0 < row.encoder_seconds + row.decoder_seconds + row.forecast_seconds <= row.seconds
+        expected = sample(model, schedules[row.name], noise, labels).cpu()
+        torch.testing.assert_close(latents[row.name], expected, atol=1e-3, rtol=1e-3)
+    assert seconds_a_refresh(TorchBackend(model), (3, 32, 32), 2, within=0.1) > 0
