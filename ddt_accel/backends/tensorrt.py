@@ -1,7 +1,8 @@
 """The networks run by TensorRT, or by TensorRT for RTX, on PyTorch's buffers and stream.
 
 Tensors are bound by address; only rows that do not begin where TensorRT wants them to are copied. Calls are queued in
-the order of the current CUDA stream, without waiting for it.
+the order of the current CUDA stream, without waiting for it; those of one backend share their working memory, so that
+two streams may not run it at the same time.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor
 
 from ddt_accel.artifacts import read_arrays
+from ddt_accel.backends.contexts import ALIGNMENT, Contexts
+from ddt_accel.backends.kernel_cache import KernelCache, kernels_name
 from ddt_accel.backends.manifest import (
     ENGINE_LIBRARIES,
     REFERENCE_FORMAT,
@@ -32,7 +35,6 @@ from ddt_accel.backends.session import BoundSession
 from ddt_accel.errors import ArtifactError, ConfigError, DependencyError, MismatchError, ParityError
 from ddt_accel.sampling.backend import Buffers
 
-ALIGNMENT = 256
 # What TensorRT for RTX builds for unless told otherwise: no card of a data centre (sm_80, sm_90, sm_100), no Turing.
 RTX_TARGETS = ("sm_86", "sm_89", "sm_120", "sm_121")
 
@@ -89,7 +91,8 @@ class TensorRTBackend:
             self._trt: Any = importlib.import_module(ENGINE_LIBRARIES[engine.library])
         except ImportError:
             raise DependencyError(f"{engine.library} is not installed, which has built these engines.") from None
-        check_engine(engine, str(self._trt.__version__), gpu())
+        architecture = gpu()
+        check_engine(engine, str(self._trt.__version__), architecture)
         self.config, self.checkpoint_sha256 = self.manifest.config, self.manifest.checkpoint_sha256
         self.latent_shape, self.cut = self.manifest.latent_shape, self.manifest.cut
         self.name = f"{engine.library} {engine.version}, {self.manifest.precision}"
@@ -100,7 +103,13 @@ class TensorRTBackend:
             self._runtime.engine_host_code_allowed = True  # its lean runtime, out of a file whose checksum is ours
         self._engines = {name: self._deserialized(name) for name in ("encoder", "decoder")}
         self._stream = torch.cuda.Stream(self.device)
-        self._contexts: dict[tuple[str, int], Any] = {}
+        self._kernels = KernelCache(
+            self.folder / kernels_name(str(architecture)),
+            library=f"{engine.library} {engine.version}",
+            gpu=torch.cuda.get_device_name(self.device),
+        )
+        self._contexts = Contexts(self._trt, self.device, self._kernels)
+        self._ran: set[tuple[str, int]] = set()  # networks by rows, whose kernels are compiled
         if engine.verified is None:
             self._verify(engine)
 
@@ -117,12 +126,15 @@ class TensorRTBackend:
 
     def bind(self, network: str, tensors: dict[str, Tensor]) -> Callable[[], None]:
         """See `backends.session.Runner`."""
-        engine, context = self._engines[network], self._context(network, len(next(iter(tensors.values()))))
+        engine = self._engines[network]
         # Engines want addresses that are multiples of 256 bytes, which rows in the middle of a buffer may not have.
         aligned = {name: tensor for name, tensor in tensors.items() if tensor.data_ptr() % ALIGNMENT}
         aligned = {name: torch.empty_like(tensor) for name, tensor in aligned.items()}
         inputs = {name for name in tensors if engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT}
-        shapes = [(name, tuple(tensors[name].shape)) for name in inputs]
+        shapes = {name: tuple(tensors[name].shape) for name in inputs}
+        rows = len(next(iter(tensors.values())))
+        current = torch.cuda.current_stream(self.device)
+        context = self._contexts.of(network, engine, self._profile(rows), shapes, current)
         addresses = [(name, aligned.get(name, tensor).data_ptr()) for name, tensor in tensors.items()]
         before = [(aligned[name], tensors[name]) for name in aligned if name in inputs]
         after = [(tensors[name], aligned[name]) for name in aligned if name not in inputs]
@@ -130,8 +142,8 @@ class TensorRTBackend:
         def call() -> None:
             for target, source in before:
                 target.copy_(source)
-            set_up = all(context.set_input_shape(name, shape) for name, shape in shapes)
-            set_up = set_up and all(context.set_tensor_address(name, address) for name, address in addresses)
+            # Other sessions of as many rows run the same context on buffers of their own.
+            set_up = all(context.set_tensor_address(name, address) for name, address in addresses)
             current = torch.cuda.current_stream(self.device)
             # On the default stream TensorRT would wait for the device at every call.
             stream = self._stream if current.cuda_stream == 0 else current
@@ -143,39 +155,13 @@ class TensorRTBackend:
                 current.wait_stream(stream)
             for target, source in after:
                 target.copy_(source)
+            if torch.cuda.is_current_stream_capturing():
+                self._contexts.memory.pin()
+            elif (network, rows) not in self._ran:
+                self._ran.add((network, rows))
+                self._kernels.save()
 
         return call
-
-    def _context(self, network: str, rows: int) -> Any:
-        """An execution context for so many rows, whose shapes never change: only then may a CUDA graph hold its calls.
-
-        Each has its own working memory.
-        """
-        profile = self._profile(rows)
-        if (network, rows) not in self._contexts:
-            context = self._new_context(network)
-            if context is None:
-                torch.cuda.empty_cache()  # what PyTorch holds but does not use
-                context = self._new_context(network)
-            if context is None:
-                raise torch.OutOfMemoryError(f"There is no memory left for the {network} engine.")
-            stream = torch.cuda.current_stream(self.device)
-            if not context.set_optimization_profile_async(profile, stream.cuda_stream):
-                raise ArtifactError(f"The {network} engine in {self.folder} has no profile {profile}; export anew.")
-            stream.synchronize()
-            self._contexts[network, rows] = context
-        return self._contexts[network, rows]
-
-    def _new_context(self, network: str) -> Any:
-        engine = self._engines[network]
-        strategies = getattr(self._trt, "DynamicShapesKernelSpecializationStrategy", None)
-        if strategies is None:
-            return engine.create_execution_context()
-        # TensorRT for RTX would compile kernels for these shapes in the background, and run others until it has them;
-        # a CUDA graph that is captured meanwhile would keep those.
-        config = engine.create_runtime_config()
-        config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
-        return engine.create_execution_context(config)
 
     @property
     def least_batch(self) -> int:

@@ -142,13 +142,16 @@ def _report(study: Study, folder: Path, commands: list[str], workspace: Path, *,
 
     page, *_ = write_report(study, folder)
     if not as_json:
-        columns = ["schedule", "encoder runs", "ms per image", "speed-up", "ideal", "PSNR, dB", "relative L2"]
+        replayed = any(m.call_seconds is not None for m in study.measurements)
+        columns = ["schedule", "encoder runs", "ms per image"] + ["call by call, ms"] * replayed
+        columns += ["speed-up", "ideal", "PSNR, dB", "relative L2"]
         table = Table(*columns, *(["to the reference, dB"] if study.limits else []))
         for m in study.measurements:
             table.add_row(
                 m.name,
                 f"{len(m.refresh_steps)} of {m.num_evaluations}",
                 f"{m.seconds * 1000:.1f}",
+                *(["-" if m.call_seconds is None else f"{m.call_seconds * 1000:.1f}"] if replayed else []),
                 f"{m.speedup:.2f}×",
                 f"{m.ideal_speedup:.2f}×",
                 _mean(m.psnr, 1) if m.psnr_values else "no pixels",

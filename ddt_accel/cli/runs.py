@@ -48,7 +48,10 @@ def export(
         str, typer.Option(help="What is kept between refreshes: modulations; or state, smaller, with --sources.")
     ] = "modulations",
     sources: Annotated[
-        int | None, typer.Option(help="Forecast inside the decoder, from 1 to 3 states; engines do, from 2.")
+        int | None,
+        typer.Option(
+            help="Forecast inside the decoder, from 1 to 3 states; engines do, from 2, and ONNX files where a GPU is."
+        ),
     ] = None,
     engine: Annotated[
         str,
@@ -68,6 +71,8 @@ def export(
 ) -> None:
     """Write encoder and decoder as two networks of their own, compared with PyTorch."""
     from dataclasses import asdict
+
+    import torch
 
     from ddt_accel.artifacts import check_writable
     from ddt_accel.exporting.engines import EngineOptions
@@ -90,7 +95,7 @@ def export(
     said = model_options(model, config, weights, latent_shape, guide)
     format, engines = "tensorrt" if as_engines else "onnx", options if wanted else None
     precision = precision or ("bf16" if as_engines else "fp32")
-    checked_cut(format, precision, cache, sources, engines)
+    sources = checked_cut(format, precision, cache, sources, engines, on_gpu=torch.cuda.is_available()).sources
     folder = out or (place.engines_path if as_engines else place.export_path)
     check_writable(folder / "manifest.json")
     network, second = load_networks(place, said, "cpu")

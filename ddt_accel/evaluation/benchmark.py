@@ -15,8 +15,10 @@ from ddt_accel.backends.guided import GuidedBackend
 from ddt_accel.backends.sample import check_checkpoint
 from ddt_accel.evaluation.costs import works
 from ddt_accel.evaluation.fidelity import Interval, interval, psnr, relative_l2, to_images
+from ddt_accel.evaluation.replays import Replays
 from ddt_accel.networks.device import synchronize
 from ddt_accel.sampling.backend import Backend, Buffers, Session
+from ddt_accel.sampling.capture import captures
 from ddt_accel.sampling.noise import draw_labels, draw_noise, draw_step_noise
 from ddt_accel.sampling.program import Program, compile_program, network_rows
 from ddt_accel.sampling.trajectory import run
@@ -87,6 +89,9 @@ class Measurement:
     two networks took time: it is computed from the unshared run's measured parts. Where a second network guides,
     `guide_seconds` are what encoder, decoder and forecasts of that one take of theirs. `psnr` is None in latent space,
     and where every image equals the reference exactly.
+
+    Where CUDA graphs are replayed, `seconds` are those of a replay, the parts share them as they share the time of a
+    run whose every call is waited for, and `call_seconds` is what the same trajectory takes call by call.
     """
 
     name: str
@@ -103,6 +108,7 @@ class Measurement:
     relative_l2: Interval | None = None
     psnr_values: list[float | None] = field(default_factory=list)
     guide_seconds: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    call_seconds: float | None = None
 
     def parts(self, guided: bool) -> list[tuple[float, float, float]]:
         """Seconds in encoder, decoder and forecasts; of either network, where a second one guides."""
@@ -132,7 +138,9 @@ class _Run:
     program: Program
     clock: Clock = field(default_factory=Clock)
     guide_clock: Clock = field(default_factory=Clock)
-    seconds: float = 0.0
+    seconds: float = 0.0  # as they are drawn
+    clocked_seconds: float = 0.0  # of the runs that the clocks were read in
+    call_seconds: float | None = 0.0  # call by call, where they are drawn otherwise
     latents: list[Tensor] = field(default_factory=list)
 
 
@@ -150,8 +158,9 @@ def measure(
     """Runs every schedule on the images 0 … num_images − 1 of a seed; the first one is the baseline.
 
     Every batch goes through all schedules in turn, in an order that rotates, so that a machine that slows down slows
-    all of them; discarded batches warm up. Returns a measurement and the final latents for each. With an `earlier` run
-    the first schedule is its pacer, and the baseline is that one's.
+    all of them; discarded batches warm up. On a GPU they are timed as `sample` draws them, and run once more for the
+    clocks. Returns a measurement and the final latents for each. With an `earlier` run the first schedule is its pacer,
+    and the baseline is that one's.
     """
     for schedule in schedules.values():
         check_checkpoint(schedule, backend)
@@ -160,16 +169,17 @@ def measure(
     starts = list(range(0, num_images, batch_size))
     if earlier is None:
         shortest = min(runs.values(), key=lambda one: sum(network_rows(one.program)))
-        _run_batch(backend, shortest, range(min(batch_size, num_images)), latent_shape, seed, keep=False)
+        _run_batch(backend, shortest, range(min(batch_size, num_images)), latent_shape, seed)
     # Each may be the first to need something compiled, and a batch of one is compiled by itself.
     for size in {min(2, batch_size, num_images - start) for start in starts}:
         for one in _of_every_kind(runs.values()):
-            _run_batch(backend, one, range(size), latent_shape, seed, keep=False)
+            _run_batch(backend, one, range(size), latent_shape, seed)
+    replays = Replays(backend) if captures(backend.device) else None
     for turn, start in enumerate(starts):
         indices = range(start, min(start + batch_size, num_images))
-        order = list(runs.values())
-        for one in order[turn % len(order) :] + order[: turn % len(order)]:
-            _run_batch(backend, one, indices, latent_shape, seed, keep=True)
+        order = list(runs)
+        for name in order[turn % len(order) :] + order[: turn % len(order)]:
+            _run_batch(backend, runs[name], indices, latent_shape, seed, kept=(name, replays))
             on_run()
     latents = {name: torch.cat(one.latents) for name, one in runs.items()}
     pixels = backend.config.pixel_space
@@ -215,25 +225,51 @@ def _of_every_kind(runs: Iterable[_Run]) -> Iterator[_Run]:
 
 
 def _run_batch(
-    backend: Backend, one: _Run, indices: range, latent_shape: tuple[int, int, int], seed: int, *, keep: bool
+    backend: Backend,
+    one: _Run,
+    indices: range,
+    latent_shape: tuple[int, int, int],
+    seed: int,
+    *,
+    kept: tuple[str, Replays | None] | None = None,
 ) -> None:
+    """Runs a batch with clocks, and before that without where there are replays; with `kept`, the run's name and those,
+    times and latents are kept."""
     noise = draw_noise(latent_shape, seed=seed, indices=indices)
     labels = draw_labels(backend.config.num_classes, seed=seed, indices=indices)
     step_noise = draw_step_noise(latent_shape, seed=seed, indices=indices)
-    clocked = timed(backend, *((one.clock, one.guide_clock) if keep else (Clock(), Clock())))
-    synchronize(backend.device)
-    started = time.perf_counter()
-    latents = run(clocked, one.program, noise, labels, step_noise=step_noise)
-    synchronize(backend.device)
-    if keep:
-        one.seconds += time.perf_counter() - started
-        one.latents.append(latents.cpu())
+    clocked = timed(backend, *((one.clock, one.guide_clock) if kept else (Clock(), Clock())))
+
+    def run_clocked() -> tuple[Tensor, float]:
+        synchronize(backend.device)
+        started = time.perf_counter()
+        latents = run(clocked, one.program, noise, labels, step_noise=step_noise)
+        synchronize(backend.device)
+        return latents, time.perf_counter() - started
+
+    if kept is None:
+        run_clocked()
+        return
+    name, replays = kept
+    if replays is None:
+        latents, seconds = run_clocked()
+        spent, by_call = seconds, None
+    else:
+        latents, seconds, by_call = replays.take(name, one.program, noise, labels, step_noise)
+        _, spent = replays.with_room(run_clocked)
+    one.seconds += seconds
+    one.clocked_seconds += spent
+    one.call_seconds = None if by_call is None or one.call_seconds is None else one.call_seconds + by_call
+    one.latents.append(latents.cpu())
 
 
 def _own(name: str, one: _Run, num_images: int, speed: float) -> Measurement:
     """What a run took, without comparison."""
+    # Waiting for every call takes longer than drawing does where that leaves the host nothing to do.
+    scale = speed / num_images
+    share = scale if one.seconds == one.clocked_seconds else scale * one.seconds / one.clocked_seconds
     own, guide = (
-        [spent / num_images * speed for spent in (clock.encoder_seconds, clock.decoder_seconds, clock.forecast_seconds)]
+        [spent * share for spent in (clock.encoder_seconds, clock.decoder_seconds, clock.forecast_seconds)]
         for clock in (one.clock, one.guide_clock)
     )
     return Measurement(
@@ -246,6 +282,7 @@ def _own(name: str, one: _Run, num_images: int, speed: float) -> Measurement:
         decoder_seconds=own[1] + guide[1],
         forecast_seconds=own[2] + guide[2],
         guide_seconds=(guide[0], guide[1], guide[2]),
+        call_seconds=None if one.call_seconds is None else one.call_seconds * scale,
     )
 
 

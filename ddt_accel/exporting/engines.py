@@ -148,6 +148,9 @@ def build_engine(
     # Without it engines may allocate memory while they run, which no CUDA graph can hold; TensorRT for RTX has it.
     if (own_memory := getattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)) is not None:
         config.set_flag(own_memory)
+    # Else a context takes as much working memory as the largest batch of its profile, whatever it is run with.
+    if (resizing := getattr(trt.PreviewFeature, "RUNTIME_ACTIVATION_RESIZE_10_10", None)) is not None:
+        config.set_preview_feature(resizing, True)
     for least, usual, most in options.batches:
         profile = builder.create_optimization_profile()
         for tensor in tensors[:-1]:

@@ -64,16 +64,17 @@ def export(
     """Writes encoder, decoder and `manifest.json` into `out_dir`: "onnx" with a dynamic batch, or "tensorrt" engines.
 
     With `sources` of 1 to 3 the decoder makes forecasts itself, from up to so many states; engines always do, by
-    default from 2. `cache="state"` keeps states between refreshes instead of modulations, which are larger.
-    `latent_shape` (C, H, W) is needed where the model does not know its own. An earlier export in `out_dir` is replaced
-    only once the new one has passed. `on_stage` is called with what comes next and how many steps it takes, and returns
-    what to call after each; `say` is told for whom it waits, where another process is exporting to `out_dir`.
+    default from 2, and by default ONNX files of a model on a GPU, too. `cache="state"` keeps states between refreshes
+    instead of modulations, which are larger. `latent_shape` (C, H, W) is needed where the model does not know its own.
+    An earlier export in `out_dir` is replaced only once the new one has passed. `on_stage` is called with what comes
+    next and how many steps it takes, and returns what to call after each; `say` is told for whom it waits, where
+    another process is exporting to `out_dir`.
 
     A second network that guides, the `guide`, is exported alike, to the folder `guide` there. Raises MismatchError for
     a guide of other latents or classes, ParityError where the exported networks do not compute what PyTorch computes in
     float32.
     """
-    cut = checked_cut(format, precision, cache, sources, engines)
+    cut = checked_cut(format, precision, cache, sources, engines, on_gpu=model.device.type == "cuda")
     if guide is not None:
         check_guide(TorchBackend(model), TorchBackend(guide))
     as_engines, sources = format == "tensorrt", cut.sources
@@ -159,15 +160,26 @@ def export(
     return manifest
 
 
-def checked_cut(format: str, precision: str, cache: str, sources: int | None, engines: EngineOptions | None) -> Cut:
-    """How an export with these settings cuts the networks apart; raises ConfigError where they do not go together."""
+def checked_cut(
+    format: str,
+    precision: str,
+    cache: str,
+    sources: int | None,
+    engines: EngineOptions | None,
+    *,
+    on_gpu: bool = False,
+) -> Cut:
+    """How an export with these settings cuts the networks apart; raises ConfigError where they do not go together.
+
+    `on_gpu` says that it is for one, where a forecast made inside the decoder saves writing and reading the sum.
+    """
     if format not in FORMATS:
         raise ConfigError(f"format is {format!r}; choose one of {', '.join(FORMATS)}.")
     as_engines = format == "tensorrt"
     if not as_engines and engines is not None:
         raise ConfigError("Options of engines mean nothing for ONNX files; leave them out, or build engines (--trt).")
     if sources is None:
-        sources = 2 if as_engines else 0
+        sources = 2 if as_engines or on_gpu else 0
     cut = Cut(precision=precision, cache=cache, sources=sources)
     if as_engines and sources == 0:
         raise ConfigError("The decoder of an engine makes the forecasts; give 1 to 3 sources.")

@@ -12,6 +12,7 @@ import jinja2
 import numpy as np
 
 from ddt_accel.artifacts import checksum, write_atomic, write_json
+from ddt_accel.evaluation.benchmark import Measurement
 from ddt_accel.evaluation.converged import reference_steps
 from ddt_accel.report import words
 from ddt_accel.report.figures import (
@@ -69,13 +70,18 @@ def as_json(study: Study) -> dict[str, Any]:
         "fewer_steps": study.fewer,
         "refresh_steps": list(study.schedule.refresh_steps),
         "measurements": [
-            {**asdict(m), "schedule_sha256": checksum(study.schedules[m.name].document())} for m in study.measurements
+            {**_numbers(m), "schedule_sha256": checksum(study.schedules[m.name].document())} for m in study.measurements
         ],
         "limits_db": study.limits,
-        "curves": {way: [asdict(m) for m in points] for way, points in study.curves.items()},
+        "curves": {way: [_numbers(m) for m in points] for way, points in study.curves.items()},
         "curve_limits_db": study.curve_limits,
         "disturbance": study.disturbance,
     }
+
+
+def _numbers(m: Measurement) -> dict[str, Any]:
+    """A measurement; nothing of runs call by call where nothing is run otherwise."""
+    return {name: value for name, value in asdict(m).items() if name != "call_seconds" or value is not None}
 
 
 def _context(study: Study) -> dict[str, Any]:
@@ -97,6 +103,7 @@ def _context(study: Study) -> dict[str, Any]:
         "headline": headline,
         "aim": words.aim(study),
         "busy": words.busy(study),
+        "host": words.host(study),
         "pays": words.pays(study),
         "pairs": [(pace, other, study.near.gain(pace, other)) for pace, other in study.fewer.items()],
         "to_reference": study.near.to_reference,

@@ -18,6 +18,11 @@ import torch
 _ONE_AT_A_TIME = threading.Lock()
 
 
+def captures(device: torch.device) -> bool:
+    """Whether what is queued on a device can be captured at all."""
+    return device.type == "cuda"
+
+
 def capture(work: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph:
     """The graph of `work`, which has run before, so that it prepares nothing any more; it is queued, not run.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError, NumericsError
 from ddt_accel.sampling.backend import Backend
-from ddt_accel.sampling.capture import capture, cause_of
+from ddt_accel.sampling.capture import capture, captures, cause_of
 from ddt_accel.sampling.integrators import Update
 from ddt_accel.sampling.program import Branch, Evaluation, Program, null_label
 
@@ -66,7 +66,7 @@ class Trajectory:
                     f"The schedule's mean modulations are not the {wanted[side]} values of this network."
                 )
         self.latents, self._copy = session.latents[: self.batch], session.latents[self.batch :]
-        self._capturable = backend.device.type == "cuda" and backend.capturable and not program.stochastic
+        self._capturable = captures(backend.device) and backend.capturable and not program.stochastic
         self._graph: torch.cuda.CUDAGraph | None = None
         self.start(noise, labels)
 
@@ -90,6 +90,16 @@ class Trajectory:
         else:
             self._graph.replay()
         self._ran = True
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether `run` replays a graph."""
+        return self._graph is not None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether `run` does nothing any more that a later one would not do, too: capturing, or what comes before."""
+        return self._ran and (self._graph is not None or not self._capturable)
 
     def _captured(self) -> torch.cuda.CUDAGraph | None:
         """None where it cannot be captured: what has run call by call still does."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def arrays(path: Path, kind: str) -> Told:
     """What is in a file that says it is of this format."""
     from ddt_accel import means
-    from ddt_accel.backends import manifest
+    from ddt_accel.backends import kernel_cache, manifest
     from ddt_accel.calibration import statistics
     from ddt_accel.evaluation import converged
     from ddt_accel.fitting import fit
@@ -27,6 +27,7 @@ def arrays(path: Path, kind: str) -> Told:
         return _calibration(path)
     versions = {
         manifest.REFERENCE_FORMAT: manifest.REFERENCE_VERSION,
+        kernel_cache.FORMAT: kernel_cache.VERSION,
         means.FORMAT: means.VERSION,
         converged.FORMAT: converged.VERSION,
         fit.FORMAT: fit.VERSION,
