@@ -56,8 +56,7 @@ def test_one_command_after_the_other(cli, tiny_model_path, tmp_path, monkeypatch
     assert np.abs(np.load("torch.npz")["arr_0"].astype(int) - drawn).max() <= 1
 
 
-def test_explicit_paths(cli, tiny_model_path, exporting_at_once, tmp_path) -> None:
-    exporting_at_once("fp16")
+def test_explicit_paths(cli, tiny_model_path, tmp_path) -> None:
     calibration, schedule, engines = tmp_path / "c.safetensors", tmp_path / "s.json", tmp_path / "e"
     nowhere = ["--workspace", tmp_path / "unused"]
     for command in (
