@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from ddt_accel import SamplingSpec, calibrate, export, load_model, solve
 from ddt_accel.exporting import export as exporting
 from ddt_accel.exporting import onnx as onnx_export
+from ddt_accel.fitting.joint import JointFit
+from ddt_accel.fitting.search import SearchSpec
 from ddt_accel.networks.checkpoints import tensors_sha256
 from ddt_accel.networks.ddt.config import DDTConfig
 from ddt_accel.networks.ddt.network import DDT
@@ -219,6 +221,13 @@ def exports(tiny_model_path, made, once) -> Callable[[str], Path]:
         return once(name, lambda folder: export(load_model(tiny_model_path), folder, **EXPORTS[name]))
 
     return exported
+
+
+@pytest.fixture
+def searched_briefly(monkeypatch) -> None:
+    """What is fitted is chosen among few patterns; `test_search` has thorough searches."""
+    few = SearchSpec(shifts=(1.0,), expanded=1)
+    monkeypatch.setitem(JointFit.__init__.__kwdefaults__, "search", few)
 
 
 @pytest.fixture
