@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
+import pickle
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +18,13 @@ import pytest
 import safetensors.torch
 import torch
 from filelock import FileLock
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddt_accel import SamplingSpec, calibrate, export, load_model, solve
 from ddt_accel.exporting import export as exporting
+from ddt_accel.exporting import onnx as onnx_export
+from ddt_accel.fitting.joint import JointFit
+from ddt_accel.fitting.search import SearchSpec
 from ddt_accel.networks.checkpoints import tensors_sha256
 from ddt_accel.networks.ddt.config import DDTConfig
 from ddt_accel.networks.ddt.network import DDT
@@ -76,6 +82,8 @@ def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
 
     def shared(name: str, make: Callable[[Path], object]) -> Path:
         folder = base / "shared" / name
+        if folder.exists():
+            return folder
         folder.parent.mkdir(exist_ok=True)
         with FileLock(folder.with_name(f"{name}.lock")):
             if not folder.exists():
@@ -87,6 +95,42 @@ def once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
         return folder
 
     return shared
+
+
+class Contents(pickle.Pickler):
+    """Writes tensors as their values: a storage is pickled differently each time."""
+
+    def persistent_id(self, thing: object) -> object:
+        if not isinstance(thing, Tensor):
+            return None
+        return str(thing.dtype), thing.shape, thing.detach().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def sha256_of_contents(thing: object) -> str:
+    Contents(written := io.BytesIO()).dump(thing)
+    return hashlib.sha256(written.getvalue()).hexdigest()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def written_once(once) -> Iterator[None]:
+    """PyTorch's exporter takes seconds for a network: what it has made of one is copied where that is exported again.
+
+    All that comes after, the comparison with PyTorch first of all, is done each time.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+
+        def copied(network: nn.Module, inputs: dict[str, Tensor], output: str, path: Path) -> None:
+            given = [(name, tensor.dtype, tensor.shape) for name, tensor in inputs.items()]
+            everything = (network, given, output, path.name, onnx_export.EXTERNAL_DATA_FROM)
+            made = once(
+                f"network-{sha256_of_contents(everything)}",
+                lambda folder: onnx_export.write_network(network, inputs, output, folder / path.name),
+            )
+            for file in made.iterdir():
+                shutil.copyfile(file, path.parent / file.name)
+
+        patch.setattr(exporting, "write_network", copied)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -184,18 +228,10 @@ def exports(tiny_model_path, made, once) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def exporting_at_once(exports, monkeypatch) -> Callable[[str], None]:
-    """Makes exports of the tiny model take no time, for tests of what becomes of them: as those of a name are."""
-
-    def by(name: str) -> None:
-        folder = exports(name)
-
-        def copied(network: object, inputs: object, output: str, path: Path) -> None:
-            shutil.copyfile(folder / path.name, path)
-
-        monkeypatch.setattr(exporting, "write_network", copied)
-
-    return by
+def searched_briefly(monkeypatch) -> None:
+    """What is fitted is chosen among few patterns; `test_search` has thorough searches."""
+    few = SearchSpec(shifts=(1.0,), expanded=1)
+    monkeypatch.setitem(JointFit.__init__.__kwdefaults__, "search", few)
 
 
 @pytest.fixture

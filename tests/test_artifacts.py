@@ -41,7 +41,7 @@ from ddt_accel.errors import ArtifactError
 from ddt_accel.networks.ddt.config import DDTConfig
 from ddt_accel.sampling.noise import ImageRange
 
-many = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 values = st.recursive(
     st.none()
     | st.booleans()

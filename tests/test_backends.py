@@ -196,11 +196,10 @@ def test_the_manifest_tells_the_parity(exports) -> None:
 
 
 def test_an_export_out_of_tolerance_fails_and_keeps_the_earlier_one(
-    tiny_model_path, exports, exporting_at_once, tmp_path, monkeypatch
+    tiny_model_path, exports, tmp_path, monkeypatch
 ) -> None:
     model = load_model(tiny_model_path)
     shutil.copytree(exports("fp32"), tmp_path, dirs_exist_ok=True)
-    exporting_at_once("fp16")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     monkeypatch.setitem(exporting.TOLERANCE, "fp16", 1e-9)
     with pytest.raises(ParityError, match="away from PyTorch"):
@@ -254,8 +253,7 @@ def test_what_onnx_runtime_refuses_is_a_sentence(exports) -> None:
         session.encode(0, slice(0, 2))
 
 
-def test_what_a_killed_export_left_behind_is_removed(tiny_model_path, exporting_at_once, tmp_path) -> None:
-    exporting_at_once("fp32")
+def test_what_a_killed_export_left_behind_is_removed(tiny_model_path, tmp_path) -> None:
     (tmp_path / f"{exporting.STAGING_PREFIX}abc").mkdir()
     (tmp_path / f"{exporting.STAGING_PREFIX}abc" / "encoder.onnx").write_bytes(b"half")
     export(load_model(tiny_model_path), tmp_path)

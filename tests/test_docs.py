@@ -132,7 +132,7 @@ def smaller(words: list[str]) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", with_blocks("sh", "python"), ids=named)
-def test_commands_and_snippets_run(page: Path, place: Path, made: Path, cli) -> None:
+def test_commands_and_snippets_run(page: Path, place: Path, made: Path, cli, searched_briefly) -> None:
     """From top to bottom, in one folder, as a reader would; only README and tutorial begin with an empty one."""
     if named(page) in NOT_RUN:
         pytest.skip(NOT_RUN[named(page)])

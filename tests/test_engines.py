@@ -31,6 +31,7 @@ from ddt_accel.errors import ConfigError, DependencyError, MismatchError, Parity
 from ddt_accel.exporting import engines as building
 from ddt_accel.exporting import export as exporting
 from ddt_accel.exporting.engines import EngineOptions, build_engine, find_library
+from ddt_accel.exporting.onnx import write_network
 from ddt_accel.exporting.reference import AT, reference_points
 from ddt_accel.networks.families import prepare
 from ddt_accel.networks.layers import attend_written_out
@@ -101,6 +102,7 @@ def test_attention_can_be_fused(model, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(building, "_check_attention", counted)
     export(model, tmp_path, format="tensorrt", precision="fp16", engines=RTX)
     assert sum("SOFTMAX" in one for one in layers) == model.config.num_blocks
+    monkeypatch.setattr(exporting, "write_network", write_network)  # anew: no network tells what its code is
     monkeypatch.setattr(PreparedBlock, "_attend", lambda self, *given: attend_written_out(*given))
     with pytest.raises(ConfigError, match="stands between scores and softmax"):
         export(model, tmp_path, format="tensorrt", precision="fp16", engines=RTX)

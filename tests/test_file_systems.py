@@ -18,6 +18,8 @@ from PIL import Image
 from ddt_accel import Calibration, Schedule
 from ddt_accel.backends import choose
 from ddt_accel.backends.manifest import Manifest
+from ddt_accel.exporting import export as exporting
+from ddt_accel.exporting.onnx import write_network
 
 CALIBRATE = ["--steps", 4, "--samples", 2, "--sensitivity-samples", 1, "--batch-size", 2]
 
@@ -25,6 +27,7 @@ CALIBRATE = ["--steps", 4, "--samples", 2, "--sensitivity-samples", 1, "--batch-
 @pytest.fixture
 def odd(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A workspace on CIFS, NTFS, gcsfuse: no chmod, no links, no locks, no fsync, no renaming over a file."""
+    monkeypatch.setattr(exporting, "write_network", write_network)  # what tests share is made with locks
 
     def refuse(number: int) -> Callable[..., None]:
         def refused(*arguments: Any, **_: Any) -> None:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,19 +21,24 @@ BENCHMARKS = ROOT / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import gpu  # noqa: E402
+import gpu_parts  # noqa: E402
+import parts as of_trajectories  # noqa: E402
 import record  # noqa: E402
 import setting  # noqa: E402
 import tables  # noqa: E402
 
 # What parts do, by name; the script is given what `gpu_parts.py` is, which is what all others are.
 SCRIPT = f"""
-import os, pathlib, subprocess, sys, time
+import json, os, pathlib, socket, subprocess, sys, time
 sys.path.insert(0, {str(BENCHMARKS)!r})
 from record import record
 name, results = sys.argv[1], pathlib.Path(sys.argv[3])
 if name in os.environ.get("REAL", "").split(","):
-    given = [{str(BENCHMARKS / "gpu_parts.py")!r}, *sys.argv[1:], "--reduced", "--published", os.environ["CLONE"]]
-    os.execv(sys.executable, [sys.executable, *given])
+    with socket.socket(socket.AF_UNIX) as workshop:
+        workshop.connect(os.environ["WORKSHOP"])
+        given = [*sys.argv[1:], "--reduced", "--published", os.environ["CLONE"]]
+        socket.send_fds(workshop, [json.dumps([given, dict(os.environ)]).encode()], [1])
+        sys.exit(int(workshop.recv(8)))
 if name != "silent":
     record(results, name, "first", 1.5, unit="ms")
     print("told by", name)
@@ -52,6 +57,34 @@ if name == "counts":
 if name == "fails":
     raise ValueError("no such kernel")
 record(results, name, "last", 2.5)
+"""
+# Nearly all that a small part takes is importing PyTorch: real ones are forks of one process that has.
+WORKSHOP = f"""
+import json, os, socket, sys
+import torch._dynamo, ddt_accel.backends.compiled, ddt_accel.fitting.fit
+with socket.socket(socket.AF_UNIX) as workshop:
+    workshop.bind(sys.argv[1])
+    workshop.listen()
+    print("open", flush=True)
+    while True:
+        client, _ = workshop.accept()
+        if not os.fork():
+            told, (stream,), *_ = socket.recv_fds(client, 1 << 20, 1)
+            os.dup2(stream, 1)
+            os.dup2(stream, 2)
+            given, environment = json.loads(told)
+            os.environ.update(environment)
+            sys.argv, code = ["gpu_parts.py", *given], 1
+            sys.path.insert(0, {str(BENCHMARKS)!r})
+            try:
+                import gpu_parts
+                gpu_parts.main()
+                code = 0
+            finally:
+                sys.stdout.flush()
+                client.send(str(code).encode())
+                os._exit(code)
+        client.close()
 """
 # What a machine with PyTorch alone lacks.
 BARE = """
@@ -120,6 +153,19 @@ def bare(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "bare"))
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
     monkeypatch.setenv("CLONE", str(tmp_path / "clone"))
+
+
+@pytest.fixture
+def workshop(tmp_path, bare, monkeypatch) -> Iterator[None]:
+    path = tmp_path / "workshop"
+    environment = {**os.environ, "PYTHONPATH": f"{os.environ['PYTHONPATH']}{os.pathsep}{ROOT}"}
+    line = [sys.executable, "-c", WORKSHOP, str(path)]
+    with subprocess.Popen(line, env=environment, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"open\n"
+        monkeypatch.setenv("WORKSHOP", str(path))
+        yield
+        process.kill()
 
 
 def parts(*names: str, limit: float = 20.0, **settings) -> tuple[gpu.Part, ...]:
@@ -224,7 +270,7 @@ def test_real_parts_go_with_the_one_who_asked(out, bare) -> None:
     assert found(out)["probe", "bf16 product"] > 0
 
 
-def test_a_rehearsal_in_full(out, command, bare, monkeypatch) -> None:
+def test_a_rehearsal_in_full(out, command, workshop, monkeypatch) -> None:
     """On a CPU, where little is installed, with parts that hang, die and say nothing among them."""
     monkeypatch.setenv("REAL", ",".join(part.name for part in gpu.PARTS))
     bad = parts("hangs", "dies", "silent", limit=3.0, least=1.0)
@@ -304,11 +350,7 @@ def test_the_documentation_has_the_tables(tmp_path) -> None:
 
 
 def test_every_part_is_there_and_they_fit() -> None:
-    listed = subprocess.run(
-        [sys.executable, BENCHMARKS / "gpu_parts.py", "--help"], capture_output=True, text=True, check=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    ).stdout  # fmt: skip
-    assert all(part.name in listed for part in gpu.PARTS)
+    assert list(gpu_parts.PARTS) == [part.name for part in gpu.PARTS]
     longest = [max(part.limit for part in group) for group in gpu.grouped(gpu.PARTS)]
     assert sum(longest[:-2]) < 9 * 60  # the other families come if time remains
 
@@ -343,10 +385,11 @@ def test_floors_follow_from_what_is_counted() -> None:
             assert 1e3 * seconds[way] == pytest.approx(floor, rel=0.01), (card, way)
 
 
-def test_families_beside_each_other(tmp_path, bare) -> None:
-    line = [BENCHMARKS / "parts.py", "--family", "tiny", "--backends", "compiled,torch", "--seconds", "0", "--out"]
-    environment = {**os.environ, "PYTHONPATH": f"{os.environ['PYTHONPATH']}{os.pathsep}{ROOT}"}
-    subprocess.run([sys.executable, *line, tmp_path / "out.json"], check=True, env=environment, capture_output=True)
+def test_families_beside_each_other(tmp_path, monkeypatch) -> None:
+    line = ["parts.py", "--family", "tiny", "--backends", "compiled,torch", "--seconds", "0", "--out"]
+    monkeypatch.setattr(sys, "argv", [*line, str(tmp_path / "out.json")])
+    with torch.compiler.set_stance("force_eager"):  # compiling takes long
+        of_trajectories.main()
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert len(rows) == 3 * 2 * 3
     for encoder, cached, anew in zip(rows[::3], rows[1::3], rows[2::3], strict=True):

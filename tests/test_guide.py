@@ -507,7 +507,7 @@ def test_a_fit_with_a_guide(model, guide, calibration) -> None:
         JointFit(model, calibration, counted_costs(model.config, (8, 6, 6)), tiny)
 
 
-def test_plans_and_fits_by_the_command_line(commanded, tmp_path, cli, guide) -> None:
+def test_plans_and_fits_by_the_command_line(commanded, tmp_path, cli, guide, searched_briefly) -> None:
     folder = shutil.copytree(commanded, tmp_path / "run")
     few = ("--images", 4, "--held-out", 4, "--batch-size", 4, "--iterations", 1)
     for command in (

@@ -245,7 +245,7 @@ def test_images_that_were_calibrated_on_are_refused(backend, calibration) -> Non
         Search(backend, calibration, seen, batch_size=4, on_stage=lambda label, total: lambda: None)
 
 
-def test_joint_fits_stay_within_cost_and_budget(model, calibration, tmp_path) -> None:
+def test_joint_fits_stay_within_cost_and_budget(model, calibration, tmp_path, searched_briefly) -> None:
     costs = counted_costs(model.config, latent_shape_of(model))
     joint = JointFit(model, calibration, costs, QUICK, folder=tmp_path)
     unit = costs.of(Schedule.full(FINE))
@@ -277,7 +277,7 @@ def test_joint_fits_stay_within_cost_and_budget(model, calibration, tmp_path) ->
     assert costs.of(widened(found, calibration.modulation_bias, 4)) <= 0.5 * unit
 
 
-def test_fitted_plans_from_the_command_line(cli, workspace) -> None:
+def test_fitted_plans_from_the_command_line(cli, workspace, searched_briefly) -> None:
     ran = cli(
         "plan", "-w", workspace, "--fit", "--cost", 0.7, "-n", 2, "--iterations", 1, "--out", workspace / "planned.json"
     )  # fmt: skip
