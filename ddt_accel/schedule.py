@@ -48,7 +48,8 @@ class Schedule:
     step of the grid.
 
     `predicted_cost` is the value of the objective that it was solved for, `predicted_error` the root-mean-square error
-    of the final latents against the unshared trajectory that the calibration foretells, where it had sensitivities.
+    of the final latents against the unshared trajectory that the calibration foretells, where it had sensitivities; of
+    aligned forecasts that which was measured on other images.
     """
 
     spec: SamplingSpec

@@ -13,22 +13,18 @@ import typer
 
 from ddt_accel.cli.comparison import costs_of, fewer_facts, fewer_told, left_out_told, predicted_told, unreached_told
 from ddt_accel.cli.console import emit, following, given, say, show
-from ddt_accel.cli.console import steps as steps_bar
 from ddt_accel.cli.options import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption
 from ddt_accel.cli.preparation import keep
+from ddt_accel.cli.refining import improve
 
 if TYPE_CHECKING:
     from ddt_accel.calibration.statistics import Calibration
     from ddt_accel.evaluation.costs import Costs
-    from ddt_accel.evaluation.refine import Refined
     from ddt_accel.schedule import Schedule
-    from ddt_accel.solver.solve import Certificate, Method, Statistics
+    from ddt_accel.solver.solve import Certificate, Statistics
     from ddt_accel.spec import SamplingSpec
-    from ddt_accel.workspace import Workspace
 
 DEFAULT_BUDGET = 10
-# Of the noise that refinement compares on, and of that which decides whether it is kept.
-REFINE_SEEDS = (1 << 20, (1 << 20) + 1)
 
 
 def solve(
@@ -63,7 +59,13 @@ def solve(
     refine: Annotated[
         bool, typer.Option("--refine", help="Run neighbouring schedules too, and keep what ends closer.")
     ] = False,
-    refine_images: Annotated[int, typer.Option(help="On how many images, and as many held-out ones.")] = 16,
+    align: Annotated[
+        bool,
+        typer.Option("--align", help="Choose the weights of forecasts along the shared trajectory; takes seconds."),
+    ] = False,
+    refine_images: Annotated[
+        int, typer.Option(help="On how many images either is done, and judged on as many others.")
+    ] = 16,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     calibration: Annotated[Path | None, typer.Option(help="A calibration file.")] = None,
     out: Annotated[
@@ -91,6 +93,8 @@ def solve(
     method = Method(forecast=forecast, objective=objective, sources=sources, centred=centred and not split)
     if split and (pareto or refine):
         raise ConfigError("--split is for one budget; give it without --pareto and --refine.")
+    if align and pareto:
+        raise ConfigError("--align is for one budget; give it without --pareto.")
     target = Target(milliseconds=target_ms, speedup=target_speedup, error=max_error, psnr=min_psnr)
     evaluations = statistics.spec.num_evaluations
     if pareto:
@@ -128,17 +132,10 @@ def solve(
     if split:
         common, schedule = schedule, solve_split(statistics, schedule, method, costs=costs.relative if costs else ALIKE)
         said, result = _split_told(common, schedule), result | _split_facts(schedule)
-    if refine:
+    if refine or align:
         check_writable(path)
-        refined = _refine(place, statistics, schedule, method, refine_images)
-        said += f"\n{_gained(schedule, refined)}"
-        result["refined"] = {
-            "refresh_steps": list(refined.schedule.refresh_steps),
-            "schedules_run": refined.runs,
-            "gain_db": refined.gain and dataclasses.asdict(refined.gain),
-            "held_out_gain_db": refined.held_out_gain and dataclasses.asdict(refined.held_out_gain),
-        }
-        schedule = refined.schedule
+        improved = improve(place, statistics, schedule, method, refine_images, refining=refine, aligning=align)
+        schedule, said, result = improved.schedule, f"{said}\n{improved.told}", result | improved.facts
     keep(place, schedule, path)
     fewer = beside(calibrated, schedule, costs) if costs is not None else None
     result |= {"predicted_psnr": predicted_psnr(schedule), "fewer_steps": fewer_facts(fewer), "schedule": str(path)}
@@ -167,30 +164,6 @@ def on_grid(calibration: Calibration, spec: SamplingSpec) -> Statistics:
         f"{spec.solver}."
     )
     return resample(calibration, spec)
-
-
-def _refine(place: Workspace, statistics: Statistics, schedule: Schedule, method: Method, images: int) -> Refined:
-    from ddt_accel.backends.guided import backend_of
-    from ddt_accel.errors import ConfigError
-    from ddt_accel.evaluation.refine import ROUNDS, TRIED
-    from ddt_accel.evaluation.refine import refine as run
-    from ddt_accel.sampling.noise import ImageRange
-
-    network, guide = place.load_networks({})
-    if network.source is None or network.source.latent_shape is None:
-        raise ConfigError("The model does not say which latents it is for; calibrate with --latent-shape C,H,W.")
-    with steps_bar("refining", ROUNDS * TRIED) as bar:
-        return run(
-            backend_of(network, guide if schedule.guide_sha256 else None),
-            statistics,
-            schedule,
-            method,
-            latent_shape=network.source.latent_shape,
-            images=ImageRange(seed=REFINE_SEEDS[0], first=0, stop=images),
-            held_out=ImageRange(seed=REFINE_SEEDS[1], first=0, stop=images),
-            batch_size=16,
-            on_run=bar.advance,
-        )
 
 
 def _split_facts(schedule: Schedule) -> dict[str, Any]:
@@ -222,18 +195,6 @@ def _split_told(common: Schedule, schedule: Schedule) -> str:
         f"\nThe encoder runs {encoder_runs(schedule)} times for an image, as often as at {common.budget} steps common "
         "to both branches."
     )
-
-
-def _gained(schedule: Schedule, refined: Refined) -> str:
-    """What refinement brought, in words."""
-    tried = f"Refinement ran {refined.runs} schedules"
-    gain = refined.held_out_gain
-    if gain is None:
-        return f"{tried}; none ends significantly closer."
-    interval = f"{gain.mean:+.2f} dB ({gain.low:+.2f} … {gain.high:+.2f}) on held-out images"
-    if refined.schedule.refresh_steps == schedule.refresh_steps:
-        return f"{tried}; the best makes no significant difference: {interval}. The solved schedule stays."
-    return f"{tried} and moved the refreshes to {', '.join(map(str, refined.schedule.refresh_steps))}: {interval}."
 
 
 def _write_curve(

@@ -15,12 +15,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ddt_accel.backends.sample import sample_images
 from ddt_accel.errors import ConfigError
+from ddt_accel.evaluation.converged import LatentShape
+from ddt_accel.evaluation.fidelity import Interval, interval, latent_decibels
 from ddt_accel.fitting.least_squares import least_log, system
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.noise import ImageRange, draw_labels, draw_noise
@@ -34,7 +37,35 @@ DIFFERENCE, ROUNDS, RIDGE = 0.02, 2, 1e-4
 ALIGNED = "aligned"
 
 
-def unshared_path(backend: Backend, schedule: Schedule, images: ImageRange, shape: Sequence[int], size: int) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class Aligned:
+    """A schedule after alignment, or as it was where that gained nothing; and on images that it was not aligned on the
+    gain in dB, and the root-mean-square error of the final latents to the unshared ones."""
+
+    schedule: Schedule
+    gain: Interval | None
+    error: float
+
+
+def aligned(
+    backend: Backend, schedule: Schedule, shape: LatentShape, images: ImageRange, held_out: ImageRange, batch_size: int
+) -> Aligned:
+    """The schedule with its forecasts aligned with its own sampler without sharing, on some images, where the gain on
+    others is significant; its `predicted_error` is what was measured on these."""
+    found = align(backend, schedule, unshared_path(backend, schedule, images, shape, batch_size), images, batch_size)
+
+    def ends(one: Schedule) -> Tensor:
+        return sample_images(backend, one, held_out, shape, batch_size)
+
+    unshared, before, after = ends(schedule.unshared()), ends(schedule), ends(found)
+    gain = interval(latent_decibels(after, unshared) - latent_decibels(before, unshared))
+    kept, end = (found, after) if gain is not None and gain.low > 0 else (schedule, before)
+    error = float((end - unshared).double().square().mean().sqrt())
+    kept = dataclasses.replace(kept, predicted_error=error, fitted_on=held_out.joined(kept.fitted_on))
+    return Aligned(schedule=kept, gain=gain, error=error)
+
+
+def unshared_path(backend: Backend, schedule: Schedule, images: ImageRange, shape: LatentShape, size: int) -> Tensor:
     """Where images are after every evaluation of a schedule's own sampler without sharing, [E, B, C, H, W] float32."""
     passed = []
     trajectories = _begun(backend, schedule.unshared(), images, shape, size)
@@ -53,7 +84,8 @@ def align(backend: Backend, schedule: Schedule, path: Tensor, images: ImageRange
     """
     if schedule.spec.solver == "sde":
         raise ConfigError("A stochastic sampler has no trajectory to stay beside; take a deterministic solver.")
-    trajectories = _begun(backend, schedule, images, path.shape[2:], batch_size)
+    channels, height, width = path.shape[2:]
+    trajectories = _begun(backend, schedule, images, (channels, height, width), batch_size)
     for k, evaluation in enumerate(compile_program(schedule).evaluations):
         if _free(schedule, evaluation):
             aims = [aim.to(backend.device) for aim in path[k].split(batch_size)]
@@ -71,13 +103,11 @@ def align(backend: Backend, schedule: Schedule, path: Tensor, images: ImageRange
     )
 
 
-def _begun(
-    backend: Backend, schedule: Schedule, images: ImageRange, shape: Sequence[int], size: int
-) -> list[Trajectory]:
+def _begun(backend: Backend, schedule: Schedule, images: ImageRange, shape: LatentShape, size: int) -> list[Trajectory]:
     program, found = compile_program(schedule), []
     for start in range(images.first, images.stop, size):
         indices = range(start, min(images.stop, start + size))
-        noise = draw_noise((shape[0], shape[1], shape[2]), seed=images.seed, indices=indices)
+        noise = draw_noise(shape, seed=images.seed, indices=indices)
         labels = draw_labels(backend.config.num_classes, seed=images.seed, indices=indices)
         found.append(Trajectory(backend, program, noise, labels))
     return found
