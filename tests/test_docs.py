@@ -50,6 +50,7 @@ ADDED = {
     "fit": {"--images": "4", "--held-out": "4", "--iterations": "1", "--reference-steps": "16"},
     "sample": {"--images": "2", "--batch-size": "2"},
     "bench": {"--images": "2", "--curve-images": "2", "--batch-size": "2"},
+    "compare": {"--images": "2", "--batch-size": "2", "--rivals": "fewer steps,TaylorSeer"},
     "train": {"--size": "8", "--hidden-size": "16", "--heads": "2", "--encoder-blocks": "1", "--decoder-blocks": "1",
               "--batch-size": "2", "--images": "4"},
 }  # fmt: skip

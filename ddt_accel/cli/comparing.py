@@ -196,6 +196,7 @@ def _print(contest: Contest, aim: str) -> None:
             behind,
             told(row.interval("unshared" if aim == REFERENCE else REFERENCE)),
         )
-    show(table)
+    if contest.rows:
+        show(table)
     if contest.missing:
         say(f"Nothing as cheap as {contest.cost:.3g}: {', '.join(contest.missing)}.")

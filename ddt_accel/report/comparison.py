@@ -34,6 +34,7 @@ def write_comparison(contests: Sequence[Contest], field: Field, folder: Path, co
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    curves = _curves(contests, field.aim)
     other = UNSHARED if field.aim == REFERENCE else REFERENCE
     page = environment.get_template("comparison.html.j2").render(
         contests=contests,
@@ -46,7 +47,7 @@ def write_comparison(contests: Sequence[Contest], field: Field, folder: Path, co
         told=told,
         ours=OURS,
         ruler=ruler,
-        plot=speed_nearness(_curves(contests, field.aim), TITLES[field.aim], front=True),
+        plot=speed_nearness(curves, TITLES[field.aim], front=True) if curves else "",
     )
     write_atomic(folder / PAGE_NAME, page.encode())
     return folder / PAGE_NAME
