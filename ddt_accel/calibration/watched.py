@@ -28,3 +28,11 @@ def unwatched(networks: Networks) -> Backend:
     """The same where nobody looks."""
     backends = [TorchBackend(network) for network in networks]
     return GuidedBackend(*backends) if len(backends) == 2 else backends[0]
+
+
+def networks_of(backend: Backend) -> Networks | None:
+    """Those that PyTorch runs, for who wants to look at their states; None of any other backend."""
+    if isinstance(backend, GuidedBackend):
+        main, guide = networks_of(backend.main), networks_of(backend.guide)
+        return (main[0], guide[0]) if main is not None and guide is not None else None
+    return (backend.model,) if isinstance(backend, TorchBackend) else None

@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ddt_accel.backends.sample import sample_images
+from ddt_accel.calibration.watched import networks_of
 from ddt_accel.comparison.choices import Choices
 from ddt_accel.comparison.choosing import Chooser, Entry
 from ddt_accel.comparison.contest import REFERENCE, UNSHARED, Contest, Field, Row
@@ -73,7 +74,7 @@ def _entries(
     entries: dict[str, Entry | None] = {}
     advance = on_stage(f"choosing at cost {cost:g}", len(rivals) + 2)
     for rival in (*rivals, SOLVING):
-        entries[rival.name] = choices.of(cost, rival.name, partial(chooser.choose, rival, cost))
+        entries[rival.name] = choices.of(cost, rival.name, partial(_chosen, field, chooser, rival, cost))
         advance()
     entries[ALIGNED] = choices.of(cost, ALIGNED, partial(_aligned, field, chooser, entries[SOLVED]))
     advance()
@@ -86,6 +87,18 @@ def _entries(
             entries[name] = choices.of(cost, name, partial(_refitted, chooser, known, name, joint))
     advance()
     return entries
+
+
+def _chosen(field: Field, chooser: Chooser, rival: Rival, cost: float) -> Entry | None:
+    """What a rival enters with; None, too, where it has to look at states and the backend shows none."""
+    entry = chooser.choose(rival, cost)
+    if entry is None or rival.along is None:
+        return entry
+    networks = networks_of(field.backend)
+    if networks is None:
+        return None
+    schedule = rival.along(networks, entry.schedule, field.aligning, field.calibration.latent_shape)
+    return replace(entry, schedule=schedule, promise=chooser.decibels(schedule))
 
 
 def _aligned(field: Field, chooser: Chooser, solved: Entry | None) -> Entry | None:

@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from ddt_accel.calibration.watched import Networks
+from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.schedule import Forecast, Schedule
 from ddt_accel.solver.solve import Statistics
 
@@ -32,7 +34,8 @@ class Rival:
     """A published method: `variants` are all that may be chosen from, for the sampling of the statistics.
 
     One that shares nothing (`shares`) makes its own grid, of which the statistics only say guidance and where it ends.
-    One whose numbers were fitted elsewhere (`refitted`) is worth fitting to other networks.
+    One whose numbers were fitted elsewhere (`refitted`) is worth fitting to other networks. What is estimated on the
+    way of some images, for latents of a shape, is so by `along`, once the settings are chosen.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Rival:
     variants: Callable[[Statistics], list[Variant]]
     shares: bool = True
     refitted: bool = False
+    along: Callable[[Networks, Schedule, ImageRange, tuple[int, int, int]], Schedule] | None = None
 
 
 # The weights of the states of `drawn`, refreshes in increasing order, all of them before `step`, at that step.

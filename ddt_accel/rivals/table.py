@@ -17,6 +17,7 @@ from ddt_accel.rivals import (
     soda,
     spectrum,
     taylor_seer,
+    tcc,
     teacache,
 )
 from ddt_accel.rivals.rival import Rival
@@ -36,5 +37,8 @@ RIVALS = (
     Rival(name="CEM", source="arXiv 2512.23258", variants=cem.variants),
     Rival(name="TeaCache", source="arXiv 2411.19108", variants=teacache.variants),
     Rival(name="MagCache", source="arXiv 2506.09045", variants=magcache.variants),
-    Rival(name="neural solver", source="arXiv 2505.21114", variants=neural_solver.variants, shares=False),
+    Rival(name="TCC", source="arXiv 2605.24870", variants=tcc.variants, along=tcc.consistent),
+    Rival(
+        name="neural solver", source="arXiv 2505.21114", variants=neural_solver.variants, shares=False, refitted=True
+    ),
 )
