@@ -18,7 +18,8 @@ import numpy as np
 
 from ddt_accel.artifacts import read_json
 from ddt_accel.evaluation.fidelity import interval
-from ddt_accel.report.comparison import FORMAT, VERSION, told
+from ddt_accel.report.comparison import told
+from ddt_accel.report.numbers import COMPARISON_FORMAT, COMPARISON_VERSION
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results" / "compared.md"
@@ -29,7 +30,7 @@ def main() -> None:
     text = PAGE.read_text()
     for argument in sys.argv[1:]:
         name, _, path = argument.partition("=")
-        facts = read_json(Path(path), FORMAT, VERSION)
+        facts = read_json(Path(path), COMPARISON_FORMAT, COMPARISON_VERSION)
         kept = ROOT / "benchmarks" / "results" / f"compare-{name}.json"
         if Path(path).resolve() != kept:
             shutil.copyfile(path, kept)

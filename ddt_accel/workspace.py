@@ -105,6 +105,7 @@ class Workspace:
         self.samples_path = folder / "samples"
         self.fit_path = folder / "fit"
         self.plans_path = folder / "plans"
+        self.compared_path = folder / "compare"
         self.speeds_path = folder / "speeds.json"
         self._settings_path = folder / SETTINGS_NAME
 

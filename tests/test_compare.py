@@ -182,6 +182,12 @@ def test_compare_on_the_command_line(cli, solved, tiny_model_path) -> None:
     assert {row["name"] for row in contest["rows"]} == {"TaylorSeer", "fewer steps", SOLVED, ALIGNED}
     for row in contest["rows"]:
         assert len(row["to_reference_db"]) == 4
+    best = max(contest["rows"], key=lambda row: np.mean(row["to_reference_db"]))
+    assert f"the closest are {best['name']} at 0.7" in " ".join(cli("status", "--workspace", solved).out.split())
+    said = " ".join(cli("inspect", solved / "compare" / "compare.json").out.split())
+    assert f"at cost 0.7 {best['name']} {np.mean(best['to_reference_db']):.1f}" in said
+    (solved / "compare" / "compare.json").write_text("{")
+    assert "comparison damaged" in " ".join(cli("status", "--workspace", solved).out.split())
 
 
 @pytest.mark.parametrize(

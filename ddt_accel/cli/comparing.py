@@ -89,15 +89,16 @@ def compare(
     from ddt_accel.evaluation.costs import counted_of, kept_costs
     from ddt_accel.fitting.fit_spec import FitSpec
     from ddt_accel.fitting.joint import JointFit
-    from ddt_accel.report.comparison import FILE_NAME, facts, write_comparison
+    from ddt_accel.report.comparison import facts, write_comparison
     from ddt_accel.report.conditions import machine
+    from ddt_accel.report.numbers import COMPARISON_NAME
     from ddt_accel.rivals.table import RIVALS
     from ddt_accel.workspace import Workspace
 
     chosen = _rivals(only, RIVALS)
     place = Workspace(workspace)
-    folder = out or place.folder / "compare"
-    check_writable(folder / FILE_NAME)
+    folder = out or place.compared_path
+    check_writable(folder / COMPARISON_NAME)
     statistics = place.calibration(calibration)
     said = model_options(model, config, weights, latent_shape, guide)
     say_threads(threads, device)
@@ -126,7 +127,7 @@ def compare(
         facts(contests, field, machine(networks.backend, batch_size)) | {"page": str(page)},
         as_json=json,
         text=f"dB on {images} images of seed {seed}, which nothing was calibrated, fitted or chosen on; costs are "
-        f"{costs.unit} ({costs.conditions}), 1 is the unshared sampler.\nMade: {page}, {folder / FILE_NAME}\n"
+        f"{costs.unit} ({costs.conditions}), 1 is the unshared sampler.\nMade: {page}, {folder / COMPARISON_NAME}\n"
         f"{following('ddt-accel optimize', workspace=place.folder)}",
     )
 

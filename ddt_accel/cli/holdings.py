@@ -15,7 +15,7 @@ from ddt_accel.errors import ArtifactError, DDTAccelError
 from ddt_accel.evaluation.budgets import predicted_psnr
 from ddt_accel.evaluation.costs import Costs
 from ddt_accel.networks.locate import embedded_models
-from ddt_accel.report.numbers import FILE_NAME, Report, Row, read_report
+from ddt_accel.report.numbers import COMPARISON_NAME, FILE_NAME, Report, Row, read_comparison, read_report
 from ddt_accel.schedule import FORMAT as SCHEDULE_FORMAT
 from ddt_accel.schedule import Schedule
 from ddt_accel.spec import SamplingSpec
@@ -78,6 +78,7 @@ def holdings(place: Workspace) -> Holdings:
         "backends": (place.speeds_path, _speeds),
         "costs": (place.costs_path, _costs),
         "report": (place.folder / FILE_NAME, _report),
+        "comparison": (place.compared_path / COMPARISON_NAME, _comparison),
         "samples": (place.samples_path, lambda p: samples_of(p.samples_path)),
     }
     held = {}
@@ -215,6 +216,16 @@ def _report(place: Workspace) -> Held:
         text=f"{', '.join([*pages, FILE_NAME])}: {len(report.rows)} schedules on {report.num_images} images, up to "
         f"{best.speedup:.2f} times as fast",
         facts={"images": report.num_images, "measurements": [asdict(row) for row in report.rows]},
+    )
+
+
+def _comparison(place: Workspace) -> Held:
+    path = place.compared_path / COMPARISON_NAME
+    found = read_comparison(path)
+    best = [f"{max(means, key=means.__getitem__)} at {cost:.3g}" for cost, means in found.means.items() if means]
+    return Held(
+        text=f"{path}: on {found.num_images} images the closest are {', '.join(best) or 'none'}",
+        facts={"images": found.num_images, "aim": found.aim, "means": found.means},
     )
 
 

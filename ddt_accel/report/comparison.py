@@ -15,10 +15,10 @@ from ddt_accel.comparison.contest import REFERENCE, UNSHARED, Contest, Field, Ro
 from ddt_accel.comparison.ours import OURS
 from ddt_accel.evaluation.fidelity import Interval
 from ddt_accel.report.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, Curve, speed_nearness
+from ddt_accel.report.numbers import COMPARISON_FORMAT, COMPARISON_NAME, COMPARISON_VERSION
 from ddt_accel.report.render import TEMPLATES, ruler
 
-FORMAT, VERSION = "ddt-accel comparison", 1
-FILE_NAME, PAGE_NAME = "compare.json", "compare.html"
+PAGE_NAME = "compare.html"
 TITLES = {REFERENCE: "dB to the reference solution", UNSHARED: "dB to the unshared sampler"}
 _OWN, _OTHERS = (ORANGE, BLUE, PURPLE), (BLACK, GREEN, GREY)
 _MARKERS = "ovs^DP<>Xpd"
@@ -26,7 +26,7 @@ _MARKERS = "ovs^DP<>Xpd"
 
 def write_comparison(contests: Sequence[Contest], field: Field, folder: Path, conditions: Mapping[str, str]) -> Path:
     """Writes both; the page is self-contained, and is returned."""
-    write_json(folder / FILE_NAME, FORMAT, VERSION, facts(contests, field, conditions))
+    write_json(folder / COMPARISON_NAME, COMPARISON_FORMAT, COMPARISON_VERSION, facts(contests, field, conditions))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=jinja2.select_autoescape(["html.j2"]),

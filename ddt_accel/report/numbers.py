@@ -1,4 +1,4 @@
-"""report.json, as it is read again: what was measured, schedule by schedule."""
+"""report.json and compare.json, as they are read again: what was measured, schedule by schedule."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from ddt_accel.errors import ArtifactError
 
 FILE_NAME = "report.json"
 FORMAT, VERSION = "ddt-accel report", 1
+COMPARISON_NAME = "compare.json"
+COMPARISON_FORMAT, COMPARISON_VERSION = "ddt-accel comparison", 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,3 +74,33 @@ def _row(measured: Mapping[str, Any], limits: Mapping[str, list[float | None]]) 
         to_reference=fmean(ends) if ends else None,
         schedule_sha256=measured.get("schedule_sha256"),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """The numbers of a comparison that people look for: mean dB of every method by cost, to what all aimed at."""
+
+    num_images: int
+    aim: str
+    means: Mapping[float, Mapping[str, float]]
+    conditions: Mapping[str, str]
+
+
+def read_comparison(path: Path) -> Compared:
+    """Raises ArtifactError for what is no comparison, or lacks something."""
+    content = read_json(path, COMPARISON_FORMAT, COMPARISON_VERSION)
+    try:
+        aim = str(content["aim"])
+        return Compared(
+            num_images=int(content["num_images"]),
+            aim=aim,
+            means={
+                float(contest["cost"]): {str(row["name"]): fmean(row[f"to_{aim}_db"]) for row in contest["rows"]}
+                for contest in content["contests"]
+            },
+            conditions={str(key): str(value) for key, value in content["conditions"].items()},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(
+            f"{path} is not a usable comparison (it lacks {error}); run `ddt-accel compare` again."
+        ) from None

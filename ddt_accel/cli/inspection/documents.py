@@ -17,7 +17,12 @@ from ddt_accel.workspace import SPEEDS_FORMAT, read_speeds
 
 def document(path: Path) -> Told:
     """Whatever the document says it is; a schedule, where it does not say."""
-    readers = {numbers.FORMAT: report, costs.FORMAT: _costs, SPEEDS_FORMAT: _speeds}
+    readers = {
+        numbers.FORMAT: report,
+        numbers.COMPARISON_FORMAT: _comparison,
+        costs.FORMAT: _costs,
+        SPEEDS_FORMAT: _speeds,
+    }
     return readers.get(format_of(path) or "", schedule)(path)
 
 
@@ -62,6 +67,18 @@ def report(path: Path) -> Told:
         for row in found.rows
     }
     return Told(facts={"kind": "report", "images": found.num_images, **rows, **found.conditions})
+
+
+def _comparison(path: Path) -> Told:
+    """Every cost in a line, the closest method first."""
+    found = numbers.read_comparison(path)
+    told = {
+        f"dB to the {found.aim}, at cost {cost:.3g}": ", ".join(
+            f"{name} {means[name]:.1f}" for name in sorted(means, key=means.__getitem__, reverse=True)
+        )
+        for cost, means in found.means.items()
+    }
+    return Told(facts={"kind": "comparison", "images": found.num_images, **told, **found.conditions})
 
 
 def _costs(path: Path) -> Told:
