@@ -128,6 +128,8 @@ def test_an_interrupted_comparison_goes_on(field, contests, tmp_path, monkeypatc
     chosen.clear()
     (contest,) = compare(field, [COST], FEW, [], tmp_path)
     assert chosen == [SOLVED]
+    monkeypatch.setattr("ddt_accel.comparison.compare.measure", None)  # all is measured already
+    assert compare(field, [COST], FEW, [], tmp_path) == [contest]
     known = {row.entry.name: row.entry for row in contests[-1].rows}
     for row in contest.rows:
         assert row.entry.schedule.refresh_steps == known[row.entry.name].schedule.refresh_steps

@@ -192,7 +192,7 @@ def _print(contest: Contest, aim: str) -> None:
             row.entry.settings,
             f"{schedule.budget} of {schedule.spec.num_evaluations}",
             f"{row.cost:.3f}",
-            f"{1000 * row.measured.seconds:.1f}",
+            f"{1000 * row.seconds:.1f}",
             told(row.interval(aim)),
             behind,
             told(row.interval("unshared" if aim == REFERENCE else REFERENCE)),

@@ -1,18 +1,21 @@
-"""What was chosen so far, kept in a folder, so that a comparison that was interrupted goes on with the next one."""
+"""What was chosen and measured so far, kept in a folder, so that a comparison that was interrupted goes on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ddt_accel.artifacts import read_json, write_json
+from ddt_accel.artifacts import checksum, read_json, write_json
 from ddt_accel.comparison.choosing import Entry
+from ddt_accel.comparison.contest import Contest, Row
 from ddt_accel.errors import ArtifactError
 from ddt_accel.schedule import Schedule
 
 FORMAT, VERSION = "ddt-accel choices", 1
 FILE_NAME = "choices.json"
+PARTS = ("choices", "contests")
 
 
 class Choices:
@@ -20,11 +23,11 @@ class Choices:
 
     def __init__(self, folder: Path, identity: str) -> None:
         self._folder, self._path = folder, folder / FILE_NAME
-        self._known: dict[str, Any] = {"identity": identity, "choices": {}}
+        self._known: dict[str, Any] = {"identity": identity, "choices": {}, "contests": {}}
         try:
             known = read_json(self._path, FORMAT, VERSION)
-            if known.get("identity") == identity and isinstance(known.get("choices"), dict):
-                self._known = {"identity": identity, "choices": known["choices"]}
+            if known.get("identity") == identity and all(isinstance(known.get(one), dict) for one in PARTS):
+                self._known = known
         except ArtifactError:
             pass  # there is none, or none that is of use
 
@@ -40,6 +43,18 @@ class Choices:
         self._known["choices"][key] = None if entry is None else self._write(key, entry)
         write_json(self._path, FORMAT, VERSION, self._known)
         return entry
+
+    def contest(self, cost: float, entries: Mapping[str, Entry | None], make: Callable[[], Contest]) -> Contest:
+        """The contest of these entries that was measured, or is now."""
+        chosen = {name: entry and checksum(entry.schedule.document()) for name, entry in entries.items()}
+        key, contests = f"{cost:g} {checksum(chosen)}", self._known["contests"]
+        with contextlib.suppress(KeyError, TypeError, AttributeError):
+            rows = [Row(**{**row, "entry": entries[row["entry"]]}) for row in contests[key]["rows"]]
+            return Contest(**{**contests[key], "rows": rows})
+        contest = make()
+        contests[key] = vars(contest) | {"rows": [vars(row) | {"entry": row.entry.name} for row in contest.rows]}
+        write_json(self._path, FORMAT, VERSION, self._known)
+        return contest
 
     def _write(self, key: str, entry: Entry) -> dict[str, Any]:
         file = f"{''.join(one if one.isalnum() or one == '.' else '-' for one in key)}.json"

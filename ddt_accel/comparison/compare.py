@@ -62,7 +62,8 @@ def compare(
     contests = []
     for cost in sorted(targets):
         entries = _entries(field, chooser, choices, cost, rivals, fitted, joint, on_stage)
-        contests.append(_measured(field, chooser, cost, entries, folder, on_stage))
+        measured = partial(_measured, field, chooser, cost, entries, folder, on_stage)
+        contests.append(choices.contest(cost, entries, measured))
     return contests
 
 
@@ -79,7 +80,7 @@ def _entries(
     entries[ALIGNED] = choices.of(cost, ALIGNED, partial(_aligned, field, chooser, entries[SOLVED]))
     advance()
     advance = on_stage(f"fitting at cost {cost:g}", 1)
-    entries[FITTED] = choices.of(cost, FITTED, partial(_fitted, chooser, fitted, cost, joint))
+    entries[FITTED] = _fitted(chooser, fitted, cost, joint)
     for rival in rivals:
         known = entries[rival.name]
         if joint is not None and known is not None and rival.refitted:
@@ -147,14 +148,15 @@ def _measured(
         Row(
             entry=there[m.name],
             cost=chooser.cost(there[m.name].schedule),
-            measured=m,
+            seconds=m.seconds,
+            speedup=m.speedup,
             to_unshared=latent_decibels(latents[m.name], latents[UNSHARED]).tolist(),
             to_reference=latent_decibels(latents[m.name], reference).tolist(),
         )
         for m in measured
     ]
     missing = [name for name, entry in entries.items() if entry is None]
-    return Contest(cost=cost, unshared=unshared, rows=rows, missing=missing)
+    return Contest(cost=cost, unshared_seconds=unshared.seconds, rows=rows, missing=missing)
 
 
 def _reference(field: Field, images: ImageRange, folder: Path) -> Tensor:

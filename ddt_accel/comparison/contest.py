@@ -11,7 +11,6 @@ from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.comparison.choosing import Entry
 from ddt_accel.comparison.ours import OURS
 from ddt_accel.errors import ConfigError, MismatchError
-from ddt_accel.evaluation.benchmark import Measurement
 from ddt_accel.evaluation.costs import Costs
 from ddt_accel.evaluation.fidelity import Interval, interval
 from ddt_accel.sampling.backend import Backend
@@ -29,7 +28,8 @@ class Row:
 
     entry: Entry
     cost: float
-    measured: Measurement
+    seconds: float  # per image, measured
+    speedup: float  # over the unshared sampler
     to_unshared: list[float]
     to_reference: list[float]
 
@@ -46,10 +46,10 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Contest:
-    """All rows at a cost, the unshared sampler's measurement, and who has nothing as cheap."""
+    """All rows at a cost, what the unshared sampler takes per image, and who has nothing as cheap."""
 
     cost: float
-    unshared: Measurement
+    unshared_seconds: float
     rows: list[Row]
     missing: list[str]
 
@@ -119,8 +119,9 @@ class Field:
 
     @property
     def identity(self) -> str:
-        """Of everything that choices depend on but the backend's arithmetic."""
+        """Of everything that choices depend on but the backend's rounding."""
         return checksum(
             {"calibration": self.calibration.sha256, "costs": self.costs.document(), "images": self.num_images,
-             "seed": self.seed, "aim": self.aim}
+             "seed": self.seed, "aim": self.aim, "choosing": CHOOSING, "aligning": ALIGNING,
+             "backend": self.backend.name}
         )  # fmt: skip

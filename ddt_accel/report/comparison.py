@@ -66,7 +66,7 @@ def facts(contests: Sequence[Contest], field: Field, conditions: Mapping[str, st
         "contests": [
             {
                 "cost": contest.cost,
-                "unshared_milliseconds": 1000 * contest.unshared.seconds,
+                "unshared_milliseconds": 1000 * contest.unshared_seconds,
                 "missing": contest.missing,
                 "rows": [_facts(row, contest, field.aim) for row in ordered(contest, field.aim)],
             }
@@ -87,8 +87,8 @@ def _facts(row: Row, contest: Contest, aim: str) -> dict[str, Any]:
         "evaluations": schedule.spec.num_evaluations,
         "refresh_steps": list(schedule.refresh_steps),
         "cost": row.cost,
-        "milliseconds": 1000 * row.measured.seconds,
-        "speedup": row.measured.speedup,
+        "milliseconds": 1000 * row.seconds,
+        "speedup": row.speedup,
         "chosen_by_db": row.entry.promise,
         "to_unshared_db": row.to_unshared,
         "to_reference_db": row.to_reference,
@@ -115,7 +115,7 @@ def _curves(contests: Sequence[Contest], aim: str) -> list[Curve]:
     curves = []
     for order, name in enumerate(names):
         rows = [row for contest in contests for row in contest.rows if row.entry.name == name]
-        points = [(row.measured.speedup, row.interval(aim)) for row in rows]
+        points = [(row.speedup, row.interval(aim)) for row in rows]
         known = [(speedup, found.mean) for speedup, found in points if found and math.isfinite(found.mean)]
         if known:
             own = name in OURS
