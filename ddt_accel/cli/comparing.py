@@ -176,12 +176,13 @@ def _print(contest: Contest, aim: str) -> None:
     from rich.table import Table
 
     from ddt_accel.comparison.contest import REFERENCE
+    from ddt_accel.comparison.ours import FITTED
     from ddt_accel.report.comparison import ordered, told
 
     title = "dB to the reference solution" if aim == REFERENCE else "dB to the unshared sampler"
     other = "to the unshared sampler" if aim == REFERENCE else "to the reference solution"
     table = Table(
-        f"at cost {contest.cost:.3g}", "settings", "runs", "cost", "ms per image", title, "less than ours", other
+        f"at cost {contest.cost:.3g}", "settings", "runs", "cost", "ms per image", title, "ours ahead by", other
     )
     for row in ordered(contest, aim):
         best = contest.ours
@@ -200,4 +201,5 @@ def _print(contest: Contest, aim: str) -> None:
     if contest.rows:
         show(table)
     if contest.missing:
-        say(f"Nothing as cheap as {contest.cost:.3g}: {', '.join(contest.missing)}.")
+        fits = " --fit makes fits." if FITTED in contest.missing else ""
+        say(f"Nothing as cheap as {contest.cost:.3g}: {', '.join(contest.missing)}.{fits}")

@@ -61,7 +61,8 @@ def speed_nearness(curves: Sequence[Curve], nearness: str, *, front: bool) -> st
 
     With a `front` what nothing beats in both is underlaid. Made to be read at the width of a phone.
     """
-    figure = Figure(figsize=(5.0, 4.7), layout="constrained")
+    lines_of_names = (len(curves) + front + 1) // 2
+    figure = Figure(figsize=(5.0, 4.7 + 0.2 * max(0, lines_of_names - 4)), layout="constrained")
     axes = figure.subplots()
     axes.set_xscale("log")
     for order, curve in enumerate(curves):
