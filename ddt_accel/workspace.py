@@ -106,6 +106,7 @@ class Workspace:
         self.fit_path = folder / "fit"
         self.plans_path = folder / "plans"
         self.compared_path = folder / "compare"
+        self.compared_unshared_path = folder / "compare-unshared"
         self.speeds_path = folder / "speeds.json"
         self._settings_path = folder / SETTINGS_NAME
 

@@ -11,14 +11,17 @@ import pytest
 from ddt_accel import SamplingSpec, Schedule, calibrate, load_model
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.backends.sample import sample_images
-from ddt_accel.comparison.choosing import Chooser
+from ddt_accel.comparison.choices import Choices
+from ddt_accel.comparison.choosing import Chooser, Entry
 from ddt_accel.comparison.compare import compare
 from ddt_accel.comparison.contest import Field
 from ddt_accel.comparison.ours import ALIGNED, FITTED, SOLVED, SOLVING
-from ddt_accel.errors import ConfigError, MismatchError
+from ddt_accel.errors import ConfigError, MismatchError, NumericsError
 from ddt_accel.evaluation.converged import converged_ends, reference_steps
 from ddt_accel.evaluation.costs import counted_of
 from ddt_accel.evaluation.fidelity import latent_decibels
+from ddt_accel.fitting.fit_spec import FitSpec
+from ddt_accel.fitting.joint import JointFit
 from ddt_accel.rivals.rival import Rival, Variant
 from ddt_accel.rivals.table import RIVALS
 
@@ -101,6 +104,78 @@ def test_what_shares_may_do_so_on_other_grids(chooser) -> None:
     assert 2 <= entry.schedule.budget < entry.schedule.spec.num_evaluations
 
 
+def test_grids_and_settings_are_searched_in_turns(chooser) -> None:
+    """No worse than the best of any grid and setting, but for what two images do not tell apart."""
+    rival, cost = next(rival for rival in RIVALS if rival.name == "TaylorSeer"), 0.45
+    entry, best = chooser.choose(rival, cost), -np.inf
+    for statistics in chooser._grids(rival, cost):
+        for variant in rival.variants(statistics):
+            runs = range(1, statistics.spec.num_evaluations + 1)
+            affordable = [s for k in runs if (s := variant.of(k)) is not None and chooser.cost(s) <= cost]
+            best = max(best, chooser.decibels(affordable[-1]) if affordable else -np.inf)
+    assert entry.promise >= best - 1.0
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+def test_short_calibrations(backend, tmp_path, steps) -> None:
+    calibration = calibrate(backend.model, SamplingSpec(num_steps=steps), 2, sensitivity_samples=1)
+    field = Field(
+        backend=backend, calibration=calibration, costs=counted_of(backend, SHAPE), num_images=2, seed=5, batch_size=4,
+        aim="reference",
+    )  # fmt: skip
+    (contest,) = compare(field, [0.9], FEW, [], tmp_path)
+    assert ("TaylorSeer" in contest.missing) == (steps <= 2)
+
+
+def test_what_leaves_the_finite_numbers_on_other_images_does_not_end_it(field, tmp_path, monkeypatch) -> None:
+    """Measured on 4 images, of which nobody knew when it was chosen."""
+    from ddt_accel.comparison import compare as under_test
+
+    measure = under_test.measure
+
+    def failing(backend, schedules, **settings):
+        if "TaylorSeer" in schedules:
+            raise NumericsError("ended in NaN")
+        return measure(backend, schedules, **settings)
+
+    monkeypatch.setattr(under_test, "measure", failing)
+    monkeypatch.setattr(under_test, "_is_finite", lambda field, schedule: schedule.forecast != "rival")
+    (contest,) = compare(field, [COST], FEW, [], tmp_path)
+    assert {row.entry.name for row in contest.rows} == {"fewer steps", SOLVED, ALIGNED}
+    assert "TaylorSeer" in contest.missing
+
+
+def test_two_comparisons_in_one_folder_keep_apart(field, chooser, tmp_path) -> None:
+    rival = next(rival for rival in RIVALS if rival.name == "TaylorSeer")
+    first, second = (
+        Entry("TaylorSeer", "", f"{runs} runs", rival.variants(field.calibration)[0].of(runs), 1.0) for runs in (3, 5)
+    )
+    mine = Choices(tmp_path, "mine")
+    mine.of(0.2, "TaylorSeer", lambda: first)
+    Choices(tmp_path, "another's").of(0.2, "TaylorSeer", lambda: second)
+    mine.of(0.3, "TaylorSeer", lambda: first)
+    assert Choices(tmp_path, "mine").of(0.2, "TaylorSeer", lambda: None) == first
+
+
+def test_images_that_would_be_fitted_on_are_refused(field, chooser, tmp_path, backend) -> None:
+    joint = JointFit(backend.model, field.calibration, field.costs, FitSpec(seed=field.seed))
+    with pytest.raises(MismatchError, match="would be fitted on"):
+        compare(field, [COST], FEW, [], tmp_path, joint=joint)
+
+
+def test_published_solvers_are_fitted_as_ours_are(field, tmp_path, backend, searched_briefly) -> None:
+    spec = FitSpec(seed=9, images=4, batch_size=4, held_out=4, iterations=2, reference_steps=48)
+    joint = JointFit(backend.model, field.calibration, field.costs, spec, folder=tmp_path / "fit")
+    rivals = [rival for rival in RIVALS if rival.refitted]
+    assert [rival.name for rival in rivals] == ["neural solver"]
+    (contest,) = compare(field, [COST], rivals, [], tmp_path, joint=joint)
+    rows = {row.entry.name: row for row in contest.rows}
+    assert {"neural solver, fitted here", FITTED} <= rows.keys()
+    fitted, given = rows["neural solver, fitted here"].entry, rows["neural solver"].entry
+    assert fitted.promise >= given.promise
+    assert fitted.schedule.spec == given.schedule.spec
+
+
 def test_a_rival_that_leaves_the_finite_numbers_does_not_enter(chooser, calibration) -> None:
     def broken(runs: int) -> Schedule:
         schedule = Schedule.uniform(SPEC, 2)
@@ -175,7 +250,7 @@ def test_compare_on_the_command_line(cli, solved, tiny_model_path) -> None:
     assert ran.code == 0, ran.err
     told = " ".join(ran.out.split())
     assert all(name in told for name in ("TaylorSeer", ALIGNED, "ours ahead by"))
-    assert "Nothing as cheap as 0.02" in ran.err
+    assert "No schedule for a cost of 0.02" in ran.err
     page = (solved / "compare" / "compare.html").read_text()
     assert page.count("<svg") > 3
     assert "arXiv 2503.06923" in page

@@ -71,7 +71,8 @@ def compare(
         bool, typer.Option("--fit", help="Fit ours, and the solvers among the rivals, to every cost; minutes for each.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the results. Default: compare/ in the workspace.")
+        Path | None,
+        typer.Option(help="Folder for results. Default: compare/ or compare-unshared/ in the workspace."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -85,10 +86,11 @@ def compare(
 
     from ddt_accel.artifacts import check_writable
     from ddt_accel.comparison.compare import compare as comparison
-    from ddt_accel.comparison.contest import Field
+    from ddt_accel.comparison.contest import UNSHARED, Field
     from ddt_accel.evaluation.costs import counted_of, kept_costs
     from ddt_accel.fitting.fit_spec import FitSpec
     from ddt_accel.fitting.joint import JointFit
+    from ddt_accel.locks import making
     from ddt_accel.report.comparison import facts, write_comparison
     from ddt_accel.report.conditions import machine
     from ddt_accel.report.numbers import COMPARISON_NAME
@@ -97,7 +99,7 @@ def compare(
 
     chosen = _rivals(only, RIVALS)
     place = Workspace(workspace)
-    folder = out or place.compared_path
+    folder = out or (place.compared_unshared_path if aim == UNSHARED else place.compared_path)
     check_writable(folder / COMPARISON_NAME)
     statistics = place.calibration(calibration)
     said = model_options(model, config, weights, latent_shape, guide)
@@ -112,7 +114,7 @@ def compare(
     )  # fmt: skip
     there = [one for one in known(place, statistics) if one.is_fitted and not field.seen.overlaps_any(one.fitted_on)]
     kept = f"What was chosen so far is kept in {folder}; the same command goes on from there."
-    with keeping(lambda: kept), stages() as on_stage:
+    with making(folder, say), keeping(lambda: kept), stages() as on_stage:
         joint: JointFit | None = None
         if fit:
             network, second = load_networks(place, said, check_device(device))
@@ -153,7 +155,7 @@ def _targets(cost: str | None, milliseconds: str | None, costs: Costs, statistic
     if cost is not None and milliseconds is not None:
         raise ConfigError("--cost and --ms both say what schedules may cost; give one of them.")
     if milliseconds is None:
-        return _numbers("--cost", cost or DEFAULT_COSTS)
+        return _numbers("--cost", DEFAULT_COSTS if cost is None else cost)
     if costs.unit != SECONDS:
         raise ConfigError(
             "--ms needs times that were measured here, and there are none; run `ddt-accel bench` or `ddt-accel "
@@ -202,4 +204,4 @@ def _print(contest: Contest, aim: str) -> None:
         show(table)
     if contest.missing:
         fits = " --fit makes fits." if FITTED in contest.missing else ""
-        say(f"Nothing as cheap as {contest.cost:.3g}: {', '.join(contest.missing)}.{fits}")
+        say(f"No schedule for a cost of {contest.cost:.3g}: {', '.join(contest.missing)}.{fits}")

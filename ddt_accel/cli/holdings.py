@@ -78,7 +78,11 @@ def holdings(place: Workspace) -> Holdings:
         "backends": (place.speeds_path, _speeds),
         "costs": (place.costs_path, _costs),
         "report": (place.folder / FILE_NAME, _report),
-        "comparison": (place.compared_path / COMPARISON_NAME, _comparison),
+        "comparison": (place.compared_path / COMPARISON_NAME, lambda p: _comparison(p.compared_path)),
+        "comparison, to the unshared": (
+            place.compared_unshared_path / COMPARISON_NAME,
+            lambda p: _comparison(p.compared_unshared_path),
+        ),
         "samples": (place.samples_path, lambda p: samples_of(p.samples_path)),
     }
     held = {}
@@ -219,8 +223,8 @@ def _report(place: Workspace) -> Held:
     )
 
 
-def _comparison(place: Workspace) -> Held:
-    path = place.compared_path / COMPARISON_NAME
+def _comparison(folder: Path) -> Held:
+    path = folder / COMPARISON_NAME
     found = read_comparison(path)
     best = [f"{max(means, key=means.__getitem__)} at {cost:.3g}" for cost, means in found.means.items() if means]
     return Held(

@@ -87,6 +87,8 @@ def _refined_told(schedule: Schedule, refined: Refined) -> str:
 
 def _aligned_told(schedule: Schedule, found: Aligned) -> str:
     """What alignment brought, in words."""
+    if not schedule.shares:
+        return "Nothing is shared, so that there is nothing to align."
     if not schedule.forecasts and not schedule.unconditional_forecasts:
         return "States are held: there are no weights to align; solve with --forecast calibrated."
     if found.gain is None:
@@ -94,4 +96,6 @@ def _aligned_told(schedule: Schedule, found: Aligned) -> str:
     gain = f"{found.gain.mean:+.2f} dB ({found.gain.low:+.2f} … {found.gain.high:+.2f}) on held-out images"
     if found.gain.low > 0:
         return f"Alignment of the forecasts brings {gain}."
+    if found.gain.high < 0:
+        return f"Alignment of the forecasts loses: {gain}. The weights stay."
     return f"Alignment of the forecasts makes no significant difference: {gain}. The weights stay."

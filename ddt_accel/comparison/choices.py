@@ -33,21 +33,21 @@ class Choices:
 
     def of(self, cost: float, name: str, choose: Callable[[], Entry | None]) -> Entry | None:
         """The choice that is kept, or the one that is made now."""
-        key = f"{cost:g} {name}"
+        key = f"{cost!r} {name}"
         if key in self._known["choices"]:
             try:
                 return self._read(self._known["choices"][key])
             except (ArtifactError, KeyError, TypeError):
                 pass  # its schedule is damaged or gone
         entry = choose()
-        self._known["choices"][key] = None if entry is None else self._write(key, entry)
+        self._known["choices"][key] = None if entry is None else self._write(cost, entry)
         write_json(self._path, FORMAT, VERSION, self._known)
         return entry
 
     def contest(self, cost: float, entries: Mapping[str, Entry | None], make: Callable[[], Contest]) -> Contest:
         """The contest of these entries that was measured, or is now."""
         chosen = {name: entry and checksum(entry.schedule.document()) for name, entry in entries.items()}
-        key, contests = f"{cost:g} {checksum(chosen)}", self._known["contests"]
+        key, contests = f"{cost!r} {checksum(chosen)}", self._known["contests"]
         with contextlib.suppress(KeyError, TypeError, AttributeError):
             rows = [Row(**{**row, "entry": entries[row["entry"]]}) for row in contests[key]["rows"]]
             return Contest(**{**contests[key], "rows": rows})
@@ -56,8 +56,10 @@ class Choices:
         write_json(self._path, FORMAT, VERSION, self._known)
         return contest
 
-    def _write(self, key: str, entry: Entry) -> dict[str, Any]:
-        file = f"{''.join(one if one.isalnum() or one == '.' else '-' for one in key)}.json"
+    def _write(self, cost: float, entry: Entry) -> dict[str, Any]:
+        # Of another comparison in this folder the same name may have another schedule.
+        told = f"{entry.name} at {cost:.3g} {checksum(entry.schedule.document())[:8]}"
+        file = f"{''.join(one if one.isalnum() or one == '.' else '-' for one in told)}.json"
         entry.schedule.save(self._folder / file)
         return {
             "name": entry.name, "source": entry.source, "settings": entry.settings, "promise": entry.promise,
@@ -67,4 +69,7 @@ class Choices:
     def _read(self, kept: dict[str, Any] | None) -> Entry | None:
         if kept is None:
             return None
-        return Entry(**{**kept, "schedule": Schedule.load(self._folder / kept["schedule"])})
+        entry = Entry(**{**kept, "schedule": Schedule.load(self._folder / kept["schedule"])})
+        if not (isinstance(entry.promise, float) and isinstance(entry.settings, str)):
+            raise TypeError
+        return entry

@@ -30,6 +30,8 @@ MULTIPLES, INTEGRATOR = (1.3, 1.8, 2.6, 4.0), "ab2"
 FEWEST = 2
 # On how many images the first look is, and how many settings get a second one.
 SCREENED_ON, SURVIVORS = 2, 3
+# How often grids and settings take turns, and how many settings begin.
+TURNS, BEGINNING = 2, 3
 # Settings, and the schedule that they give.
 Candidate = tuple[str, Schedule]
 
@@ -67,6 +69,7 @@ class Chooser:
         self._costs, self._unit = costs, costs.of(Schedule.full(calibration.spec))
         self._ends, self._own_grid = ends, own_grid
         self._variants: dict[tuple[str, str], list[Variant]] = {}
+        self._largest_of: dict[tuple[int, float], Schedule | None] = {}
         self._seen: dict[tuple[str, int], float] = {}
 
     def cost(self, schedule: Schedule) -> float:
@@ -89,32 +92,43 @@ class Chooser:
     def choose(self, rival: Rival, cost: float) -> Entry | None:
         """The best that a rival has for at most that cost, None where it has nothing as cheap.
 
-        Its first settings are tried on every grid, then all of its settings on the best of them, by a first look on few
-        images; the best by that are told apart on all images.
+        Grids and settings are searched in turns by a first look on few images: some settings on every grid, all of them
+        on the best grid, the best of these on every grid again. The best by that are told apart on all images.
         """
         grids = [(statistics.spec, self._of(rival, statistics)) for statistics in self._grids(rival, cost)]
-        if rival.shares:
-            first = [self._affordable(variants[:1], spec, cost) for spec, variants in grids]
-            best = max(
-                range(len(grids)), key=lambda k: max(map(self._screened, first[k]), default=-math.inf), default=0
-            )
-            grids = grids[best : best + 1]
-        found = [entry for spec, variants in grids for entry in self._affordable(variants, spec, cost)]
-        found = sorted(found, key=self._screened, reverse=True)[:SURVIVORS]
-        entries = [
-            Entry(rival.name, rival.source, settings, schedule, promise)
-            for settings, schedule in found
-            if math.isfinite(promise := self.decibels(schedule))
-        ]
-        return max(entries, key=lambda entry: entry.promise, default=None)
+        if not rival.shares:
+            found = [one for spec, variants in grids for one in self._affordable(variants, spec, cost)]
+        else:
+            found = [one for spec, variants in grids for one in self._affordable(_some(variants), spec, cost)]
+            for _ in range(TURNS):
+                if (best := max(found, key=self._screened, default=None)) is None:
+                    break
+                for spec, variants in grids:
+                    settled = spec == best[1].spec
+                    chosen = [one for one in variants if settled or one.settings == best[0]]
+                    found += self._affordable(chosen, spec, cost)
+        told_apart = sorted({checksum(one[1].document()): one for one in found}.values(), key=self._screened)
+        entries = [self.entry(rival.name, rival.source, *one) for one in told_apart[-SURVIVORS:]]
+        return max(filter(None, entries), key=lambda entry: entry.promise, default=None)
+
+    def entry(self, name: str, source: str, settings: str, schedule: Schedule) -> Entry | None:
+        """None where the schedule leaves the finite numbers."""
+        promise = self.decibels(schedule)
+        return Entry(name, source, settings, schedule, promise) if math.isfinite(promise) else None
 
     def _screened(self, candidate: Candidate) -> float:
         return self.decibels(candidate[1], SCREENED_ON)
 
     def _affordable(self, variants: list[Variant], spec: SamplingSpec, cost: float) -> list[Candidate]:
         """What each variant has of the most encoder runs that the cost affords."""
-        found = [(variant.settings, self._largest(variant, cost, spec.num_evaluations)) for variant in variants]
-        return [(settings, schedule) for settings, schedule in found if schedule is not None]
+        found = []
+        for variant in variants:
+            key = id(variant), cost  # variants stay, see `_of`
+            if key not in self._largest_of:
+                self._largest_of[key] = self._largest(variant, cost, spec.num_evaluations)
+            if (schedule := self._largest_of[key]) is not None:
+                found.append((variant.settings, schedule))
+        return found
 
     def _of(self, rival: Rival, statistics: Statistics) -> list[Variant]:
         key = rival.name, checksum(statistics.spec.document())
@@ -127,11 +141,16 @@ class Chooser:
         if not rival.shares or self._own_grid:
             return [calibration]
         fewest = bisect_right(range(1, own.num_steps), cost, key=lambda n: self._unshared(self._on(n, own.solver)))
-        counts = {round(multiple * max(1, fewest)) for multiple in MULTIPLES}
-        steps = sorted({n for n in counts if POINTS <= n < own.num_steps} | {own.num_steps}, reverse=True)
-        specs = [self._on(n, solver) for n in steps for solver in dict.fromkeys((own.solver, INTEGRATOR))]
-        worth_it = [spec for spec in specs if self.cost(Schedule.uniform(spec, FEWEST)) <= cost < self._unshared(spec)]
+        steps = {round(multiple * max(1, fewest)) for multiple in MULTIPLES}
+        steps = {n for n in steps if POINTS <= n < own.num_steps} | {own.num_steps}
+        solvers = dict.fromkeys((own.solver, INTEGRATOR)) if own.num_steps >= POINTS else (own.solver,)
+        specs = [self._on(n, solver) for n in sorted(steps, reverse=True) for solver in solvers]
+        worth_it = [spec for spec in specs if spec.num_evaluations > FEWEST and self._pays(spec, cost)]
         return [calibration if spec == own else resample(calibration, spec) for spec in worth_it]
+
+    def _pays(self, spec: SamplingSpec, cost: float) -> bool:
+        """Whether the cost affords a few runs of the encoder on a grid, and not all."""
+        return self.cost(Schedule.uniform(spec, FEWEST)) <= cost < self._unshared(spec)
 
     def _on(self, steps: int, solver: str) -> SamplingSpec:
         own = self.calibration.spec
@@ -155,3 +174,9 @@ class Chooser:
             else:
                 high = runs - 1
         return best
+
+
+def _some(variants: list[Variant]) -> list[Variant]:
+    """A few of them, from first to last."""
+    last = len(variants) - 1
+    return [variants[k] for k in sorted({round(part * last / (BEGINNING - 1)) for part in range(BEGINNING)}) if k >= 0]

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ddt_accel.backends.sample import sample_images
+from ddt_accel.backends.sample import check_checkpoint, sample_images
 from ddt_accel.calibration.watched import networks_of
 from ddt_accel.comparison.choices import Choices
 from ddt_accel.comparison.choosing import Chooser, Entry
 from ddt_accel.comparison.contest import REFERENCE, UNSHARED, Contest, Field, Row
 from ddt_accel.comparison.ours import ALIGNED, FITTED, SOLVED, SOLVING
-from ddt_accel.errors import ConfigError
+from ddt_accel.errors import ConfigError, MismatchError, NumericsError
 from ddt_accel.evaluation.benchmark import measure
 from ddt_accel.evaluation.converged import converged_ends, reference_steps
 from ddt_accel.evaluation.fidelity import latent_decibels
@@ -47,6 +47,9 @@ def compare(
     if not targets or not all(0 < target < 1 for target in targets):
         given = ", ".join(f"{target:g}" for target in targets) or "none"
         raise ConfigError(f"The costs are {given}; give some between 0 and 1, in terms of the unshared sampler.")
+    check_checkpoint(field.unshared, field.backend)
+    if joint is not None and any(map(field.seen.overlaps, joint.spec.ranges)):
+        raise MismatchError(f"Images of seed {field.seed} would be fitted on; compare with another --seed.")
     done = on_stage("what is to be reached", 1)
     if field.aim == REFERENCE:
         ends = _reference(field, field.choosing, folder)
@@ -99,7 +102,7 @@ def _chosen(field: Field, chooser: Chooser, rival: Rival, cost: float) -> Entry 
     if networks is None:
         return None
     schedule = rival.along(networks, entry.schedule, field.aligning, field.calibration.latent_shape)
-    return replace(entry, schedule=schedule, promise=chooser.decibels(schedule))
+    return chooser.entry(rival.name, rival.source, entry.settings, schedule)
 
 
 def _aligned(field: Field, chooser: Chooser, solved: Entry | None) -> Entry | None:
@@ -108,7 +111,7 @@ def _aligned(field: Field, chooser: Chooser, solved: Entry | None) -> Entry | No
     images, size = field.aligning, field.batch_size
     path = unshared_path(field.backend, solved.schedule, images, field.calibration.latent_shape, size)
     schedule = align(field.backend, solved.schedule, path, images, size)
-    return Entry(ALIGNED, SOLVING.source, solved.settings, schedule, chooser.decibels(schedule))
+    return chooser.entry(ALIGNED, SOLVING.source, solved.settings, schedule)
 
 
 def _fitted(chooser: Chooser, known: Sequence[Schedule], cost: float, joint: JointFit | None) -> Entry | None:
@@ -117,22 +120,41 @@ def _fitted(chooser: Chooser, known: Sequence[Schedule], cost: float, joint: Joi
     if joint is not None:
         made = [joint.fitted(cost, shared=shared) for shared in (False, True)]
         schedules += [schedule for schedule in made if schedule is not None]
-    found = [Entry(FITTED, "docs/concepts/fits.md", "", one, chooser.decibels(one)) for one in schedules]
-    return max(found, key=lambda entry: entry.promise, default=None)
+    found = [chooser.entry(FITTED, "docs/concepts/fits.md", "", one) for one in schedules]
+    return max(filter(None, found), key=lambda entry: entry.promise, default=None)
 
 
-def _refitted(chooser: Chooser, known: Entry, name: str, joint: JointFit) -> Entry:
+def _refitted(chooser: Chooser, known: Entry, name: str, joint: JointFit) -> Entry | None:
     """A rival's schedule with its numbers fitted to these very networks, with the effort that ours are."""
     own = joint.calibration
     warm = replace(known.schedule, checkpoint_sha256=own.checkpoint_sha256, guide_sha256=own.guide_sha256)
-    schedule = joint.fit(warm).schedule
-    return replace(known, name=name, schedule=schedule, promise=chooser.decibels(schedule))
+    return chooser.entry(name, known.source, known.settings, joint.fit(warm).schedule)
 
 
 def _measured(
     field: Field, chooser: Chooser, cost: float, entries: Mapping[str, Entry | None], folder: Path, on_stage: OnStage
 ) -> Contest:
-    there = {name: entry for name, entry in entries.items() if entry is not None}
+    finite = {name: entry for name, entry in entries.items() if entry is not None}
+    try:
+        contest = _measured_all(field, chooser, cost, finite, folder, on_stage)
+    except NumericsError:  # of one that was finite on the images that it was chosen by
+        finite = {name: entry for name, entry in finite.items() if _is_finite(field, entry.schedule)}
+        contest = _measured_all(field, chooser, cost, finite, folder, on_stage)
+    return replace(contest, missing=[name for name in entries if name not in finite])
+
+
+def _is_finite(field: Field, schedule: Schedule) -> bool:
+    shape = field.calibration.latent_shape
+    try:
+        sample_images(field.backend, schedule, field.reporting, shape, field.batch_size)
+    except NumericsError:
+        return False
+    return True
+
+
+def _measured_all(
+    field: Field, chooser: Chooser, cost: float, there: Mapping[str, Entry], folder: Path, on_stage: OnStage
+) -> Contest:
     batches = -(-field.num_images // field.batch_size)
     (unshared, *measured), latents = measure(
         field.backend,
@@ -155,8 +177,7 @@ def _measured(
         )
         for m in measured
     ]
-    missing = [name for name, entry in entries.items() if entry is None]
-    return Contest(cost=cost, unshared_seconds=unshared.seconds, rows=rows, missing=missing)
+    return Contest(cost=cost, unshared_seconds=unshared.seconds, rows=rows, missing=[])
 
 
 def _reference(field: Field, images: ImageRange, folder: Path) -> Tensor:

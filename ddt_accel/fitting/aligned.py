@@ -51,7 +51,7 @@ def aligned(
     backend: Backend, schedule: Schedule, shape: LatentShape, images: ImageRange, held_out: ImageRange, batch_size: int
 ) -> Aligned:
     """The schedule with its forecasts aligned with its own sampler without sharing, on some images, where the gain on
-    others is significant; its `predicted_error` is what was measured on these."""
+    others is significant; its `predicted_error` is what was measured on these, which decided, and are remembered."""
     found = align(backend, schedule, unshared_path(backend, schedule, images, shape, batch_size), images, batch_size)
 
     def ends(one: Schedule) -> Tensor:
