@@ -182,7 +182,9 @@ def format_of(path: Path) -> str | None:
 def write_arrays(path: Path, format_name: str, version: int, content: Document, arrays: Mapping[str, Array]) -> None:
     """Writes named arrays and a document in one safetensors file."""
     document = {"format": format_name, "version": version, **content, "checksum": checksum(content, arrays)}
-    write_atomic(path, safetensors.numpy.save(dict(arrays), {"document": json.dumps(document, allow_nan=False)}))
+    # safetensors takes bytes as they lie in memory.
+    in_order = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    write_atomic(path, safetensors.numpy.save(in_order, {"document": json.dumps(document, allow_nan=False)}))
 
 
 def read_arrays(path: Path, format_name: str, version: int) -> tuple[Document, dict[str, Array]]:

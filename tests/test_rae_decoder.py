@@ -432,7 +432,7 @@ def test_by_the_command(cli, tmp_path, option: str) -> None:
     noise = draw_noise((8, 6, 6), seed=0, indices=range(3))
     images = RAEDecoder(STAGE_1)(sample(load_model(model), schedule, noise, torch.arange(3)))
     for index, image in enumerate(to_uint8(images)):
-        np.testing.assert_allclose(np.asarray(Image.open(tmp_path / f"out/{index:06d}.png")), image, atol=1)
+        np.testing.assert_allclose(np.asarray(Image.open(tmp_path / f"out/{index:06d}-{index}.png")), image, atol=1)
 
 
 def test_what_the_command_refuses(cli, tmp_path, tiny_model_path) -> None:
