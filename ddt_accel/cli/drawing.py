@@ -86,7 +86,7 @@ def draw_many(wanted: Wanted, drawer: Drawer, identity: RunIdentity) -> Drawn:
                     drawing.draw(run, missing, drawer, conditions, bar.advance, pngs=pngs, npz=whole)
             if whole is not None:
                 with steps(f"writing {whole.name}", total) as bar:
-                    drawing.write_npz(run, whole, bar.advance)
+                    drawing.write_npz(run, whole, bar.advance, alone=alone)
         sheet = _sheet(lambda: drawing.write_sheet(run, wanted.class_names) if drawer.pictures else None)
     return Drawn(images=left, sheet=sheet, files=[whole] if whole is not None else [])
 

@@ -36,7 +36,9 @@ def sample(
     images: Annotated[
         int,
         typer.Option(
-            "--images", "-n", help="How many images. A large number is drawn in ranges, and goes on when it was killed."
+            "--images",
+            "-n",
+            help="How many images. More than 100 are drawn in ranges: the same command goes on.",
         ),
     ] = 16,
     seed: SeedOption = 0,
@@ -92,7 +94,7 @@ def sample(
     from ddt_accel.drawing.drawer import Drawer
     from ddt_accel.drawing.identity import RunIdentity, backend_identity, schedule_identity
     from ddt_accel.drawing.plain_folder import check_pixels
-    from ddt_accel.drawing.run_folder import RANGE, check_no_run
+    from ddt_accel.drawing.run_folder import MANY, check_no_run
     from ddt_accel.errors import ConfigError
     from ddt_accel.workspace import Workspace
 
@@ -105,7 +107,7 @@ def sample(
     check_asked(plan.spec, schedule or place.schedule_path, steps_wanted, guidance)
     if full:
         plan = plan.unshared()
-    many = images > RANGE
+    many = images > MANY
     folder = out or (place.images_path if many else place.samples_path)
     if not many:
         check_no_run(folder)

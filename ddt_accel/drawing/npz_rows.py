@@ -20,18 +20,21 @@ class NpzRows:
     """An npz of `count` rows that are written as they come, in memory that does not grow with them.
 
     `arr_0` are the rows, and `arr_1` their labels where they have some. It gets its name where the context ends without
-    an error. The same rows make the same bytes.
+    an error; `temporary` is what it is called until then, as `artifacts.replacing` takes it. The same rows make the
+    same bytes. Raises ArtifactError where it cannot be written, or the disk has no space for it.
     """
 
-    def __init__(self, path: Path, count: int) -> None:
-        self.path, self.count, self._done = path, count, 0
+    def __init__(self, path: Path, count: int, *, temporary: str | None = None) -> None:
+        self.path, self.count, self._temporary, self._done = path, count, temporary, 0
         self._labels: list[NDArray[np.int64]] = []
         self._stack = ExitStack()
 
     def __enter__(self) -> NpzRows:
         try:
             with ExitStack() as stack:
-                self._archive = zipfile.ZipFile(stack.enter_context(replacing(self.path)), "w")
+                self._archive = zipfile.ZipFile(
+                    stack.enter_context(replacing(self.path, temporary=self._temporary)), "w"
+                )
                 stack.enter_context(self._archive)
                 stack.push(self._finished)
                 self._member = stack.enter_context(self._archive.open("arr_0.npy", "w", force_zip64=True))
