@@ -13,7 +13,7 @@ import sys
 import time
 import tracemalloc
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +26,11 @@ from PIL import Image
 from ddt_accel import Sampler, SamplingSpec, Schedule, draw_noise, load_model, sample
 from ddt_accel.artifacts import TEMPORARY, read_arrays
 from ddt_accel.drawing import npz_rows
-from ddt_accel.drawing.drawer import Drawer, Images
+from ddt_accel.drawing.drawer import Drawer
 from ddt_accel.drawing.identity import RunIdentity, schedule_identity
-from ddt_accel.drawing.run import write_npz
+from ddt_accel.drawing.images import Images
+from ddt_accel.drawing.pngs import PngFiles
+from ddt_accel.drawing.run import draw, write_npz
 from ddt_accel.drawing.run_folder import RANGE_FORMAT, RANGE_VERSION, RunFolder, range_size
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError
 from ddt_accel.evaluation.fidelity import to_uint8
@@ -148,7 +150,8 @@ def test_killed_again_and_again_it_ends_in_the_same_bytes(cli, line, tmp_path) -
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from ddt_accel.drawing.run import write_npz
+from ddt_accel.drawing.pngs import PngFiles
+from ddt_accel.drawing.run import draw, write_npz
 from ddt_accel.drawing.run_folder import RunFolder
 def killed(images):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -380,6 +383,43 @@ def test_memory_does_not_grow_with_the_images(tmp_path) -> None:
     assert np.load(tmp_path / "6400.npz")["arr_0"].nbytes == 6400 * 48 * 48 * 3
     assert peaks[2] < peaks[1] + 300_000
     assert peaks[2] < 4_000_000
+
+
+class Known:
+    """A drawer whose images tell their index."""
+
+    def __init__(self, run: RunFolder, side: int) -> None:
+        self.run, self.side = run, side
+
+    def draw(self, indices: range) -> Iterator[Images]:
+        for start in range(indices.start, indices.stop, 20):
+            yield rows_of(self.run, range(start, min(indices.stop, start + 20)), self.side)
+
+
+def test_memory_of_drawing_does_not_grow_either(tmp_path) -> None:
+    """PNGs wait for their threads, but not all of them at once."""
+    peaks = []
+    for count in (64, 640, 1600):
+        run = RunFolder.begun(tmp_path / str(count), IDENTITY, count, 64)
+        told: list[int] = []
+        tracemalloc.start()
+        with PngFiles(run.pictures) as pngs:
+            draw(run, list(run.ranges()), Known(run, 48), {}, told.append, pngs=pngs)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert (sum(told), pngs.written, run.present()) == (count, count, count)
+        np.testing.assert_array_equal(run.read(range(64)).rows, rows_of(run, range(64), 48).rows)
+    assert peaks[2] < peaks[1] + 1_000_000
+
+
+def test_pngs_that_cannot_be_written_end_the_run_and_lose_no_range(tmp_path) -> None:
+    run = RunFolder.begun(tmp_path / "run", IDENTITY, 640, 64)
+    run.pictures.write_bytes(b"no folder")
+    drawing = pytest.raises(ArtifactError, match=r"pictures is no folder; choose another place")
+    with drawing, PngFiles(run.pictures) as pngs:
+        draw(run, list(run.ranges()), Known(run, 8), {}, lambda images: None, pngs=pngs)
+    assert 64 <= run.present() < 640
+    run.read(range(64))
 
 
 def test_a_disk_without_space_is_told_after_the_first_range(cli, line, tmp_path, monkeypatch) -> None:

@@ -24,7 +24,7 @@ from PIL import Image
 
 from ddt_accel import SamplingSpec, Schedule, draw_noise, draw_step_noise, load_model, sample
 from ddt_accel.drawing import pngs
-from ddt_accel.drawing.drawer import Images
+from ddt_accel.drawing.images import Images
 from ddt_accel.drawing.npz_rows import NpzRows
 from ddt_accel.drawing.plain_folder import SampleWriter
 from ddt_accel.errors import ArtifactError, ConfigError

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,32 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddt_accel.backends.sampler import Sampler
+from ddt_accel.drawing.images import Images
 from ddt_accel.errors import ConfigError
 from ddt_accel.evaluation.fidelity import to_uint8
 from ddt_accel.sampling.labels import Labels
 from ddt_accel.sampling.noise import draw_noise, draw_step_noise
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Images:
-    """Some images in the order of their indices, `first` being the lowest."""
-
-    first: int
-    rows: NDArray[np.uint8] | NDArray[np.float32]  # pictures [B, H, W, 3] uint8, or latents [B, C, H, W] float32
-    labels: NDArray[np.int64]  # [B]
-
-    @property
-    def stop(self) -> int:
-        return self.first + len(self.rows)
-
-    @classmethod
-    def joined(cls, parts: list[Images]) -> Images:
-        """Neighbours as one."""
-        return cls(
-            first=parts[0].first,
-            rows=np.concatenate([part.rows for part in parts]),
-            labels=np.concatenate([part.labels for part in parts]),
-        )
 
 
 class Drawer:

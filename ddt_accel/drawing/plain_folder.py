@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddt_accel.artifacts import TEMPORARY, unwritable, write_atomic
-from ddt_accel.drawing.drawer import Images
+from ddt_accel.drawing.images import Images
 from ddt_accel.drawing.npz_rows import NpzRows
 from ddt_accel.drawing.pngs import PngFiles, png_name, png_names
 from ddt_accel.errors import ConfigError

@@ -1,4 +1,7 @@
-"""What becomes of a run: ranges that are missing are drawn, and all of them become one npz."""
+"""What becomes of a run: ranges that are missing are drawn, and all of them become one npz.
+
+What needs no network loads no PyTorch: whoever finishes a run need not be who drew it.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,13 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddt_accel.artifacts import write_atomic
-from ddt_accel.drawing.drawer import Drawer, Images
+from ddt_accel.drawing.images import Images
 from ddt_accel.drawing.npz_rows import NpzRows, check_space
 from ddt_accel.drawing.plain_folder import SHEET
 from ddt_accel.drawing.pngs import PngFiles, png_name, png_names
@@ -20,6 +23,9 @@ from ddt_accel.drawing.run_folder import RunFolder
 from ddt_accel.errors import ArtifactError
 from ddt_accel.locks import Say
 from ddt_accel.report.pictures import captioned_sheet, captions_of, cell, png
+
+if TYPE_CHECKING:
+    from ddt_accel.drawing.drawer import Drawer
 
 
 def missing(run: RunFolder, say: Say, *, pngs: PngFiles | None = None) -> Iterator[tuple[range, bool]]:

@@ -10,14 +10,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ddt_accel.artifacts import TEMPORARY, read_arrays, read_json, unwritable, write_arrays, write_json
 from ddt_accel.drawing.identity import RunIdentity, differences
+from ddt_accel.drawing.images import Images
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError
-
-if TYPE_CHECKING:
-    from ddt_accel.drawing.drawer import Images
 
 FORMAT, VERSION = "ddt-accel run of images", 1
 RANGE_FORMAT, RANGE_VERSION = "ddt-accel range of images", 1
@@ -108,8 +106,6 @@ class RunFolder:
 
     def read(self, indices: range) -> Images:
         """A finished range; raises ArtifactError where it is missing, damaged, or of another run."""
-        from ddt_accel.drawing.drawer import Images
-
         path = self.path(indices)
         content, arrays = read_arrays(path, RANGE_FORMAT, RANGE_VERSION)
         if content.get("range") != [indices.start, indices.stop] or set(arrays) != {"images", "labels"}:
