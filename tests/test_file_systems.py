@@ -18,6 +18,7 @@ from PIL import Image
 from ddt_accel import Calibration, Schedule
 from ddt_accel.backends import choose
 from ddt_accel.backends.manifest import Manifest
+from ddt_accel.drawing.run_folder import RunFolder
 
 CALIBRATE = ["--steps", 4, "--samples", 2, "--sensitivity-samples", 1, "--batch-size", 2]
 
@@ -54,7 +55,7 @@ def test_a_file_system_that_refuses_much(cli, odd, tmp_path) -> None:
         ["calibrate", *CALIBRATE],
         ["solve", "--budget", 3],
         ["export", "--precision", "fp16"],
-        *(["sample", "--images", images, "--npz", tmp_path / "samples.npz"] for images in (3, 2)),
+        *(["sample", "--images", images, "--npz", tmp_path / "samples.npz"] for images in (130, 140, 3, 2)),
     ):
         ran = cli(*command, "-w", odd)
         assert ran.code == 0, ran.err
@@ -62,6 +63,8 @@ def test_a_file_system_that_refuses_much(cli, odd, tmp_path) -> None:
     assert Schedule.load(odd / "schedule.json").budget == 3
     assert Manifest.load(odd / "export").precision == "fp16"
     assert len(np.load(tmp_path / "samples.npz")["arr_0"]) == 2
+    run = RunFolder.load(odd / "images")
+    assert (run.images, run.present()) == (140, 140)
     assert "000002-2.png" in ran.err  # is said to be left: who else writes there is not known without locks
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
 

@@ -427,7 +427,20 @@ def test_a_disk_without_space_is_told_after_the_first_range(cli, line, tmp_path,
     monkeypatch.setattr(npz_rows.shutil, "disk_usage", lambda path: usage._replace(free=COUNT * 8 * 8 * 3))
     ran = cli(*line, "--npz", tmp_path / "x.npz")
     assert_sentence(ran, f"{tmp_path / 'run'} will take 0.00 GB, and 0.00 GB are free there")
+    assert RunFolder.load(tmp_path / "run").present() == SIZE
     assert cli(*line).code == 0  # the ranges alone have space
+
+
+def test_two_processes_draw_one_run(line, tmp_path) -> None:
+    """The second waits for the first, and has nothing left to draw."""
+    command = [sys.executable, "-m", "ddt_accel", *map(str, line), "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    both = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    said = [process.communicate(timeout=240) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert sorted(json.loads(out)["drawn"] for out, _ in said) == [0, COUNT]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "s.json", "w"]
 
 
 class Shown:

@@ -66,9 +66,9 @@ def draw(
             parts.append(part)
             on_images(len(part.rows))
         images = Images.joined(parts)
-        if number == 0:
-            _check_space(run, sum(map(len, ranges)), images.rows[0].nbytes, npz)
         run.write(images, conditions)
+        if number == 0:
+            _check_space(run, sum(map(len, ranges[1:])), images.rows[0].nbytes, npz)
         if pngs is not None:
             pngs.add(images.first, images.rows, images.labels)
 
