@@ -29,7 +29,7 @@ from ddt_accel.drawing.npz_rows import NpzRows
 from ddt_accel.drawing.plain_folder import SampleWriter
 from ddt_accel.errors import ArtifactError, ConfigError
 from ddt_accel.evaluation.fidelity import to_uint8
-from ddt_accel.report.pictures import COLUMNS, MARGIN, captioned_sheet, cell, legible
+from ddt_accel.report.pictures import COLUMNS, MARGIN, captioned_sheet, captions_of, cell, legible
 
 
 def pictures(count: int, side: int = 8, seed: int = 0) -> torch.Tensor:
@@ -229,6 +229,17 @@ def test_many_classes_have_their_names_one_by_one() -> None:
     assert all((caption < 255).any() for caption in captions)
     assert (captions[0] != captions[1]).any()
     assert captioned_sheet(cells * 100, names).shape[1] == COLUMNS * (96 + MARGIN) + MARGIN
+
+
+@pytest.mark.parametrize(
+    ("labels", "captions"),
+    [([0, 1, 0, 1, 0], ["a", "b"]), ([2, 2, 2], ["c"]), ([0, 1, 2], ["a", "b", "c"]), ([0, 1, 0, 0], ["a", "b", "a"])],
+)
+def test_captions_come_once_a_turn(labels: list[int], captions: list[str]) -> None:
+    """Whatever labels were: taken over and over, they are those of the pictures."""
+    found = captions_of(labels, ["a", "b", "c"])
+    assert [found[index % len(found)] for index in range(len(labels))] == ["abc"[label] for label in labels]
+    assert len(found) == len(captions)
 
 
 def test_a_long_name_stays_within_its_column() -> None:
