@@ -47,23 +47,24 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, temporary: str | None = None) -> Iterator[BinaryIO]:
     """A new file, which takes the place of `path` where the block ends without an error, and goes where it does not.
 
-    Asks for nothing but to create, to rename and to remove: many file systems have no permissions to change, no links
-    and no locks. Raises OSError.
+    Until then it has a name that nobody else has, or the `temporary` one: what a killed process has left under that is
+    overwritten, and nobody else may be writing it. Asks for nothing but to create, to rename and to remove: many file
+    systems have no permissions to change, no links and no locks. Raises OSError.
     """
     target = _target(path)
-    temporary = _temporary(target.parent)
+    place = _temporary(target.parent) if temporary is None else target.parent / f"{TEMPORARY}{temporary}"
     try:
-        with open(temporary, "xb") as file:  # with the permissions that the user's files usually have
+        with open(place, "xb" if temporary is None else "wb") as file:  # with permissions that the user's files have
             yield file
             file.flush()
             _synchronise(file)
-        rename_over(temporary, target)
+        rename_over(place, target)
     except BaseException:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            place.unlink(missing_ok=True)
         raise
 
 
@@ -182,7 +183,9 @@ def format_of(path: Path) -> str | None:
 def write_arrays(path: Path, format_name: str, version: int, content: Document, arrays: Mapping[str, Array]) -> None:
     """Writes named arrays and a document in one safetensors file."""
     document = {"format": format_name, "version": version, **content, "checksum": checksum(content, arrays)}
-    write_atomic(path, safetensors.numpy.save(dict(arrays), {"document": json.dumps(document, allow_nan=False)}))
+    # safetensors takes bytes as they lie in memory.
+    in_order = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    write_atomic(path, safetensors.numpy.save(in_order, {"document": json.dumps(document, allow_nan=False)}))
 
 
 def read_arrays(path: Path, format_name: str, version: int) -> tuple[Document, dict[str, Array]]:

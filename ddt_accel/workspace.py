@@ -103,6 +103,7 @@ class Workspace:
         self.engines_path = folder / "engines"
         self.timing_path = folder / "timing.cache"
         self.samples_path = folder / "samples"
+        self.images_path = folder / "images"
         self.fit_path = folder / "fit"
         self.plans_path = folder / "plans"
         self.compared_path = folder / "compare"

@@ -24,11 +24,13 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from ddt_accel import Calibration, SamplingSpec, Schedule
 from ddt_accel.artifacts import (
+    TEMPORARY,
     check_writable,
     checksum,
     format_of,
     read_arrays,
     read_json,
+    replacing,
     sha256_of,
     write_arrays,
     write_atomic,
@@ -464,3 +466,20 @@ def test_the_longest_names_are_written(tmp_path: Path) -> None:
     check_writable(path)
     write_atomic(path, b"x")
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
+def test_arrays_in_any_order_of_memory(tmp_path: Path) -> None:
+    """Pictures come as views of channels first; scalars stay scalars."""
+    arrays = {"view": np.arange(24).reshape(2, 3, 4).transpose(0, 2, 1), "scalar": np.array(3.0)}
+    write_arrays(tmp_path / "x.safetensors", "test", 1, {}, arrays)
+    _, read = read_arrays(tmp_path / "x.safetensors", "test", 1)
+    for name, array in arrays.items():
+        assert read[name].shape == array.shape
+        np.testing.assert_array_equal(read[name], array)
+
+
+def test_a_temporary_name_of_its_own_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / f"{TEMPORARY}mine").write_bytes(b"of a process that was killed, and longer")
+    with replacing(tmp_path / "x", temporary="mine") as file:
+        file.write(b"new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("x", b"new")]

@@ -49,7 +49,7 @@ def test_one_command_after_the_other(cli, tiny_model_path, tmp_path, monkeypatch
     drawn = np.load("samples.npz")["arr_0"]
     assert (drawn.dtype, drawn.shape) == (np.uint8, (3, 8, 8, 3))
     for index in range(3):
-        assert (np.asarray(Image.open(place / f"samples/{index:06d}.png")) == drawn[index]).all()
+        assert (np.asarray(Image.open(place / f"samples/{index:06d}-{index}.png")) == drawn[index]).all()
     assert results["bench"]["refresh_steps"] == results["solve"]["refresh_steps"]
     assert (place / "report.html").exists()
     assert (place / "report.md").exists()
@@ -75,7 +75,7 @@ def test_explicit_paths(cli, tiny_model_path, tmp_path) -> None:
         assert ran.code == 0, ran.err
     statistics = Calibration.load(calibration)
     assert Schedule.load(schedule) == solve(statistics, 3, forecast="hold", objective="similarity")
-    assert (tmp_path / "p" / "000001.png").exists()
+    assert (tmp_path / "p" / "000001-3.png").exists()
     assert (tmp_path / "r" / "report.html").exists()
 
 

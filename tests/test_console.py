@@ -104,6 +104,22 @@ def test_short_work_ends_with_a_line(capfd) -> None:
     assert capfd.readouterr().err == "sampling: 3/3\n"
 
 
+def test_work_of_days_tells_its_speed_once_a_minute(capfd, monkeypatch) -> None:
+    """Of what it did itself: what was done before has taken no time."""
+    now = 100.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    with console.steps("sampling", 500, begun=200, unit="images") as bar:
+        for _ in range(100):
+            now += 2.0
+            bar.advance(3)
+    told = capfd.readouterr().err.splitlines()
+    assert told == [
+        "sampling: 290/500, 1.5 images/s, about 2 min left",
+        "sampling: 380/500, 1.5 images/s, about 80 s left",
+        "sampling: 470/500, 1.5 images/s, about 20 s left",
+    ]
+
+
 PROGRESS = """
 from ddt_accel.cli.console import steps
 with steps("working", 3) as bar:

@@ -18,6 +18,7 @@ from PIL import Image
 from ddt_accel import Calibration, Schedule
 from ddt_accel.backends import choose
 from ddt_accel.backends.manifest import Manifest
+from ddt_accel.drawing.run_folder import RunFolder
 from ddt_accel.exporting import export as exporting
 from ddt_accel.exporting.onnx import write_network
 
@@ -57,7 +58,7 @@ def test_a_file_system_that_refuses_much(cli, odd, tmp_path) -> None:
         ["calibrate", *CALIBRATE],
         ["solve", "--budget", 3],
         ["export", "--precision", "fp16"],
-        *(["sample", "--images", images, "--npz", tmp_path / "samples.npz"] for images in (3, 2)),
+        *(["sample", "--images", images, "--npz", tmp_path / "samples.npz"] for images in (130, 140, 3, 2)),
     ):
         ran = cli(*command, "-w", odd)
         assert ran.code == 0, ran.err
@@ -65,7 +66,9 @@ def test_a_file_system_that_refuses_much(cli, odd, tmp_path) -> None:
     assert Schedule.load(odd / "schedule.json").budget == 3
     assert Manifest.load(odd / "export").precision == "fp16"
     assert len(np.load(tmp_path / "samples.npz")["arr_0"]) == 2
-    assert "000002.png" in ran.err  # is said to be left: who else writes there is not known without locks
+    run = RunFolder.load(odd / "images")
+    assert (run.images, run.present()) == (140, 140)
+    assert "000002-2.png" in ran.err  # is said to be left: who else writes there is not known without locks
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
 
 
@@ -108,7 +111,7 @@ def test_a_read_only_workspace_draws(cli, read_only, tiny_model_path, tmp_path, 
         ran = cli(*line, *place)
         assert ran.code == 0, ran.err
         assert "read-only" not in ran.err
-    pictures = [np.asarray(Image.open(tmp_path / name / "000001.png")).astype(int) for name in ("onnx", "torch")]
+    pictures = [np.asarray(Image.open(tmp_path / name / "000001-1.png")).astype(int) for name in ("onnx", "torch")]
     assert np.abs(pictures[0] - pictures[1]).max() <= 1
 
     def measured(*_: object) -> tuple[dict[str, float], dict[str, str]]:
@@ -123,7 +126,7 @@ def test_a_read_only_workspace_draws(cli, read_only, tiny_model_path, tmp_path, 
     assert "cannot be kept" in told
     assert "The model is not remembered" in told
     assert "read-only" in told
-    assert (tmp_path / "auto" / "000001.png").read_bytes() == (tmp_path / "torch" / "000001.png").read_bytes()
+    assert (tmp_path / "auto" / "000001-1.png").read_bytes() == (tmp_path / "torch" / "000001-1.png").read_bytes()
     assert content(read_only) == before
 
 

@@ -17,11 +17,13 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from conftest import assert_sentence
 from PIL import Image
 
 from ddt_accel import RAEDecoder, Sampler, SamplingSpec, Schedule, draw_noise, load_model, sample
-from ddt_accel.backends.decoders import open_decoder
+from ddt_accel.backends.decoders import decoder_sha256, open_decoder
 from ddt_accel.backends.vae import LatentDecoder
+from ddt_accel.drawing.run_folder import RunFolder
 from ddt_accel.errors import CheckpointError, ConfigError, DependencyError
 from ddt_accel.evaluation.fidelity import to_uint8
 from ddt_accel.networks.ddt.config import DDTConfig
@@ -432,7 +434,30 @@ def test_by_the_command(cli, tmp_path, option: str) -> None:
     noise = draw_noise((8, 6, 6), seed=0, indices=range(3))
     images = RAEDecoder(STAGE_1)(sample(load_model(model), schedule, noise, torch.arange(3)))
     for index, image in enumerate(to_uint8(images)):
-        np.testing.assert_allclose(np.asarray(Image.open(tmp_path / f"out/{index:06d}.png")), image, atol=1)
+        np.testing.assert_allclose(np.asarray(Image.open(tmp_path / f"out/{index:06d}-{index}.png")), image, atol=1)
+
+
+def test_a_run_decodes_and_knows_its_decoder(cli, tmp_path) -> None:
+    """In batches of its own; latents, or pictures of another decoder, are another run."""
+    model, schedule = model_of(tmp_path / "m.safetensors", (8, 6, 6)), Schedule.uniform(SPEC, 2)
+    schedule.save(tmp_path / "s.json")
+    said = ["sample", "-w", tmp_path / "w", "--backend", "torch", "--model", model, "--schedule", tmp_path / "s.json",
+            "-n", 110, "--out", tmp_path / "out", "--npz", tmp_path / "x.npz"]  # fmt: skip
+    ran = cli(*said, "--decoder", STAGE_1, "--decode-batch", 7)
+    assert ran.code == 0, ran.err
+    images, first = np.load(tmp_path / "x.npz")["arr_0"], range(16)
+    latents = sample(load_model(model), schedule, draw_noise((8, 6, 6), seed=0, indices=first), torch.arange(16) % 4)
+    assert images.shape == (110, 24, 24, 3)
+    np.testing.assert_allclose(images[:16].astype(int), to_uint8(RAEDecoder(STAGE_1)(latents)), atol=1)
+    assert RunFolder.load(tmp_path / "out").identity["decoder_sha256"] == decoder_sha256(RAEDecoder(STAGE_1))
+    assert_sentence(cli(*said[:-2]), "the decoder is ")
+    for option, asked in (("--npz holds images", []), ("--png is for pictures", ["--png"])):
+        assert_sentence(cli(*(said[:-2] if asked else said), "--out", tmp_path / "other", *asked), option)
+    assert_sentence(cli(*said, "--decode-batch", 7), "--decode-batch is of --decoder")
+    assert cli(*said[:-2], "--out", tmp_path / "latents").code == 0
+    drawn = np.load(tmp_path / "latents" / "latents.npz")
+    np.testing.assert_allclose(drawn["arr_0"][:16], latents.numpy(), atol=1e-5)
+    assert drawn["arr_1"].tolist() == [index % 4 for index in range(110)]
 
 
 def test_what_the_command_refuses(cli, tmp_path, tiny_model_path) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -22,22 +23,36 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from ddt_accel import SamplingSpec, Schedule, draw_noise, draw_step_noise, load_model, sample
+from ddt_accel.drawing import pngs
+from ddt_accel.drawing.images import Images
+from ddt_accel.drawing.npz_rows import NpzRows
+from ddt_accel.drawing.plain_folder import SampleWriter
 from ddt_accel.errors import ArtifactError, ConfigError
 from ddt_accel.evaluation.fidelity import to_uint8
-from ddt_accel.report import samples
-from ddt_accel.report.pictures import COLUMNS, MARGIN, captioned_sheet, cell, legible
-from ddt_accel.report.samples import NpzRows, SampleWriter
+from ddt_accel.report.pictures import COLUMNS, MARGIN, captioned_sheet, captions_of, cell, legible
 
 
 def pictures(count: int, side: int = 8, seed: int = 0) -> torch.Tensor:
     return 2 * torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(seed)) - 1
 
 
+def images(samples: torch.Tensor, first: int = 0, classes: int = 2, *, pixels: bool = True) -> Images:
+    """Samples of classes in turn, as they are drawn."""
+    rows = to_uint8(samples) if pixels else samples.numpy()
+    return Images(first=first, rows=rows, labels=np.arange(first, first + len(samples)) % classes)
+
+
 def written(folder: Path, count: int, npz: Path | None = None, **settings: bool) -> SampleWriter:
-    with SampleWriter(folder, npz, count=count, **({"pixels": True} | settings)) as writer:
+    settings = {"pixels": True} | settings
+    with SampleWriter(folder, npz, count=count, **settings) as writer:
         for start in range(0, count, 4):
-            writer.add(pictures(count)[start : start + 4])
+            writer.add(images(pictures(count)[start : start + 4], start, pixels=settings["pixels"]))
     return writer
+
+
+def names(indices: Iterable[int]) -> list[str]:
+    """As `images` of two classes are called."""
+    return [f"{index:06d}-{index % 2}.png" for index in indices]
 
 
 @given(
@@ -72,9 +87,9 @@ def test_rows_in_any_order_of_memory(tmp_path: Path) -> None:
 
 def test_memory_does_not_grow_with_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four times as many are 4.6 MB more; PNGs aside, only the npz counts."""
-    monkeypatch.setattr(samples, "png", lambda pixels: b"")
-    monkeypatch.setattr(samples, "write_atomic", lambda path, data: None)
-    batch, peaks = pictures(50, side=16), []
+    monkeypatch.setattr(pngs, "png", lambda pixels: b"")
+    monkeypatch.setattr(pngs, "write_atomic", lambda path, data: None)
+    batch, peaks = images(pictures(50, side=16)), []
     for count in (500, 2000, 8000):
         tracemalloc.start()
         with SampleWriter(tmp_path, tmp_path / f"{count}.npz", count=count, pixels=True) as writer:
@@ -107,7 +122,7 @@ def test_more_than_the_disk_has_is_refused_with_the_first_batch(tmp_path: Path) 
         pytest.raises(ArtifactError, match=r"will take 1,920,000\.00 GB, and .* GB are free there"),
         SampleWriter(tmp_path / "s", tmp_path / "x.npz", count=10**13, pixels=True) as writer,
     ):
-        writer.add(pictures(2))
+        writer.add(images(pictures(2)))
     assert list(tmp_path.rglob("*")) == []
 
 
@@ -118,7 +133,7 @@ def test_what_is_interrupted_keeps_its_pictures(tmp_path: Path) -> None:
 
     def interrupted() -> None:
         with writer:
-            writer.add(pictures(5))
+            writer.add(images(pictures(5)))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -139,36 +154,37 @@ def test_rows_that_are_missing_make_no_file(tmp_path: Path) -> None:
 
 def test_nothing_but_samples_among_samples(tmp_path: Path) -> None:
     writer = written(tmp_path / "s", 6, tmp_path / "x.npz")
-    sheet = writer.write_sheet([0, 1], ["ant", "bee"])
-    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == [f"{k:06d}.png" for k in range(6)]
+    sheet = writer.write_sheet(["ant", "bee"])
+    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == names(range(6))
     assert sheet == tmp_path / "s-contact-sheet.png"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s", "s-contact-sheet.png", "x.npz"]
-    for k, image in enumerate(to_uint8(pictures(6))):
-        assert (np.asarray(Image.open(tmp_path / "s" / f"{k:06d}.png")) == image).all()
+    for k, (name, image) in enumerate(zip(names(range(6)), to_uint8(pictures(6)), strict=True)):
+        assert (np.asarray(Image.open(tmp_path / "s" / name)) == image).all()
         assert (np.load(tmp_path / "x.npz")["arr_0"][k] == image).all()
-    assert writer.files() == [*(tmp_path / "s" / f"{k:06d}.png" for k in range(6)), tmp_path / "x.npz"]
+    assert np.load(tmp_path / "x.npz")["arr_1"].tolist() == [0, 1] * 3
+    assert writer.files() == [*(tmp_path / "s" / name for name in names(range(6))), tmp_path / "x.npz"]
 
 
 def test_latents_are_one_file(tmp_path: Path) -> None:
     writer = written(tmp_path / "s", 5, pixels=False)
-    assert writer.write_sheet([0], None) is None
+    assert writer.write_sheet(None) is None
     assert [path.name for path in (tmp_path / "s").iterdir()] == ["latents.npz"]
     np.testing.assert_array_equal(np.load(tmp_path / "s" / "latents.npz")["arr_0"], pictures(5).numpy())
     with pytest.raises(ConfigError, match="--decoder"):
         SampleWriter(tmp_path / "s", tmp_path / "x.npz", count=5, pixels=False)
 
 
-OTHERS = ["2024-holiday.png", "0001.png", "000001.jpg", "notes.txt", "a000001.png"]
+OTHERS = ["2024-holiday.png", "0001.png", "000001-x.png", "000001.jpg", "notes.txt", "a000001.png"]
 
 
 @pytest.mark.parametrize("ours", [True, False])
 def test_only_our_own_samples_are_removed_and_only_from_our_folder(tmp_path: Path, ours: bool) -> None:
     written(tmp_path, 7)
-    for name in (*OTHERS, "latents.npz"):
+    for name in (*OTHERS, "latents.npz", "000001.png"):  # the last as earlier versions called them
         (tmp_path / name).write_bytes(b"mine")
     writer = written(tmp_path, 3, ours=ours)
-    left = {path.name for path in tmp_path.iterdir()} - {f"{k:06d}.png" for k in range(3)}
-    later = [f"{k:06d}.png" for k in range(3, 7)]
+    left = {path.name for path in tmp_path.iterdir()} - set(names(range(3)))
+    later = ["000001.png", *names(range(3, 7))]
     assert left == set(OTHERS if ours else [*OTHERS, "latents.npz", *later])
     assert writer.left() == ([] if ours else later)
 
@@ -215,6 +231,17 @@ def test_many_classes_have_their_names_one_by_one() -> None:
     assert captioned_sheet(cells * 100, names).shape[1] == COLUMNS * (96 + MARGIN) + MARGIN
 
 
+@pytest.mark.parametrize(
+    ("labels", "captions"),
+    [([0, 1, 0, 1, 0], ["a", "b"]), ([2, 2, 2], ["c"]), ([0, 1, 2], ["a", "b", "c"]), ([0, 1, 0, 0], ["a", "b", "a"])],
+)
+def test_captions_come_once_a_turn(labels: list[int], captions: list[str]) -> None:
+    """Whatever labels were: taken over and over, they are those of the pictures."""
+    found = captions_of(labels, ["a", "b", "c"])
+    assert [found[index % len(found)] for index in range(len(labels))] == ["abc"[label] for label in labels]
+    assert len(found) == len(captions)
+
+
 def test_a_long_name_stays_within_its_column() -> None:
     cells = [np.zeros((96, 96, 3), dtype=np.uint8)] * 2
     sheet = captioned_sheet(cells, ["a very long name of a class, with another name", ""])
@@ -226,8 +253,8 @@ def test_names_that_the_font_does_not_have_are_numbers(tmp_path: Path) -> None:
     assert not legible("猫")
     writer = written(tmp_path / "s", 4)
     made = []
-    for names in (["ant", "猫"], ["ant", "1"], ["ant", "bee"]):
-        path = writer.write_sheet([0, 1], names)
+    for classes in (["ant", "猫"], ["ant", "1"], ["ant", "bee"]):
+        path = writer.write_sheet(classes)
         assert path is not None
         made.append(path.read_bytes())
     assert made[0] == made[1] != made[2]
@@ -242,8 +269,8 @@ def test_the_command_draws_what_the_function_draws(cli, workspace, tiny_model_pa
     assert ran.code == 0, ran.err
     told = json.loads(ran.out)
     assert told["contact_sheet"] == str(tmp_path / "s-contact-sheet.png")
-    assert told["files"] == [str(tmp_path / "s" / f"{k:06d}.png") for k in range(5)]
     model, classes = load_model(tiny_model_path), [2, 0, 1]
+    assert told["files"] == [str(tmp_path / "s" / f"{k:06d}-{classes[k % 3]}.png") for k in range(5)]
     for start in (0, 2, 4):
         indices = range(start, min(5, start + 2))
         labels = torch.tensor([classes[index % 3] for index in indices])
@@ -252,21 +279,24 @@ def test_the_command_draws_what_the_function_draws(cli, workspace, tiny_model_pa
             step_noise=draw_step_noise((3, 8, 8), seed=3, indices=indices),
         )  # fmt: skip
         for index, image in zip(indices, to_uint8(drawn), strict=True):
-            assert (np.asarray(Image.open(tmp_path / "s" / f"{index:06d}.png")) == image).all()
+            name = f"{index:06d}-{classes[index % 3]}.png"
+            assert (np.asarray(Image.open(tmp_path / "s" / name)) == image).all()
 
 
 def test_ctrl_c_keeps_the_pictures_and_says_so(workspace, tmp_path) -> None:
-    line = [sys.executable, "-m", "ddt_accel", "sample", "-n", "100000", "--backend", "torch", "--batch-size", "2",
-            "-w", str(workspace), "--npz", str(tmp_path / "x.npz")]  # fmt: skip
+    slow = workspace / "slow.json"
+    Schedule.full(SamplingSpec(num_steps=2000)).save(slow)
+    line = [sys.executable, "-m", "ddt_accel", "sample", "-n", "100", "--backend", "torch", "--batch-size", "2",
+            "-w", str(workspace), "--npz", str(tmp_path / "x.npz"), "--schedule", str(slow)]  # fmt: skip
     with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 120
-        while not (workspace / "samples" / "000003.png").exists() and time.monotonic() < deadline:
+        while not (workspace / "samples" / "000003-3.png").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=60)
     kept = len(list((workspace / "samples").iterdir()))
     assert process.returncode == 130
-    assert f"{kept} of 100000 pictures are in {workspace / 'samples'}" in " ".join(told.split())
+    assert f"{kept} of 100 pictures are in {workspace / 'samples'}" in " ".join(told.split())
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".") or path.suffix == ".npz"]
 
 
@@ -277,7 +307,7 @@ def test_a_folder_of_the_users(cli, workspace, tmp_path, monkeypatch) -> None:
     for images in (5, 2):
         ran = cli("sample", "-w", workspace, "-n", images, "--out", "mine")
         assert ran.code == 0, ran.err
-    assert "3 pictures of an earlier, longer run, 000002.png to 000004.png" in ran.err
+    assert "3 pictures of an earlier run, 000002-2.png to 000004-0.png" in ran.err
     assert len(list((tmp_path / "mine").iterdir())) == 5
     monkeypatch.chdir(tmp_path / "mine")
     before = sorted(tmp_path.iterdir())

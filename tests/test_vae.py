@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from ddt_accel import Sampler, SamplingSpec, Schedule
+from ddt_accel.backends.decoders import decoder_sha256
 from ddt_accel.backends.vae import LatentDecoder
 from ddt_accel.errors import CheckpointError, DependencyError
 from ddt_accel.networks.config import Source
@@ -48,6 +51,15 @@ def test_pictures_are_what_diffusers_decodes(diffusers, vae_path) -> None:
         expected = diffusers.AutoencoderKL.from_pretrained(vae_path).decode(latents / 0.5).sample.clamp(-1, 1)
     assert images.shape == (5, 3, 16, 16)
     torch.testing.assert_close(images, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_decoder_is_known_by_its_weights(vae_path, tmp_path) -> None:
+    known = decoder_sha256(LatentDecoder(vae_path))
+    shutil.copytree(vae_path, tmp_path / "copy")
+    assert decoder_sha256(LatentDecoder(tmp_path / "copy", batch_size=3)) == known
+    settings = tmp_path / "copy" / "config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"scaling_factor": 0.25}))
+    assert decoder_sha256(LatentDecoder(tmp_path / "copy")) != known
 
 
 def test_in_a_sampler(vae_path) -> None:

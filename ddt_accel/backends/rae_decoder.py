@@ -60,6 +60,13 @@ class RAEDecoder:
                 "that the model was trained with."
             )
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All that pictures depend on, by name."""
+        statistics = {"mean": self._mean, "std": self._std, "scale": torch.as_tensor(self._scale)}
+        of_images = {"image_mean": self._image_mean, "image_std": self._image_std}
+        positions = torch.as_tensor(self._decoder.decoder_pos_embed)
+        return {**self._decoder.state_dict(), **statistics, **of_images, "decoder_pos_embed": positions}
+
     def __call__(self, latents: Tensor) -> Tensor:
         return (2.0 * self.pixels(latents) - 1.0).clamp(-1.0, 1.0)
 

@@ -58,6 +58,11 @@ class LatentDecoder:
                 "that the model was trained with."
             )
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All that pictures depend on, by name."""
+        factors = torch.tensor([self.scaling_factor, self.shift_factor], dtype=torch.float64)
+        return {**self._vae.state_dict(), "factors": factors}
+
     @torch.inference_mode()
     def __call__(self, latents: Tensor) -> Tensor:
         self.check(tuple(latents.shape[1:]))

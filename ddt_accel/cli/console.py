@@ -14,8 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from ddt_accel.cli.options import DEFAULT_WORKSPACE
 from ddt_accel.cli.tables import laid_out
@@ -26,6 +36,7 @@ out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 _LINE_EVERY = 10.0  # seconds between lines where stderr is no terminal
+_SLOW_LINE_EVERY = 60.0  # of work that may take days
 
 
 def emit(result: dict[str, Any], *, as_json: bool, text: str) -> None:
@@ -90,31 +101,36 @@ def keeping(kept: Callable[[], str]) -> Iterator[None]:
 
 
 class _Lines:
-    """Plain lines about progress, one every ten seconds at most, however many stages there are."""
+    """Plain lines about progress, one every so many seconds at most, however many stages there are."""
 
-    def __init__(self) -> None:
+    def __init__(self, every: float = _LINE_EVERY) -> None:
         self._spoken: float | None = None
+        self._every = every
 
     def tell(self, steps: Steps) -> None:
         now = time.monotonic()
         last = self._spoken
         if last is None and steps.done < steps.total:
             last = steps.started  # short work ends with a line and has no other
-        if last is None or now - last >= _LINE_EVERY:
+        if last is None or now - last >= self._every:
             self._spoken = now
-            left = (now - steps.started) / max(steps.done, 1) * (steps.total - steps.done)
-            told = f", about {duration(left)} left" if steps.done < steps.total else ""
+            done, spent = max(steps.done - steps.begun, 1), now - steps.started
+            told = f", {done / spent:.3g} {steps.unit}/s" if steps.unit and spent > 0 else ""
+            told += f", about {duration(spent / done * (steps.total - steps.done))} left" * (steps.done < steps.total)
             err.print(f"{steps.label}: {steps.done}/{steps.total}{told}")
 
 
 class Steps:
-    """How far work is: advances a bar, or prints a plain line now and then."""
+    """How far work is: advances a bar, or prints a plain line now and then. Of `unit`s the number in a second is told.
 
-    def __init__(self, label: str, total: int, shown: Progress | _Lines) -> None:
-        self.label, self.total, self.done = label, total, 0
+    What was done before, `begun`, has taken no time.
+    """
+
+    def __init__(self, label: str, total: int, shown: Progress | _Lines, *, begun: int = 0, unit: str = "") -> None:
+        self.label, self.total, self.begun, self.done, self.unit = label, total, begun, begun, unit
         self.started = time.monotonic()
         self._shown = shown
-        self._task = shown.add_task(label, total=total) if isinstance(shown, Progress) else None
+        self._task = shown.add_task(label, total=total, completed=begun) if isinstance(shown, Progress) else None
 
     def to(self, done: int) -> None:
         self.done = done
@@ -123,22 +139,34 @@ class Steps:
         elif self._task is not None:
             self._shown.update(self._task, completed=done)
 
-    def advance(self) -> None:
-        self.to(self.done + 1)
+    def advance(self, by: int = 1) -> None:
+        self.to(self.done + by)
+
+
+class _Rate(ProgressColumn):
+    """How many units are done in a second, of late."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.3g} {self._unit}/s ·" if task.speed else "")
 
 
 @contextmanager
-def steps(label: str, total: int, lines: _Lines | None = None) -> Iterator[Steps]:
-    """A bar with the time left on a terminal, plain lines in a log, whatever FORCE_COLOR says."""
+def steps(label: str, total: int, lines: _Lines | None = None, *, begun: int = 0, unit: str = "") -> Iterator[Steps]:
+    """A bar with the time left on a terminal, plain lines in a log, whatever FORCE_COLOR says; of units that are
+    counted, a line a minute."""
     if not err.file.isatty() or err.is_dumb_terminal:
-        yield Steps(label, total, lines or _Lines())
+        yield Steps(label, total, lines or _Lines(_SLOW_LINE_EVERY if unit else _LINE_EVERY), begun=begun, unit=unit)
         return
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("·"),
-        TimeRemainingColumn(), TextColumn("left"),
+        *([_Rate(unit)] if unit else []), TimeRemainingColumn(), TextColumn("left"),
     )  # fmt: skip
     with Progress(*columns, console=err) as progress:
-        yield Steps(label, total, progress)
+        yield Steps(label, total, progress, begun=begun, unit=unit)
 
 
 @contextmanager

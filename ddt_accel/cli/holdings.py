@@ -11,6 +11,8 @@ from ddt_accel.artifacts import checksum, format_of, read_json
 from ddt_accel.backends import manifest
 from ddt_accel.cli.costing import measured_costs_of
 from ddt_accel.cli.headers import document
+from ddt_accel.drawing.run_folder import FILE_NAME as RUN
+from ddt_accel.drawing.run_folder import RunFolder
 from ddt_accel.errors import ArtifactError, DDTAccelError
 from ddt_accel.evaluation.budgets import predicted_psnr
 from ddt_accel.evaluation.costs import Costs
@@ -84,6 +86,7 @@ def holdings(place: Workspace) -> Holdings:
             lambda p: _comparison(p.compared_unshared_path),
         ),
         "samples": (place.samples_path, lambda p: samples_of(p.samples_path)),
+        "images": (place.images_path / RUN, lambda p: images_of(p.images_path)),
     }
     held = {}
     for name, (path, look) in parts.items():
@@ -240,6 +243,14 @@ def samples_of(folder: Path) -> Held | None:
         return Held(text=f"{len(pictures)} pictures in {folder}", facts={"pictures": len(pictures)})
     latents = folder / "latents.npz"
     return Held(text=f"latents in {latents}", facts={"latents": str(latents)}) if latents.exists() else None
+
+
+def images_of(folder: Path) -> Held:
+    """A run of many images, finished or not; its ranges are not read."""
+    run = RunFolder.load(folder)
+    drawn = run.present()
+    facts = {"images": run.images, "drawn": drawn, **run.identity}
+    return Held(text=f"{drawn} of {run.images} images in {folder}, {run.identity.get('sampling')}", facts=facts)
 
 
 def _schedules(place: Workspace) -> tuple[ScheduleRow, ...]:

@@ -75,6 +75,17 @@ def captioned_sheet(cells: Sequence[NDArray[np.uint8]], captions: Sequence[str])
     return np.asarray(sheet)
 
 
+def captions_of(labels: Sequence[int], names: Sequence[str] | None) -> list[str]:
+    """Captions of pictures of these labels, once where labels come round again; by number without `names`.
+
+    >>> captions_of([2, 0, 2, 0, 2], ["ant", "bee", "cat"])
+    ['cat', 'ant']
+    """
+    sizes = range(1, len(labels) + 1)
+    turn = next(size for size in sizes if all(a == b for a, b in zip(labels, labels[size:], strict=False)))
+    return [names[one] if names and legible(names[one]) else str(one) for one in labels[:turn]]
+
+
 def legible(text: str) -> bool:
     """Whether the font of captions has all of its characters."""
     missing = bytes(_font().getmask(_NO_CHARACTER))

@@ -20,6 +20,7 @@ def arrays(path: Path, kind: str) -> Told:
     from ddt_accel import means
     from ddt_accel.backends import kernel_cache, manifest
     from ddt_accel.calibration import statistics
+    from ddt_accel.drawing import run_folder
     from ddt_accel.evaluation import converged
     from ddt_accel.fitting import fit
 
@@ -31,6 +32,7 @@ def arrays(path: Path, kind: str) -> Told:
         means.FORMAT: means.VERSION,
         converged.FORMAT: converged.VERSION,
         fit.FORMAT: fit.VERSION,
+        run_folder.RANGE_FORMAT: run_folder.RANGE_VERSION,
     }
     if kind not in versions:
         raise ArtifactError(f"{path} says it is a {kind[:80]}, which this ddt-accel does not know.")

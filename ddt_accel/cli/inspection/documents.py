@@ -7,7 +7,9 @@ from pathlib import Path
 
 from ddt_accel.artifacts import format_of
 from ddt_accel.cli.costing import share_of_unshared
+from ddt_accel.cli.holdings import images_of
 from ddt_accel.cli.inspection.told import Told
+from ddt_accel.drawing import run_folder
 from ddt_accel.evaluation import costs
 from ddt_accel.evaluation.budgets import predicted_psnr
 from ddt_accel.report import numbers
@@ -22,6 +24,7 @@ def document(path: Path) -> Told:
         numbers.COMPARISON_FORMAT: _comparison,
         costs.FORMAT: _costs,
         SPEEDS_FORMAT: _speeds,
+        run_folder.FORMAT: run_of_images,
     }
     return readers.get(format_of(path) or "", schedule)(path)
 
@@ -95,3 +98,10 @@ def _speeds(path: Path) -> Told:
     if isinstance(versions, dict):
         words["versions"] = [f"{name} {version}" for name, version in versions.items()]
     return Told(facts=facts, words=words)
+
+
+def run_of_images(path: Path) -> Told:
+    """A run of `sample`: how far it is, and of what."""
+    facts = {"kind": "run of images", **images_of(path.parent).facts}
+    rest = "" if facts["drawn"] == facts["images"] else "; the same `ddt-accel sample` goes on"
+    return Told(facts=facts, words={**facts, "drawn": f"{facts['drawn']} of {facts['images']}{rest}"})

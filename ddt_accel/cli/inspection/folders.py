@@ -14,10 +14,12 @@ from ddt_accel.artifacts import format_of
 from ddt_accel.backends.manifest import FILE_NAME as MANIFEST
 from ddt_accel.cli.headers import document, metadata
 from ddt_accel.cli.holdings import holdings, model_of, sizes
+from ddt_accel.cli.inspection.documents import run_of_images
 from ddt_accel.cli.inspection.exports import export
 from ddt_accel.cli.inspection.foreign import foreign
 from ddt_accel.cli.inspection.told import Told
 from ddt_accel.cli.status import as_facts
+from ddt_accel.drawing.run_folder import FILE_NAME as RUN
 from ddt_accel.errors import ArtifactError
 from ddt_accel.evaluation.budgets import predicted_psnr
 from ddt_accel.networks.candidates import SUFFIXES
@@ -32,7 +34,7 @@ def folder(path: Path) -> Told | None:
     """What a folder is, by what lies in it; None for what may hold a checkpoint."""
     if not any(path.iterdir()):
         raise ArtifactError(f"{path} is an empty folder.")
-    kinds: list[Callable[[Path], Told | None]] = [_export, workspace, _schedules, _run, _fits]
+    kinds: list[Callable[[Path], Told | None]] = [_export, workspace, _images, _schedules, _run, _fits]
     if not any(
         file.name.lower().endswith(SUFFIXES) for file in path.iterdir()
     ):  # beside weights, pictures are but their sample
@@ -65,6 +67,10 @@ def workspace(path: Path) -> Told | None:
     except ArtifactError:
         choice = ModelChoice()
     return Told(facts={"kind": "workspace", **asdict(choice), **as_facts(found)}, words=words)
+
+
+def _images(path: Path) -> Told | None:
+    return run_of_images(path / RUN) if (path / RUN).exists() else None
 
 
 def _schedules(path: Path) -> Told | None:
