@@ -38,6 +38,7 @@ from ddt_accel.artifacts import (
 )
 from ddt_accel.backends.manifest import Engine, Manifest
 from ddt_accel.backends.tensors import Cut, as_lists, tensor_table
+from ddt_accel.calibration.closed_loop import no_shared_sum
 from ddt_accel.calibration.coarser import coarser_steps
 from ddt_accel.errors import ArtifactError
 from ddt_accel.networks.ddt.config import DDTConfig
@@ -80,6 +81,7 @@ CALIBRATION = Calibration(
     bias_sum=np.linspace(0, 1, 6),
     sensitivity_sum=np.linspace(0, 1, 15).reshape(5, 3),
     coarser_sum=np.ones((len(coarser_steps(SPEC)), 3)),
+    shared_sum=np.ones_like(no_shared_sum(SPEC)),
     ranges=(ImageRange(seed=0, first=0, stop=4),),
     checkpoint_sha256="ab",
     latent_shape=(3, 8, 8),

@@ -12,7 +12,7 @@ import pytest
 
 from ddt_accel import Calibration, SamplingSpec, Schedule, calibrate, load_model
 from ddt_accel.calibration.resample import resample
-from ddt_accel.cli.comparison import verdict
+from ddt_accel.cli.fewer_steps import verdict
 from ddt_accel.cli.solving import _number
 from ddt_accel.errors import ConfigError
 from ddt_accel.evaluation.budgets import Beside, Target, beside, choose, predicted_psnr
@@ -142,6 +142,11 @@ def test_the_measure_of_the_target_decides() -> None:
         assert "further from the unshared pictures by 5.7 dB, nearer to the reference solution by 0.2 dB" in said
     unmeasured = dataclasses.replace(found, copying=None)
     assert "gain 0.2 dB to the reference solution" in verdict(schedule, unmeasured, Target(psnr=40))
+    doubtful = dataclasses.replace(found, copying=36.0, reference=26.0)
+    for missed, doubted in ((3.0, False), (6.0, True)):
+        said = verdict(schedule, doubtful, Target(), missed=missed)
+        assert said.startswith("Sharing should gain 4.2 dB to the unshared pictures and 4.2 dB to the reference")
+        assert said.endswith(f"; predictions missed by up to {missed:.0f} dB elsewhere.") == doubted
     every = dataclasses.replace(found, steps=50, copying=None)
     assert verdict(schedule, every, Target()).startswith("Sharing gains nothing here: all 50 steps")
 

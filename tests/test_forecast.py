@@ -22,6 +22,7 @@ from ddt_accel import (
     solve,
     solve_refresh_steps,
 )
+from ddt_accel.calibration.closed_loop import no_shared_sum
 from ddt_accel.calibration.coarser import coarser_steps
 from ddt_accel.errors import ConfigError, NumericsError
 from ddt_accel.sampling.noise import ImageRange
@@ -171,6 +172,7 @@ def statistics(gram: np.ndarray, sensitivity: np.ndarray | None = None) -> Calib
         bias_sum=np.zeros(3),
         sensitivity_sum=total,
         coarser_sum=np.zeros((len(coarser_steps(spec)), 3)),
+        shared_sum=no_shared_sum(spec),
         ranges=(ImageRange(seed=0, first=0, stop=1),),
         checkpoint_sha256="ab",
         latent_shape=(3, 8, 8),

@@ -126,7 +126,8 @@ def test_the_best_split_is_the_best_of_all(calibration, total: int, objective: s
     )
     assert found.predicted_cost == pytest.approx(best ** (1 / gamma), rel=1e-6)
     squares = price(0, found.refresh_steps, 2) + price(1, found.unconditional_steps, 2)
-    assert found.predicted_error == pytest.approx(np.sqrt(squares), rel=1e-6)
+    miss = calibration.misses.at("split", common.budget)
+    assert found.predicted_error == pytest.approx(np.sqrt(squares) * miss, rel=1e-6)
     assert encoder_runs(found) == total
     assert network_rows(compile_program(found))[0] == total
 

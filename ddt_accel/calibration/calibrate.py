@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddt_accel.backends.guided import check_guides
+from ddt_accel.calibration.closed_loop import no_shared_sum, shared_evaluations, shared_sum
 from ddt_accel.calibration.coarser import coarser_evaluations, coarser_sum
 from ddt_accel.calibration.sensitivity import measuring_evaluations, sensitivity_sum
 from ddt_accel.calibration.statistics import Calibration, GuideSums
@@ -50,12 +51,13 @@ def calibrate(
     """Statistics of the encoder states along the unshared trajectories of `num_samples` images of a seed.
 
     Labels are uniform and, like the noise, a function of (seed, image index). The first `sensitivity_samples` images
-    also measure what an error of the state does to the latents, at the cost of about 26 trajectories each, and what
-    fewer steps do, at that of 6; with 0 of them only the published objective can be solved for. The former is measured
-    at some `sensitivity_steps` evaluations, by default 50, and costs half as many trajectories. Memory holds the states
-    of one batch, `2 · batch_size · E · L · D` floats, whatever `num_samples` is. `resume` is what an interrupted run
-    handed to `on_batch`; its images are not run again. `on_stage` is called with what comes and how many evaluations of
-    a batch it takes, and returns what to call after each.
+    also measure what an error of the state does to the latents, at the cost of about 26 trajectories each, what fewer
+    steps do, at that of 6, and how far predictions are off, in 16 trajectories that mostly run the decoder alone; with
+    0 of them only the published objective can be solved for. The first is measured at some `sensitivity_steps`
+    evaluations, by default 50, and costs half as many trajectories. Memory holds the states of one batch,
+    `2 · batch_size · E · L · D` floats, whatever `num_samples` is. `resume` is what an interrupted run handed to
+    `on_batch`; its images are not run again. `on_stage` is called with what comes and how many evaluations of a batch
+    it takes, and returns what to call after each.
 
     Of a network without a null label the states of the conditional branch stand for both. A second network, the
     `guide`, takes the place of the null label: the unconditional branch's states are then its own.
@@ -86,7 +88,7 @@ def calibrate(
     batches = _batches(wanted, done.ranges[0].stop if done else first_image, batch_size)
     followed = first_image + sensitivity_samples
     measured = sum(images.first < followed for images in batches)
-    measuring = measuring_evaluations(spec, sensitivity_steps) + coarser_evaluations(spec)
+    measuring = measuring_evaluations(spec, sensitivity_steps) + coarser_evaluations(spec) + shared_evaluations(spec)
     advance = on_stage("calibrating", len(batches) * spec.num_evaluations + measured * measuring)
     for images in batches:
         disturbed = replace(images, stop=max(images.first, min(images.stop, followed)))
@@ -96,11 +98,13 @@ def calibrate(
             **sums,
             sensitivity_sum=sensitivity_sum(networks, spec, disturbed, latent_shape, advance, most=sensitivity_steps),
             coarser_sum=coarser_sum(networks, spec, disturbed, latent_shape, advance),
+            shared_sum=no_shared_sum(spec),
             ranges=(images,),
             checkpoint_sha256=sha256,
             latent_shape=latent_shape,
             guide_sums=GuideSums(**guide_sums[0], checkpoint_sha256=others[0]) if guide_sums else None,
         )
+        batch = replace(batch, shared_sum=shared_sum(networks, batch, disturbed, latent_shape, advance))
         done = batch if done is None else done.merge(batch)
         if on_batch is not None:
             on_batch(done)

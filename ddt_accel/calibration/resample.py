@@ -3,7 +3,8 @@
 States depend smoothly on time, so the state at a time between two evaluations is close to a polynomial through its
 neighbours', `s(t) ≈ Σ_k P[t, k] s_k`. Means are then `P μ` and inner products `P G Pᵀ`, which is a Gram matrix again.
 An error of the state acts on the latents through the length of its step, so that sensitivities are interpolated per
-unit of time.
+unit of time. How far predictions miss depends on the stretches of time between refreshes, so that it stays as it is for
+the same number of encoder runs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from ddt_accel.calibration.statistics import Array, Calibration, interpolated, mean_gram
 from ddt_accel.errors import MismatchError
+from ddt_accel.solver.misses import Misses
 from ddt_accel.solver.solve import GuideMeans
 from ddt_accel.spec import SamplingSpec
 
@@ -34,6 +36,7 @@ class Resampled:
     modulation_bias: NDArray[np.float32]
     guide: GuideMeans | None
     sensitivity: Array | None
+    misses: Misses
     checkpoint_sha256: str
     sha256: str
 
@@ -86,6 +89,7 @@ def resample(calibration: Calibration, spec: SamplingSpec) -> Resampled:
         modulation_bias=calibration.modulation_bias,
         guide=guide and replace(guide, mean_modulations=modulations(guide.mean_modulations)),
         sensitivity=sensitivity,
+        misses=calibration.misses,
         checkpoint_sha256=calibration.checkpoint_sha256,
         sha256=calibration.sha256,
     )

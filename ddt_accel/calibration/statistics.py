@@ -10,16 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddt_accel.artifacts import checksum, read_arrays, write_arrays
+from ddt_accel.calibration.closed_loop import no_shared_sum, shared_runs
 from ddt_accel.calibration.coarser import coarser_steps
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError
 from ddt_accel.sampling.noise import ImageRange
+from ddt_accel.solver.misses import WAYS, Misses, misses_of
 from ddt_accel.solver.solve import GuideMeans
 from ddt_accel.spec import SamplingSpec
 
 FORMAT, VERSION = "ddt-accel calibration", 3
 ARRAYS = ("similarity_sum", "gram_sum", "mean_sum", "modulation_sum", "bias_sum", "sensitivity_sum")
 # Not in the files of older versions, nor where nothing was measured.
-COARSER = "coarser_sum"
+COARSER, SHARED = "coarser_sum", "shared_sum"
 # Only in files with a second network that guides.
 GUIDE_ARRAYS = ("mean_sum", "modulation_sum", "bias_sum")
 
@@ -58,7 +60,9 @@ class Calibration:
     - `sensitivity_sum` [E, 3]: for the first `sensitivity_samples` images, and the evaluations that were measured:
       how often, the sum and the sum of squares of the final mean squared error per squared error of the state;
     - `coarser_sum` [S, 3]: for the same images, and the numbers of steps of `coarser_steps`: how often, and the sums of
-      the final mean squared error to the end of all steps and to the reference solution.
+      the final mean squared error to the end of all steps and to the reference solution;
+    - `shared_sum` [W, B, 3]: for the same images, `WAYS`, and the numbers of encoder runs of `shared_runs`: how often,
+      and the sums of the final mean squared error to the unshared end, as measured and as predicted.
 
     Where a second network guides, the unconditional branch is that network's, whose states may have another width: its
     means are in `guide_sums`, and the others are those of the conditional branch alone.
@@ -72,6 +76,7 @@ class Calibration:
     bias_sum: Array
     sensitivity_sum: Array
     coarser_sum: Array
+    shared_sum: Array
     ranges: tuple[ImageRange, ...]
     checkpoint_sha256: str
     latent_shape: tuple[int, int, int]
@@ -79,7 +84,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         e = self.spec.num_evaluations
-        expected = {
+        expected: dict[str, tuple[int, ...]] = {
             "similarity_sum": (e, e),
             "gram_sum": (2, e, e),
             "mean_sum": (e, self.mean_sum.shape[-1]),
@@ -87,6 +92,7 @@ class Calibration:
             "bias_sum": self.modulation_sum.shape[-1:],
             "sensitivity_sum": (e, 3),
             COARSER: (len(coarser_steps(self.spec)), 3),
+            SHARED: (len(WAYS), len(shared_runs(self.spec)), 3),
         }
         arrays: dict[str, Array] = {}
         for name in expected:
@@ -212,6 +218,11 @@ class Calibration:
         power = np.interp(np.log(steps), np.log(counts), np.log(np.maximum(reference, np.finfo(np.float64).tiny)))
         return float(np.interp(-1 / steps, -1 / counts, copying)), float(np.exp(power))
 
+    @property
+    def misses(self) -> Misses:
+        """How far predicted errors were from those of shared trajectories."""
+        return misses_of(shared_runs(self.spec), self.shared_sum)
+
     @cached_property
     def sha256(self) -> str:
         """Identifies the content, whatever file it lies in."""
@@ -244,7 +255,7 @@ class Calibration:
                 )
         return Calibration(
             spec=self.spec,
-            **{name: getattr(self, name) + getattr(other, name) for name in (*ARRAYS, COARSER)},
+            **{name: getattr(self, name) + getattr(other, name) for name in (*ARRAYS, COARSER, SHARED)},
             ranges=_joined((*self.ranges, *other.ranges)),
             checkpoint_sha256=self.checkpoint_sha256,
             latent_shape=self.latent_shape,
@@ -266,6 +277,7 @@ class Calibration:
                 spec=spec,
                 **{name: arrays[name] for name in ARRAYS},
                 coarser_sum=arrays.get(COARSER, np.zeros((len(coarser_steps(spec)), 3))),
+                shared_sum=arrays.get(SHARED, no_shared_sum(spec)),
                 ranges=tuple(ImageRange(**r) for r in content["ranges"]),
                 checkpoint_sha256=str(content["checkpoint_sha256"]),
                 latent_shape=(channels, height, width),
@@ -282,7 +294,7 @@ class Calibration:
     def _arrays(self) -> dict[str, Array]:
         arrays: dict[str, Array] = {name: getattr(self, name) for name in ARRAYS}
         # What is not there is left out, here and below, so that older files keep their checksum.
-        arrays |= {COARSER: self.coarser_sum} if self.coarser_sum.any() else {}
+        arrays |= {name: array for name in (COARSER, SHARED) if (array := getattr(self, name)).any()}
         return arrays | (self.guide_sums.arrays() if self.guide_sums else {})
 
     def _document(self) -> dict[str, object]:

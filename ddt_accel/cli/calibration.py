@@ -66,7 +66,7 @@ def calibrate(
     samples: Annotated[int, typer.Option(min=1, help="Sample trajectories to average over.")] = 64,
     sensitivity_samples: Annotated[
         int,
-        typer.Option(min=0, help="On how many of them errors are followed to the picture; each costs 26 trajectories."),
+        typer.Option(min=0, help="On how many of them errors are followed to the picture; each costs 40 trajectories."),
     ] = 8,
     seed: SeedOption = 0,
     batch_size: BatchOption = 8,

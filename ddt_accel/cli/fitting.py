@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddt_accel.cli.comparison import source_of
 from ddt_accel.cli.console import emit, following, given, keeping, say, say_threads, stages
+from ddt_accel.cli.fewer_steps import source_of
 from ddt_accel.cli.networks import load_networks
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ddt_accel.cli.calibration import run_calibration
-from ddt_accel.cli.comparison import source_of
 from ddt_accel.cli.console import say, stages
+from ddt_accel.cli.fewer_steps import source_of
 from ddt_accel.cli.networks import Opened
 from ddt_accel.cli.recipes import sampling_of
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddt_accel.cli.comparison import costs_of, fewer_facts, fewer_told, left_out_told, predicted_told, unreached_told
 from ddt_accel.cli.console import emit, following, given, say, show
+from ddt_accel.cli.fewer_steps import costs_of, fewer_facts, fewer_told, left_out_told, predicted_told, unreached_told
 from ddt_accel.cli.options import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption
 from ddt_accel.cli.preparation import keep
 from ddt_accel.cli.refining import improve

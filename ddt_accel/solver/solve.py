@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ddt_accel.errors import ConfigError, NumericsError
 from ddt_accel.schedule import Forecast, Schedule, check_budget
 from ddt_accel.solver.forecast import FORECASTS, checked_gram, forecast_error, forecast_weights, pair_errors
+from ddt_accel.solver.misses import Misses
 from ddt_accel.solver.pairs import combined, pair_cost, solve_pairs
 from ddt_accel.solver.refresh import Solution, solve_all_budgets, total_cost
 from ddt_accel.spec import SamplingSpec
@@ -56,6 +57,8 @@ class Statistics(Protocol):
     def guide(self) -> GuideMeans | None: ...
     @property
     def sensitivity(self) -> Array | None: ...
+    @property
+    def misses(self) -> Misses: ...
     @property
     def checkpoint_sha256(self) -> str: ...
     @property
@@ -205,7 +208,7 @@ def schedule_with(
         mean_modulations=means,
         guide_mean_modulations=guide_means,
         predicted_cost=combined(segments, method.gamma),
-        predicted_error=combined(segments, GAMMA["power"]),
+        predicted_error=combined(segments, GAMMA["power"]) * calibration.misses.of(method.forecast, len(refresh_steps)),
     )
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from ddt_accel.errors import ConfigError
 from ddt_accel.schedule import Forecast, Schedule
 from ddt_accel.solver.forecast import checked_gram, forecast_weights, pair_errors
+from ddt_accel.solver.misses import SPLIT
 from ddt_accel.solver.pairs import combined, pair_cost, solve_pairs
 from ddt_accel.solver.solve import Method, Statistics, schedule_with
 
@@ -59,7 +60,10 @@ def split(
 def splits(
     calibration: Statistics, schedule: Schedule, method: Method, *, costs: tuple[float, float] = ALIKE
 ) -> list[Schedule]:
-    """The best schedule of every split of the encoder runs of `schedule`, by runs of the conditional branch."""
+    """The best schedule of every split of the encoder runs of `schedule`, by runs of the conditional branch.
+
+    What the best of them was measured to miss, where calibration did, is taken for what all of them miss.
+    """
     spec = calibration.spec
     guided = np.flatnonzero(spec.guidance_weights != 1.0)
     if len(guided) == 0:
@@ -81,6 +85,7 @@ def splits(
     ]
     most = [min(int((total - costs[1 - side]) / costs[side]), len(price)) for side, price in enumerate(prices)]
     curves = [solve_pairs(price, runs, gamma=method.gamma) for price, runs in zip(prices, most, strict=True)]
+    miss = calibration.misses.at(SPLIT, schedule.budget)
     found = []
     for runs, conditional in enumerate(curves[0], 1):
         left = int((total - costs[0] * runs) / costs[1])
@@ -99,7 +104,7 @@ def splits(
                 dataclasses.replace(
                     split_with(calibration, conditional.refresh_steps, steps, method),
                     predicted_cost=combined(np.array([conditional.cost, unconditional.cost]), method.gamma),
-                    predicted_error=error,
+                    predicted_error=error * miss,
                 )
             )
     return found
