@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -143,8 +144,8 @@ class Schedule:
         steps, forecasts = self.refresh_steps, self.forecasts
         if unconditional and self.unconditional_steps is not None:
             steps, forecasts = self.unconditional_steps, self.unconditional_forecasts
-        held = max((refresh for refresh in steps if refresh <= step), default=None)
-        return forecasts.get(step, ((held, 1.0),) if held is not None else ())
+        before = bisect_right(steps, step)
+        return forecasts.get(step, ((steps[before - 1], 1.0),) if before else ())
 
     @classmethod
     def full(cls, spec: SamplingSpec) -> Schedule:
@@ -255,11 +256,12 @@ def _checked(
             f"{name} is {_shortened(steps)}; they must start at {first} or before, increase, and end at {last} or "
             "before."
         )
+    known = set(steps)
     for step, row in forecasts.items():
-        if not steps[0] < step <= last or step in steps:
+        if not steps[0] < step <= last or step in known:
             raise ConfigError(f"There is a forecast for step {step}, which is no reuse step.")
         sources = [source for source, _ in row]
-        if not 1 <= len(set(sources)) == len(row) or not set(sources) <= set(steps):
+        if not 1 <= len(set(sources)) == len(row) or not known.issuperset(sources):
             raise ConfigError(
                 f"The forecast of step {step} draws on {_shortened(tuple(sources))}; give one or more different "
                 "refresh steps."

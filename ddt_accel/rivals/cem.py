@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from ddt_accel.rivals.path import added, least_path
+from ddt_accel.rivals.path import least_sum, traced
 from ddt_accel.rivals.rival import Variant, forecasting
 from ddt_accel.rivals.taylor_seer import taylor_weights
 from ddt_accel.schedule import Schedule
@@ -52,12 +52,8 @@ def nearly_even_path(cumulative: NDArray[np.float64], runs: int) -> tuple[int, .
     """The refresh steps of the program, two or more."""
     steps = len(cumulative)
     usual, even = round(steps / runs), (steps - 1) / (runs - 1)
-    band = max(1, math.ceil(even) - usual, usual - math.floor(even))
-
-    def price(path: tuple[int, ...], step: int) -> float:
-        gap = step - path[-1]
-        return float(cumulative[gap - 1, step]) if abs(gap - usual) <= band else math.inf
-
-    path = least_path((0,), runs - 1, steps - 1, price, added)
-    assert path is not None  # by the choice of `band`
-    return path
+    band = max(1, math.ceil(even) - usual, usual - math.floor(even))  # some path keeps to it
+    gaps = np.arange(steps) - np.arange(steps)[:, None]
+    prices = cumulative[gaps - 1, np.arange(steps)]
+    allowed = (gaps > 0) & (abs(gaps - usual) <= band)
+    return traced(least_sum(np.broadcast_to(prices, (steps, steps, steps)), allowed, (0, 0), runs - 1), steps - 1)

@@ -22,7 +22,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from ddt_accel.rivals.path import added, least_path
+from ddt_accel.rivals.path import least_sum, traced
 from ddt_accel.rivals.rival import Variant, forecasting
 from ddt_accel.rivals.taylor_seer import taylor_weights
 from ddt_accel.schedule import Schedule
@@ -47,12 +47,9 @@ def one_parent(costs: NDArray[np.float64], runs: int) -> tuple[int, ...]:
     """The refresh steps of the program for C [E, E, E + 1]."""
     evaluations, first = len(costs), min(FIRST, runs)
     edges = runs - first + 1  # the last of them leads past the end
-    longest = max(math.floor(LONGEST * evaluations), math.ceil((evaluations - first + 1) / edges))
-
-    def price(path: tuple[int, ...], step: int) -> float:
-        before, last = path[-2:] if len(path) > 1 else (0, 0)
-        return float(costs[before, last, step]) if step - last <= longest else math.inf
-
-    path = least_path(tuple(range(first)), edges, evaluations, price, added)
-    assert path is not None  # by the choice of `longest`
-    return path[:-1]
+    longest = max(
+        math.floor(LONGEST * evaluations), math.ceil((evaluations - first + 1) / edges)
+    )  # some path keeps to it
+    gaps = np.arange(evaluations + 1) - np.arange(evaluations)[:, None]
+    before = least_sum(costs, (gaps > 0) & (gaps <= longest), (max(first - 2, 0), first - 1), edges)
+    return (*range(first - 1), *traced(before, evaluations)[:-1])

@@ -11,12 +11,10 @@ limit, these may. Their last step refreshes, too; that is one of two settings.
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ddt_accel.rivals.path import least_path, worst_first
+from ddt_accel.rivals.path import Before, least_worst, traced
 from ddt_accel.rivals.rival import Variant, held
 from ddt_accel.schedule import Schedule
 from ddt_accel.solver.forecast import checked_gram, pair_errors
@@ -29,25 +27,22 @@ def variants(statistics: Statistics) -> list[Variant]:
         return []
     errors = pair_errors("hold", checked_gram(statistics.gram), statistics.spec.times)
     weights = segment_prices(statistics.sensitivity * errors)[0]
+    table = cache(partial(least_worst, weights))
     return [
-        Variant(settings="last step refreshed", of=partial(_schedule, statistics, weights, True)),
-        Variant(settings="last step free", of=partial(_schedule, statistics, weights, False)),
+        Variant(settings="last step refreshed", of=partial(_schedule, statistics, table, True)),
+        Variant(settings="last step free", of=partial(_schedule, statistics, table, False)),
     ]
 
 
-def _schedule(statistics: Statistics, weights: NDArray[np.float64], last: bool, runs: int) -> Schedule | None:
-    path = minimax_path(weights, runs, last=last)
+def _schedule(statistics: Statistics, table: Callable[[], Before], last: bool, runs: int) -> Schedule | None:
+    path = minimax_path(table(), runs, last=last)
     return None if path is None else held(statistics, path)
 
 
-def minimax_path(weights: NDArray[np.float64], runs: int, *, last: bool) -> tuple[int, ...] | None:
-    """The refresh steps for weights [E, E + 1], with the `last` step among them or without asking for it."""
-    evaluations = len(weights)
-
-    def price(path: tuple[int, ...], step: int) -> float:
-        return float(weights[path[-1], step])
-
-    if last:
-        return least_path((0,), runs - 1, evaluations - 1, price, worst_first)
-    path = least_path((0,), runs, evaluations, price, worst_first)
-    return None if path is None else path[:-1]
+def minimax_path(table: Before, runs: int, *, last: bool) -> tuple[int, ...] | None:
+    """The refresh steps by the table for weights [E, E + 1], with the `last` step among them or free."""
+    end = len(table) - last
+    if runs - last == 0 < end:
+        return None
+    path = traced(table[: runs - last], end)
+    return path if last else path[:-1]

@@ -41,11 +41,13 @@ def _schedule(statistics: Statistics, order: int, first: int, runs: int) -> Sche
 
 def multistep_weights(order: int, drawn: list[int], step: int) -> NDArray[np.float64]:
     """The weights of the refreshes `drawn` at a step."""
-    rows = np.eye(len(drawn))
-    weights: NDArray[np.float64] = rows[-1].copy()
+    weights = np.zeros(len(drawn))
+    weights[-1] = 1.0
     if len(drawn) == 1:
         return weights
-    quotients = np.diff(rows, axis=0)[-order:] / np.diff(drawn)[-order:, None]
-    at = np.array(drawn[1:][-order:], dtype=np.float64)
-    weights += adams_bashforth_weights(at, drawn[-1], step) @ quotients
+    # Of the last refreshes, each with the one before it.
+    last = np.array(drawn[-order - 1 :], dtype=np.float64)
+    integrals = adams_bashforth_weights(last[1:], drawn[-1], step) / np.diff(last)
+    weights[-len(integrals) :] += integrals
+    weights[-len(last) : -1] -= integrals
     return weights

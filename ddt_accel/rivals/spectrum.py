@@ -14,7 +14,7 @@ by α with every refresh. α is bisected. Five steps warm up as published, or ha
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 from numpy.polynomial.chebyshev import chebvander
@@ -56,9 +56,15 @@ def _schedule(statistics: Statistics, degree: int, ridge: float, share: float, r
 
 def chebyshev_weights(degree: int, ridge: float, evaluations: int, drawn: list[int], step: int) -> NDArray[np.float64]:
     """The weights of the refreshes `drawn` at a step."""
-    basis = chebvander(2 * np.array([*drawn, step]) / evaluations - 1, degree)
-    known, wanted = basis[:-1], basis[-1]
+    basis = _basis(degree, evaluations)
+    known, wanted = basis[drawn], basis[step]
     return (known @ np.linalg.solve(known.T @ known + ridge * np.eye(degree + 1), wanted)).astype(np.float64)
+
+
+@cache
+def _basis(degree: int, evaluations: int) -> NDArray[np.float64]:
+    """φ of all steps, [E, M + 1]."""
+    return chebvander(2 * np.arange(evaluations) / evaluations - 1, degree).astype(np.float64)
 
 
 def dense_early(evaluations: int, growth: float, *, warm_up: int = WARM_UP) -> tuple[int, ...]:

@@ -48,10 +48,12 @@ def taylor_weights(order: int, drawn: list[int], step: int) -> NDArray[np.float6
 
 def differences(drawn: list[int], order: int) -> list[NDArray[np.float64]]:
     """D_0 … D_m of the last refresh as weights of all of them, m = `order` where there are enough."""
-    rows = np.eye(len(drawn))  # of D_i at every refresh that has it, the last one below
+    order = min(order, len(drawn) - 1)
+    # Of D_i at the refreshes that have a part in D_m of the last, that one below.
+    rows = np.eye(order + 1, len(drawn), len(drawn) - order - 1)
+    gaps = np.diff(drawn[-order - 1 :])
     found = [rows[-1]]
-    for i in range(min(order, len(drawn) - 1)):
-        gaps = np.diff(drawn)[i:]
-        rows = (rows[1:] - rows[:-1]) / gaps[:, None]
+    for i in range(order):
+        rows = (rows[1:] - rows[:-1]) / gaps[i:, None]
         found.append(rows[-1])
     return found

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.polynomial import Polynomial
 from numpy.typing import NDArray
 
 from ddt_accel.spec import SamplingSpec
@@ -34,37 +33,45 @@ def updates(spec: SamplingSpec) -> tuple[Update, ...]:
 
 def adams_bashforth_weights(times: NDArray[np.float64], start: float, end: float) -> NDArray[np.float64]:
     """The integrals over [start, end] of the Lagrange polynomials on `times` [order]; they add up to end − start."""
+    # In Python's floats, for arrays of so few numbers are slower.
+    nodes, begin, length = times.tolist(), float(start), float(end - start)
     weights = []
-    for k, time in enumerate(times):
-        basis = Polynomial([1.0])
-        for other in np.delete(times, k):
-            # Relative to `start`: absolute times would cancel to nothing at short steps.
-            basis *= Polynomial([start - other, 1.0]) / (time - other)
-        weights.append(basis.integ()(end - start))
+    for k, node in enumerate(nodes):
+        # Coefficients in powers of t − start: absolute times would cancel to nothing at short steps.
+        basis = [1.0]
+        for other in nodes[:k] + nodes[k + 1 :]:
+            constant, slope = (begin - other) / (node - other), 1 / (node - other)
+            basis = [constant * own + slope * below for own, below in zip([*basis, 0.0], [0.0, *basis], strict=True)]
+        integral = 0.0
+        for power in range(len(basis), 0, -1):
+            integral = (integral + basis[power - 1] / power) * length
+        weights.append(integral)
     return np.array(weights)
 
 
-def published_weights(times: NDArray[np.float64], start: float, end: float) -> NDArray[np.float64]:
-    """`adams_bashforth_weights` to the bit as the published sampler has them for three and four times.
+def published_weights(
+    times: NDArray[np.float64], start: NDArray[np.float64], end: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """`adams_bashforth_weights` of many steps, to the bit as the published sampler has them for three and four times.
 
-    It integrates in powers of absolute time in float32, `Σ_m (−1)^m e_m t^(n−m) / (n − m)` with the elementary
-    symmetric polynomials e_m of the other times, and cancellation costs it digits: four at 10 steps of order 4, all of
-    them at 100.
+    `times` are [steps, order], `start` and `end` [steps]. It integrates in powers of absolute time in float32,
+    `Σ_m (−1)^m e_m t^(n−m) / (n − m)` with the elementary symmetric polynomials e_m of the other times, and
+    cancellation costs it digits: four at 10 steps of order 4, all of them at 100.
     """
-    order = len(times)
-    nodes, bounds = times.astype(np.float32), np.array([start, end], dtype=np.float32)
-    integrals = np.empty(order, dtype=np.float32)
+    order = times.shape[1]
+    nodes, bounds = times.T.astype(np.float32), np.array([start, end], dtype=np.float32)
+    integrals = np.empty_like(nodes)
     for k, node in enumerate(nodes):
-        a, b, *rest = others = np.delete(nodes, k)
-        symmetric = [others.sum(dtype=np.float32)]
-        symmetric += [b * c + a * b + a * c for c in rest] + [others.prod(dtype=np.float32)]
+        a, b, *rest = others = np.delete(nodes, k, axis=0)
+        symmetric = [others.sum(axis=0, dtype=np.float32)]
+        symmetric += [b * c + a * b + a * c for c in rest] + [others.prod(axis=0, dtype=np.float32)]
         primitive = np.float32(1 / order) * _power(bounds, order)
         for m, value in enumerate(symmetric, 1):
             primitive = primitive + (-1) ** m * (np.float32(1 / (order - m)) * value * _power(bounds, order - m))
-        integrals[k] = (primitive[1] - primitive[0]) / (node - others).prod(dtype=np.float32)
+        integrals[k] = (primitive[1] - primitive[0]) / (node - others).prod(axis=0, dtype=np.float32)
     with np.errstate(all="ignore"):  # at many steps the sum cancels to nothing
-        shares = integrals / integrals.cumsum(dtype=np.float32)[-1]
-    weights: NDArray[np.float64] = shares.astype(np.float64) * (end - start)
+        shares = integrals / integrals.cumsum(axis=0, dtype=np.float32)[-1]
+    weights: NDArray[np.float64] = shares.T.astype(np.float64) * (end - start)[:, None]
     return weights
 
 
@@ -80,15 +87,19 @@ def _adams_bashforth(spec: SamplingSpec, order: int) -> tuple[Update, ...]:
     The published arithmetic is followed wherever it is good to three digits, for a trajectory may amplify what is left.
     """
     grid = spec.grid
-    rows = []
-    for k in range(spec.num_steps):
-        used = range(max(0, k + 1 - order), k + 1)
-        weights = adams_bashforth_weights(grid[list(used)], grid[k], grid[k + 1])
-        if len(used) > 2:
-            published = published_weights(grid[list(used)], grid[k], grid[k + 1])
-            if np.abs(published - weights).max() < 1e-3 * (grid[k + 1] - grid[k]):
-                weights = published
-        rows.append(Update(velocities=tuple(zip(used, weights.tolist(), strict=True))))
+    rows: list[Update] = []
+    for count in range(1, min(order, spec.num_steps) + 1):
+        steps = np.arange(count - 1, spec.num_steps if count == order else count)
+        used, start, end = steps[:, None] + np.arange(1 - count, 1), grid[steps], grid[steps + 1]
+        weights = np.array([adams_bashforth_weights(*step) for step in zip(grid[used], start, end, strict=True)])
+        if count > 2:
+            published = published_weights(grid[used], start, end)
+            good = np.abs(published - weights).max(axis=1) < 1e-3 * (end - start)
+            weights = np.where(good[:, None], published, weights)
+        rows += [
+            Update(velocities=tuple(zip(*row, strict=True)))
+            for row in zip(used.tolist(), weights.tolist(), strict=True)
+        ]
     return tuple(rows)
 
 

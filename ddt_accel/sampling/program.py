@@ -140,9 +140,12 @@ def _constant(means: NDArray[np.float32] | None, k: int, row: Forecast) -> NDArr
     """
     if means is None or row in ((), ((k, 1.0),)):
         return None
-    wide = np.broadcast_to(means.astype(np.float64), (max(len(means), k + 1), means.shape[1]))
-    constant: NDArray[np.float32] = (wide[k] - sum(w * wide[r] for r, w in row)).astype(np.float32)
-    return constant
+    constant: NDArray[np.float64]
+    if len(means) == 1:
+        constant = (1.0 - sum(w for _, w in row)) * means[0].astype(np.float64)
+    else:
+        constant = means[k].astype(np.float64) - sum(w * means[r].astype(np.float64) for r, w in row)
+    return constant.astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
