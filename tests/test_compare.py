@@ -233,7 +233,8 @@ def test_calibrated_images_are_refused(field) -> None:
         dataclasses.replace(field, seed=0)
 
 
-def test_compare_on_the_command_line(cli, solved, tiny_model_path) -> None:
+def test_compare_on_the_command_line(cli, solved, tiny_model_path, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "240")
     arguments = [
         "--workspace",
         solved,
