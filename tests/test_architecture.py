@@ -12,7 +12,7 @@ import ddt_accel
 PACKAGE = Path(ddt_accel.__file__).parent
 # Each may import what stands before it, and itself.
 ORDER = ["errors", "stages", "artifacts", "locks", "spec", "means", "schedule", "solver", "networks", "sampling",
-         "backends", "calibration", "rivals", "exporting", "evaluation", "fitting", "comparison", "training", "report",
+         "backends", "calibration", "exporting", "evaluation", "rivals", "fitting", "comparison", "training", "report",
          "drawing", "workspace", "cli", "__main__"]  # fmt: skip
 TORCHLESS = {"errors", "stages", "artifacts", "locks", "spec", "means", "schedule", "solver"}
 HOMES = {"typer": "cli", "rich": "cli", "jinja2": "report", "matplotlib": "report", "huggingface_hub": "networks"}

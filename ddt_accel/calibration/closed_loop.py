@@ -1,8 +1,8 @@
 """What solved schedules come to, measured by running them: the loop that predictions leave open.
 
 Schedules are solved from the statistics of a batch alone and run on images of that batch, so that what is added up does
-not depend on what was calibrated before or is merged later. Prediction and measurement then share their images; what
-these images do better than others would, they do in both, and it cancels in the ratio.
+not depend on what was calibrated before or is merged later. Prediction and measurement then share their images, so that
+much of what these do better than others cancels in the ratio, but not all (docs/results/sharing.md).
 """
 
 from __future__ import annotations

@@ -78,9 +78,9 @@ def compare(
 ) -> None:
     """Put ours beside what others have published, at the same cost, on the same noises.
 
-    Every method takes what its paper lets it choose, by images that nothing is reported on. What each chose is kept, so
-    that an interrupted comparison goes on. Ours are solved schedules, the same aligned with the unshared trajectory,
-    and the fitted ones that the workspace or the package has for this checkpoint.
+    Every method chooses among what its paper lets it choose, by images that nothing is reported on. What each chose is
+    kept, so that an interrupted comparison goes on. Ours are solved schedules, the same aligned with the unshared
+    trajectory, and fitted ones: those of the workspace or the package for this checkpoint, and with --fit new ones.
     """
     import torch
 
@@ -121,12 +121,13 @@ def compare(
             spec = FitSpec(autocast=wants_autocast(None, torch.device(device)))
             joint = JointFit(network, statistics, costs, spec, folder=place.fit_path, on_stage=on_stage, guide=second)
         contests = comparison(field, targets, chosen, there, folder, on_stage=on_stage, joint=joint)
-    page = write_comparison(contests, field, folder, machine(networks.backend, batch_size))
+    numbers = facts(contests, field, machine(networks.backend, batch_size))
+    page = write_comparison(contests, field, numbers, folder)
     if not json:
         for contest in contests:
             _print(contest, aim)
     emit(
-        facts(contests, field, machine(networks.backend, batch_size)) | {"page": str(page)},
+        numbers | {"page": str(page)},
         as_json=json,
         text=f"dB on {images} images of seed {seed}, which nothing was calibrated, fitted or chosen on; costs are "
         f"{costs.unit} ({costs.conditions}), 1 is the unshared sampler.\nMade: {page}, {folder / COMPARISON_NAME}\n"

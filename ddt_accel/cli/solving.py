@@ -61,7 +61,7 @@ def solve(
     ] = False,
     align: Annotated[
         bool,
-        typer.Option("--align", help="Choose the weights of forecasts along the shared trajectory; takes seconds."),
+        typer.Option("--align", help="Choose the weights of forecasts along the shared trajectory, on a few images."),
     ] = False,
     refine_images: Annotated[
         int, typer.Option(help="On how many images either is done, and judged on as many others.")

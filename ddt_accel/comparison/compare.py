@@ -136,11 +136,12 @@ def _measured(
 ) -> Contest:
     finite = {name: entry for name, entry in entries.items() if entry is not None}
     try:
-        contest = _measured_all(field, chooser, cost, finite, folder, on_stage)
+        seconds, rows = _rows(field, chooser, cost, finite, folder, on_stage)
     except NumericsError:  # of one that was finite on the images that it was chosen by
         finite = {name: entry for name, entry in finite.items() if _is_finite(field, entry.schedule)}
-        contest = _measured_all(field, chooser, cost, finite, folder, on_stage)
-    return replace(contest, missing=[name for name in entries if name not in finite])
+        seconds, rows = _rows(field, chooser, cost, finite, folder, on_stage)
+    missing = [name for name in entries if name not in finite]
+    return Contest(cost=cost, unshared_seconds=seconds, rows=rows, missing=missing)
 
 
 def _is_finite(field: Field, schedule: Schedule) -> bool:
@@ -152,9 +153,10 @@ def _is_finite(field: Field, schedule: Schedule) -> bool:
     return True
 
 
-def _measured_all(
+def _rows(
     field: Field, chooser: Chooser, cost: float, there: Mapping[str, Entry], folder: Path, on_stage: OnStage
-) -> Contest:
+) -> tuple[float, list[Row]]:
+    """What the unshared sampler takes per image, and everyone's row."""
     batches = -(-field.num_images // field.batch_size)
     (unshared, *measured), latents = measure(
         field.backend,
@@ -177,7 +179,7 @@ def _measured_all(
         )
         for m in measured
     ]
-    return Contest(cost=cost, unshared_seconds=unshared.seconds, rows=rows, missing=[])
+    return unshared.seconds, rows
 
 
 def _reference(field: Field, images: ImageRange, folder: Path) -> Tensor:

@@ -26,9 +26,9 @@ from ddt_accel.evaluation.converged import LatentShape
 from ddt_accel.evaluation.fidelity import Interval, interval, latent_decibels
 from ddt_accel.fitting.least_squares import least_log, system
 from ddt_accel.sampling.backend import Backend
-from ddt_accel.sampling.noise import ImageRange, draw_labels, draw_noise
+from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.sampling.program import Evaluation, compile_program, reweighted
-from ddt_accel.sampling.trajectory import Trajectory
+from ddt_accel.sampling.trajectory import Trajectory, begun
 from ddt_accel.schedule import Forecast, Schedule
 
 # By how much a weight is moved to see what becomes of it; how often all of them are moved; and how much the square of a
@@ -68,7 +68,7 @@ def aligned(
 def unshared_path(backend: Backend, schedule: Schedule, images: ImageRange, shape: LatentShape, size: int) -> Tensor:
     """Where images are after every evaluation of a schedule's own sampler without sharing, [E, B, C, H, W] float32."""
     passed = []
-    trajectories = _begun(backend, schedule.unshared(), images, shape, size)
+    trajectories = begun(backend, compile_program(schedule.unshared()), images, shape, size)
     for k in range(schedule.spec.num_evaluations):
         for trajectory in trajectories:
             trajectory.step(k)
@@ -85,12 +85,14 @@ def align(backend: Backend, schedule: Schedule, path: Tensor, images: ImageRange
     if schedule.spec.solver == "sde":
         raise ConfigError("A stochastic sampler has no trajectory to stay beside; take a deterministic solver.")
     channels, height, width = path.shape[2:]
-    trajectories = _begun(backend, schedule, images, (channels, height, width), batch_size)
-    for k, evaluation in enumerate(compile_program(schedule).evaluations):
+    program = compile_program(schedule)
+    trajectories = begun(backend, program, images, (channels, height, width), batch_size)
+    for k, evaluation in enumerate(program.evaluations):
+        chosen = None
         if _free(schedule, evaluation):
             aims = [aim.to(backend.device) for aim in path[k].split(batch_size)]
             schedule = _aligned_at(schedule, evaluation, k, trajectories, aims)
-        chosen = reweighted(schedule, evaluation, k)
+            chosen = reweighted(schedule, evaluation, k)
         for trajectory in trajectories:
             trajectory.evaluate(k, chosen)
             trajectory.advance(k, evaluation.update)
@@ -101,16 +103,6 @@ def align(backend: Backend, schedule: Schedule, path: Tensor, images: ImageRange
         predicted_error=None,
         fitted_on=images.joined(schedule.fitted_on),
     )
-
-
-def _begun(backend: Backend, schedule: Schedule, images: ImageRange, shape: LatentShape, size: int) -> list[Trajectory]:
-    program, found = compile_program(schedule), []
-    for start in range(images.first, images.stop, size):
-        indices = range(start, min(images.stop, start + size))
-        noise = draw_noise(shape, seed=images.seed, indices=indices)
-        labels = draw_labels(backend.config.num_classes, seed=images.seed, indices=indices)
-        found.append(Trajectory(backend, program, noise, labels))
-    return found
 
 
 def _free(schedule: Schedule, evaluation: Evaluation) -> list[int]:
@@ -164,10 +156,7 @@ def _with(schedule: Schedule, k: int, sides: list[int], drawn: list[Forecast], w
 def _ahead(schedule: Schedule, evaluation: Evaluation, k: int, trajectory: Trajectory) -> Tensor:
     """Where a trajectory would be after evaluation k, [B, C, H, W]."""
     trajectory.evaluate(k, reweighted(schedule, evaluation, k))
-    x = trajectory.latents.clone()
-    for j, weight in evaluation.update.velocities:
-        x.add_(trajectory.velocity(j), alpha=weight)
-    return x
+    return trajectory.ahead(k, evaluation.update)
 
 
 def _squares(error: Tensor) -> Tensor:

@@ -23,9 +23,8 @@ from ddt_accel.evaluation.converged import ConvergedPath
 from ddt_accel.fitting.least_squares import least_log, system
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.integrators import Update
-from ddt_accel.sampling.noise import draw_labels, draw_noise
 from ddt_accel.sampling.program import Program, compile_program
-from ddt_accel.sampling.trajectory import Trajectory, state_slots
+from ddt_accel.sampling.trajectory import begun, state_slots
 from ddt_accel.schedule import FITTED, Row, Schedule
 
 # How much the square of a change of a weight counts, by the square of the latest velocity: velocities are alike.
@@ -48,12 +47,8 @@ def closed_form(backend: Backend, schedule: Schedule, path: ConvergedPath, batch
     program = compile_program(dataclasses.replace(schedule, integrator=full))
     if _modulation_bytes(backend, program, path) > MOST_KEPT:
         backend = caching_states(backend)
-    batches = []
-    for start in range(path.images.first, path.images.stop, batch_size):
-        indices = range(start, min(path.images.stop, start + batch_size))
-        noise = draw_noise((*path.latents.shape[2:],), seed=path.images.seed, indices=indices)
-        labels = draw_labels(backend.config.num_classes, seed=path.images.seed, indices=indices)
-        batches.append(Trajectory(backend, program, noise, labels))
+    channels, height, width = path.latents.shape[2:]
+    batches = begun(backend, program, path.images, (channels, height, width), batch_size)
     rows: list[Row] = []
     for k in range(count):
         target = path.at(own.evaluations[k + 1].time if k + 1 < count else path.times[-1])

@@ -24,9 +24,9 @@ _OWN, _OTHERS = (ORANGE, BLUE, PURPLE), (BLACK, GREEN, GREY)
 _MARKERS = "ovs^DP<>Xpd"
 
 
-def write_comparison(contests: Sequence[Contest], field: Field, folder: Path, conditions: Mapping[str, str]) -> Path:
-    """Writes both; the page is self-contained, and is returned."""
-    write_json(folder / COMPARISON_NAME, COMPARISON_FORMAT, COMPARISON_VERSION, facts(contests, field, conditions))
+def write_comparison(contests: Sequence[Contest], field: Field, numbers: dict[str, Any], folder: Path) -> Path:
+    """Writes both, the `numbers` being the `facts`; the page is self-contained, and is returned."""
+    write_json(folder / COMPARISON_NAME, COMPARISON_FORMAT, COMPARISON_VERSION, numbers)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=jinja2.select_autoescape(["html.j2"]),
@@ -39,7 +39,7 @@ def write_comparison(contests: Sequence[Contest], field: Field, folder: Path, co
     page = environment.get_template("comparison.html.j2").render(
         contests=contests,
         field=field,
-        conditions=conditions,
+        conditions=numbers["conditions"],
         title=TITLES[field.aim],
         other=other,
         other_title=TITLES[other],

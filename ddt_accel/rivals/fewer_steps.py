@@ -5,24 +5,23 @@ from __future__ import annotations
 from functools import partial
 
 from ddt_accel.errors import ConfigError
+from ddt_accel.evaluation.candidates import INTEGRATORS, SHIFTS
 from ddt_accel.rivals.rival import Variant
 from ddt_accel.schedule import Schedule
 from ddt_accel.solver.solve import Statistics
 
-INTEGRATORS = ("euler", "heun", "ab2", "ab3", "ab4")
-# Relative to the calibrated one.
-SHIFTS = (1.0, 0.6, 0.8, 1.25, 1.7, 2.4)
+SOLVERS = (*INTEGRATORS, "ab4")
 
 
-def variants(statistics: Statistics, *, solvers: tuple[str, ...] = INTEGRATORS) -> list[Variant]:
+def variants(statistics: Statistics) -> list[Variant]:
     """None for a stochastic sampler, which leads elsewhere."""
     if statistics.spec.solver == "sde":
         return []
     return [
         Variant(settings=f"{solver}, shift {shift * statistics.spec.timeshift:.3g}",
                 of=partial(_schedule, statistics, solver, shift))
-        for shift in SHIFTS
-        for solver in solvers
+        for shift in (1.0, *SHIFTS)
+        for solver in SOLVERS
     ]  # fmt: skip
 
 

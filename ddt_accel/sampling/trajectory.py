@@ -18,6 +18,7 @@ from ddt_accel.errors import ArtifactError, ConfigError, MismatchError, Numerics
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.capture import capture, captures, cause_of
 from ddt_accel.sampling.integrators import Update
+from ddt_accel.sampling.noise import ImageRange, draw_labels, draw_noise
 from ddt_accel.sampling.program import Branch, Evaluation, Program, null_label
 
 
@@ -150,7 +151,15 @@ class Trajectory:
 
     def advance(self, k: int, update: Update) -> None:
         """Moves the latents on from evaluation k."""
-        x = self.latents
+        self._move(self.latents, k, update)
+
+    def ahead(self, k: int, update: Update) -> Tensor:
+        """Where `advance` would lead, [B, C, H, W]."""
+        x = self.latents.clone()
+        self._move(x, k, update)
+        return x
+
+    def _move(self, x: Tensor, k: int, update: Update) -> None:
         if update.scale != 1.0:
             x.mul_(update.scale)
         for j, weight in update.velocities:
@@ -188,6 +197,19 @@ class Trajectory:
     def restore(self, snapshot: tuple[Tensor, Tensor]) -> None:
         self.latents.copy_(snapshot[0])
         self._velocities.copy_(snapshot[1])
+
+
+def begun(
+    backend: Backend, program: Program, images: ImageRange, shape: tuple[int, int, int], batch_size: int
+) -> list[Trajectory]:
+    """Some images of a seed at the beginning of a program, latents of `shape` [C, H, W], `batch_size` at a time."""
+    found = []
+    for start in range(images.first, images.stop, batch_size):
+        indices = range(start, min(images.stop, start + batch_size))
+        noise = draw_noise(shape, seed=images.seed, indices=indices)
+        labels = draw_labels(backend.config.num_classes, seed=images.seed, indices=indices)
+        found.append(Trajectory(backend, program, noise, labels))
+    return found
 
 
 def run(
