@@ -228,3 +228,13 @@ def test_it_is_stopped_quietly_at_any_time(tmp_path: Path, number: signal.Signal
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert abs(ran.returncode) in (number, 128 + number)
     assert "Traceback" not in ran.stderr
+
+
+def test_a_stop_before_a_command_is_at_work_is_a_sentence(cli, monkeypatch) -> None:
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ddt_accel.cli.app.app", stopped)
+    ran = cli("status")
+    assert ran.code == 130
+    assert ran.err.startswith("Interrupted. What was finished before is kept")

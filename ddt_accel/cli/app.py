@@ -139,6 +139,8 @@ def main() -> None:
             finally:
                 if sys.stdout is not None:  # it was closed from the beginning
                     sys.stdout.flush()
+    except Interrupted as stop:  # before or after a command was at work
+        _stopped(stop)
     except Unread:
         for stream in filter(None, (sys.stdout, sys.stderr)):  # what their buffers hold must not fail once more
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -149,11 +151,7 @@ def _run() -> None:
     try:
         app()
     except Interrupted as stop:
-        err.print(Text.assemble((f"{stop.name}. ", "bold"), str(stop)))
-        # Python ends itself by SIGINT, whatever the exit code, where an interrupt went through an exec of text, as
-        # dataclasses and PyTorch have them; the next exec forgets it.
-        exec("")
-        sys.exit(128 + stop.signum)
+        _stopped(stop)
     except DDTAccelError as error:
         _fail(str(error))
     except OSError as error:
@@ -170,6 +168,14 @@ def _run() -> None:
 
 def _terminated(signum: int, frame: object) -> None:
     raise KeyboardInterrupt(signum)
+
+
+def _stopped(stop: Interrupted) -> None:
+    err.print(Text.assemble((f"{stop.name}. ", "bold"), str(stop)))
+    # Python ends itself by SIGINT, whatever the exit code, where an interrupt went through an exec of text, as
+    # dataclasses and PyTorch have them; the next exec forgets it.
+    exec("")
+    sys.exit(128 + stop.signum)
 
 
 def _fail(sentence: str) -> None:
