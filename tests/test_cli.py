@@ -303,6 +303,12 @@ def test_a_demo_does_not_write_over_other_work(cli, workspace) -> None:
     assert (workspace / "calibration.safetensors").read_bytes() == before
 
 
+def test_a_demo_is_of_an_embedded_model(cli, tmp_path) -> None:
+    assert_sentence(
+        cli("demo", "-w", tmp_path, "--model", "mine.ckpt"), "optimize --model mine.ckpt --speedup 5 --quick"
+    )
+
+
 def test_results_that_are_not_finite_are_refused(cli, workspace, tmp_path) -> None:
     """Finite weights can overflow; black pictures and infinite fidelity would pass for a result."""
     tensors = load_file(write_tiny_model(tmp_path / "tiny.safetensors", seed=0))

@@ -15,7 +15,7 @@ from ddt_accel.comparison.choices import Choices
 from ddt_accel.comparison.choosing import Chooser, Entry
 from ddt_accel.comparison.compare import compare
 from ddt_accel.comparison.contest import Field
-from ddt_accel.comparison.ours import ALIGNED, FITTED, SOLVED, SOLVING
+from ddt_accel.comparison.ours import ALIGNED, CLOSED, FITTED, SOLVED, SOLVING
 from ddt_accel.errors import ConfigError, MismatchError, NumericsError
 from ddt_accel.evaluation.converged import converged_ends, reference_steps
 from ddt_accel.evaluation.costs import counted_of
@@ -64,7 +64,7 @@ def contests(field, tmp_path_factory):
 
 def test_everyone_keeps_to_the_cost(contests, field) -> None:
     for contest in contests:
-        assert {row.entry.name for row in contest.rows} == {"fewer steps", "TaylorSeer", SOLVED, ALIGNED}
+        assert {row.entry.name for row in contest.rows} == {"fewer steps", "TaylorSeer", SOLVED, ALIGNED, CLOSED}
         assert contest.missing == [FITTED]
         for row in contest.rows:
             assert row.cost <= contest.cost
@@ -79,6 +79,16 @@ def test_decibels_are_those_of_the_pictures(contests, field) -> None:
     reference = converged_ends(field.backend, SPEC, reference_steps(12), field.reporting, SHAPE, 4)
     np.testing.assert_allclose(row.to_unshared, latent_decibels(ends, unshared), atol=0.02)
     np.testing.assert_allclose(row.to_reference, latent_decibels(ends, reference), atol=0.02)
+
+
+def test_fits_in_closed_form_are_to_the_reference_solution(contests, field) -> None:
+    """On images that nothing is reported on, and closer than what they were fitted from."""
+    for contest in contests:
+        row = next(row for row in contest.rows if row.entry.name == CLOSED)
+        (fitted_on,) = row.entry.schedule.fitted_on
+        assert fitted_on[0] not in (field.seed, 0)
+        plain = next(row for row in contest.rows if row.entry.name == "fewer steps")
+        assert row.ahead_of(plain, "reference").low > 0
 
 
 def test_the_best_of_all_settings_is_chosen_where_there_is_one_grid(field, calibration) -> None:
@@ -141,7 +151,7 @@ def test_what_leaves_the_finite_numbers_on_other_images_does_not_end_it(field, t
     monkeypatch.setattr(under_test, "measure", failing)
     monkeypatch.setattr(under_test, "_is_finite", lambda field, schedule: schedule.forecast != "rival")
     (contest,) = compare(field, [COST], FEW, [], tmp_path)
-    assert {row.entry.name for row in contest.rows} == {"fewer steps", SOLVED, ALIGNED}
+    assert {row.entry.name for row in contest.rows} == {"fewer steps", SOLVED, ALIGNED, CLOSED}
     assert "TaylorSeer" in contest.missing
 
 
@@ -257,7 +267,7 @@ def test_compare_on_the_command_line(cli, solved, tiny_model_path, monkeypatch) 
     assert "arXiv 2503.06923" in page
     facts = json.loads((solved / "compare" / "compare.json").read_text())
     contest = facts["contests"][1]
-    assert {row["name"] for row in contest["rows"]} == {"TaylorSeer", "fewer steps", SOLVED, ALIGNED}
+    assert {row["name"] for row in contest["rows"]} == {"TaylorSeer", "fewer steps", SOLVED, ALIGNED, CLOSED}
     for row in contest["rows"]:
         assert len(row["to_reference_db"]) == 4
     best = max(contest["rows"], key=lambda row: np.mean(row["to_reference_db"]))

@@ -81,8 +81,8 @@ def counted_by_export(place: Workspace, checkpoint_sha256: str | None, guide_sha
 
 
 def _counted_by_name(path: Path) -> Costs | None:
-    """Shipped schedules are named after the embedded model that they are for."""
-    for name in embedded_models():
+    """Shipped schedules are named after the embedded model that they are for, the longest such name."""
+    for name in sorted(embedded_models(), key=len, reverse=True):
         if path.stem.startswith(f"{name}-"):
             told = metadata(EMBEDDED / f"{name}.safetensors")
             return _counted(json.loads(told["config"]), json.loads(told["latent_shape"]))

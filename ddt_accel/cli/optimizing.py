@@ -144,30 +144,42 @@ def optimize(
 
 
 def demo(
-    workspace: WorkspaceOption = DEFAULT_WORKSPACE, threads: ThreadsOption = None, json: JsonOption = False
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Which of the embedded models.", show_default="cifar10")
+    ] = None,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    threads: ThreadsOption = None,
+    json: JsonOption = False,
 ) -> None:
-    """Do it all on the embedded model: `optimize --speedup 5 --quick`, stage by stage."""
+    """Do it all on an embedded model: `optimize --speedup 5 --quick`, stage by stage."""
     from importlib.util import find_spec
 
     from ddt_accel.errors import ConfigError, DependencyError
     from ddt_accel.evaluation.budgets import Target
+    from ddt_accel.networks.locate import embedded_models
     from ddt_accel.workspace import DEFAULT_MODEL, Workspace
 
     place = Workspace(workspace)
-    remembered = place.remembered()
-    if remembered is not None and remembered.source != DEFAULT_MODEL:
+    source = DEFAULT_MODEL if model is None else model
+    if source not in embedded_models():
         raise ConfigError(
-            f"{workspace} holds work on {remembered.source}, which the demo would write over; give it another "
-            "--workspace."
+            f"The demo takes an embedded model ({', '.join(embedded_models())}), not {source}; with a checkpoint of "
+            f"your own run `ddt-accel optimize --model {source} --speedup {DEFAULT_SPEEDUP:g} --quick`."
+        )
+    remembered = place.remembered()
+    if remembered is not None and remembered.source != source:
+        raise ConfigError(
+            f"{workspace} holds work on {remembered.source}, which the demo of {source} would write over; give it "
+            "another --workspace."
         )
     if find_spec("onnxruntime") is None:
         raise DependencyError("The demo runs the networks by ONNX Runtime; install ddt-accel[cpu].")
     say(
-        f"This makes the embedded model {DEFAULT_MODEL} {DEFAULT_SPEEDUP:g} times as fast, as `ddt-accel optimize "
+        f"This makes the embedded model {source} {DEFAULT_SPEEDUP:g} times as fast, as `ddt-accel optimize "
         f"--speedup {DEFAULT_SPEEDUP:g} --quick` does with any model."
     )
     say_threads(threads, "cpu")
-    said = {"source": DEFAULT_MODEL}
+    said = {"source": source}
     _run(place, Target(speedup=DEFAULT_SPEEDUP), QUICK, said, {}, None, "auto", "cpu", 16, as_json=json)
 
 

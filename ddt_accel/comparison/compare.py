@@ -15,13 +15,15 @@ from ddt_accel.calibration.watched import networks_of
 from ddt_accel.comparison.choices import Choices
 from ddt_accel.comparison.choosing import Chooser, Entry
 from ddt_accel.comparison.contest import REFERENCE, UNSHARED, Contest, Field, Row
-from ddt_accel.comparison.ours import ALIGNED, FITTED, SOLVED, SOLVING
+from ddt_accel.comparison.ours import ALIGNED, CLOSED, FITTED, SOLVED, SOLVING
 from ddt_accel.errors import ConfigError, MismatchError, NumericsError
 from ddt_accel.evaluation.benchmark import measure
 from ddt_accel.evaluation.converged import converged_ends, reference_steps
 from ddt_accel.evaluation.fidelity import latent_decibels
 from ddt_accel.fitting.aligned import align, unshared_path
+from ddt_accel.fitting.finder import Finder
 from ddt_accel.fitting.joint import JointFit
+from ddt_accel.fitting.search import QUICK
 from ddt_accel.rivals.rival import Rival
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.schedule import Schedule
@@ -62,9 +64,14 @@ def compare(
         own_grid=field.aim == UNSHARED,
     )  # fmt: skip
     choices = Choices(folder, field.identity)
+    finder = None
+    if field.aim == REFERENCE:
+        finder = Finder(
+            field.backend, field.calibration, field.costs, field.closing, search=QUICK, folder=folder, on_stage=on_stage
+        )
     contests = []
     for cost in sorted(targets):
-        entries = _entries(field, chooser, choices, cost, rivals, fitted, joint, on_stage)
+        entries = _entries(field, chooser, choices, cost, rivals, fitted, finder, joint, on_stage)
         measured = partial(_measured, field, chooser, cost, entries, folder, on_stage)
         contests.append(choices.contest(cost, entries, measured))
     return contests
@@ -72,7 +79,7 @@ def compare(
 
 def _entries(
     field: Field, chooser: Chooser, choices: Choices, cost: float, rivals: Sequence[Rival],
-    fitted: Sequence[Schedule], joint: JointFit | None, on_stage: OnStage,
+    fitted: Sequence[Schedule], finder: Finder | None, joint: JointFit | None, on_stage: OnStage,
 ) -> dict[str, Entry | None]:  # fmt: skip
     """What everyone enters with at a cost."""
     entries: dict[str, Entry | None] = {}
@@ -82,6 +89,8 @@ def _entries(
         advance()
     entries[ALIGNED] = choices.of(cost, ALIGNED, partial(_aligned, field, chooser, entries[SOLVED]))
     advance()
+    if finder is not None:
+        entries[CLOSED] = choices.of(cost, CLOSED, partial(_closed, chooser, finder, cost))
     advance = on_stage(f"fitting at cost {cost:g}", 1)
     entries[FITTED] = _fitted(chooser, fitted, cost, joint)
     for rival in rivals:
@@ -114,13 +123,22 @@ def _aligned(field: Field, chooser: Chooser, solved: Entry | None) -> Entry | No
     return chooser.entry(ALIGNED, SOLVING.source, solved.settings, schedule)
 
 
+def _closed(chooser: Chooser, finder: Finder, cost: float) -> Entry | None:
+    schedules = [finder.closed(cost, shared=shared) for shared in (False, True)]
+    return _best(chooser, CLOSED, [schedule for schedule in schedules if schedule is not None])
+
+
 def _fitted(chooser: Chooser, known: Sequence[Schedule], cost: float, joint: JointFit | None) -> Entry | None:
     """The best of the fitted schedules that a cost affords: of those that are known, or are fitted now."""
     schedules = [schedule for schedule in known if chooser.cost(schedule) <= cost]
     if joint is not None:
         made = [joint.fitted(cost, shared=shared) for shared in (False, True)]
         schedules += [schedule for schedule in made if schedule is not None]
-    found = [chooser.entry(FITTED, "docs/concepts/fits.md", "", one) for one in schedules]
+    return _best(chooser, FITTED, schedules)
+
+
+def _best(chooser: Chooser, name: str, schedules: Sequence[Schedule]) -> Entry | None:
+    found = [chooser.entry(name, "docs/concepts/fits.md", "", schedule) for schedule in schedules]
     return max(filter(None, found), key=lambda entry: entry.promise, default=None)
 
 

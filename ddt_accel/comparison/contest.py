@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import count
 
 import numpy as np
 
@@ -11,15 +12,17 @@ from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.comparison.choosing import Entry
 from ddt_accel.comparison.ours import OURS
 from ddt_accel.errors import ConfigError, MismatchError
+from ddt_accel.evaluation.converged import reference_steps
 from ddt_accel.evaluation.costs import Costs
 from ddt_accel.evaluation.fidelity import Interval, interval
+from ddt_accel.fitting.fit_spec import LEAST_HELD_OUT, LEAST_REFERENCE_STEPS, FitSpec
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.schedule import Schedule
 
 REFERENCE, UNSHARED = AIMS = ("reference", "unshared")
-# How many images settings are chosen by, and how many schedules are aligned on.
-CHOOSING, ALIGNING = 8, 12
+# How many images settings are chosen by, how many schedules are aligned on, and how many are fitted to in closed form.
+CHOOSING, ALIGNING, CLOSING = 8, 12, 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +108,21 @@ class Field:
         return self.images(self.num_images + CHOOSING, ALIGNING)
 
     @property
+    def closing(self) -> FitSpec:
+        """On what is fitted in closed form: images of another seed, since what is found may be kept."""
+        specs = (
+            FitSpec(
+                seed=seed, images=CLOSING, batch_size=CLOSING, held_out=LEAST_HELD_OUT,
+                reference_steps=max(LEAST_REFERENCE_STEPS, reference_steps(self.calibration.spec.num_steps)),
+            )
+            for seed in count()
+            if seed != self.seed
+        )  # fmt: skip
+        return next(spec for spec in specs if not any(map(self.calibration.contains, spec.ranges)))
+
+    @property
     def seen(self) -> ImageRange:
-        """All that are used."""
+        """All that are used of `seed`."""
         return self.images(0, self.num_images + CHOOSING + ALIGNING)
 
     @property
@@ -123,5 +139,5 @@ class Field:
         return checksum(
             {"calibration": self.calibration.sha256, "costs": self.costs.document(), "images": self.num_images,
              "seed": self.seed, "aim": self.aim, "choosing": CHOOSING, "aligning": ALIGNING,
-             "backend": self.backend.name}
+             "closing": CLOSING, "backend": self.backend.name}
         )  # fmt: skip

@@ -1,4 +1,5 @@
-"""What we enter with: solved schedules, aligned with the unshared trajectory; and what was fitted before."""
+"""What we enter with: solved schedules; these aligned with the unshared trajectory; what fits in closed form to the
+reference solution find; and what gradients fitted."""
 
 from __future__ import annotations
 
@@ -8,8 +9,8 @@ from ddt_accel.rivals.rival import Rival, Variant
 from ddt_accel.schedule import Schedule
 from ddt_accel.solver.solve import Method, Statistics, solve_curve
 
-SOLVED, ALIGNED, FITTED = "ours, solved", "ours, aligned", "ours, fitted"
-OURS = (SOLVED, ALIGNED, FITTED)
+SOLVED, ALIGNED, CLOSED, FITTED = "ours, solved", "ours, aligned", "ours, in closed form", "ours, fitted"
+OURS = (SOLVED, ALIGNED, CLOSED, FITTED)
 SOURCES = (2, 3, 4)
 
 

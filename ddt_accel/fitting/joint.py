@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from functools import cached_property
 from pathlib import Path
 
 from ddt_accel.artifacts import checksum
 from ddt_accel.backends.guided import backend_of
 from ddt_accel.calibration.statistics import Calibration
-from ddt_accel.errors import ConfigError, MismatchError
-from ddt_accel.evaluation.candidates import finest
-from ddt_accel.evaluation.converged import ConvergedPath, converged_path
+from ddt_accel.errors import MismatchError
 from ddt_accel.evaluation.costs import Costs
-from ddt_accel.fitting.closed_form import closed_form
-from ddt_accel.fitting.fit import Fitted, Fitter, reference_steps
+from ddt_accel.fitting.finder import Finder
+from ddt_accel.fitting.fit import Fitted, Fitter
 from ddt_accel.fitting.fit_spec import FitSpec
-from ddt_accel.fitting.scalars import widened
-from ddt_accel.fitting.search import STEPS, THOROUGH, Search, SearchSpec, any_steps, starts
-from ddt_accel.networks.split import SplitNetwork, latent_shape_of
+from ddt_accel.fitting.search import THOROUGH, SearchSpec
+from ddt_accel.networks.split import SplitNetwork
 from ddt_accel.sampling.backend import Backend
-from ddt_accel.schedule import Schedule, check_budget
-from ddt_accel.spec import SamplingSpec
+from ddt_accel.schedule import Schedule
 from ddt_accel.stages import OnStage, silent
 
 
-class JointFit:
-    """Finds what to fit, of so many `steps` or of any number, and fits it.
-
-    Costs are in terms of the calibrated trajectory unshared. `folder` keeps converged trajectories and the states of
-    fits, so that what was interrupted continues. The search runs on `backend`, by default PyTorch, as far as `search`
-    says. `on_stage` is called with what comes next and how many steps it takes, and returns what to call after each.
-    """
+class JointFit(Finder):
+    """Finds what to fit, and fits it. The search runs on `backend`, by default PyTorch; `folder` keeps the states of
+    fits, too, so that what was interrupted continues."""
 
     def __init__(
         self,
@@ -48,114 +37,16 @@ class JointFit:
         on_stage: OnStage = silent,
         guide: SplitNetwork | None = None,
     ) -> None:
-        own = calibration.spec
         if (guide is None) != (calibration.guide is None):
             raise MismatchError(
                 "A second network (--guide) guides in either the calibration or the fit, and not in both; calibrate "
                 "with the same."
             )
-        if steps is not None and not 1 <= steps <= own.num_steps:
-            raise MismatchError(
-                f"A schedule of {steps} steps is asked for, and the calibration has {own.num_steps}; ask for 1 to "
-                f"{own.num_steps}, or calibrate with more."
-            )
-        if own.solver == "sde":
-            raise ConfigError("A stochastic trajectory has no limit to fit to; calibrate a deterministic solver.")
-        if any(map(calibration.contains, spec.ranges)):
-            raise MismatchError(f"Images of seed {spec.seed} were calibrated on; fit to those of another seed.")
-        if steps == 1 and own.final_step is not None:
-            raise ConfigError("A single step has no final step beside it, which the calibration has; give --steps 2.")
-        self.model, self.guide, self.calibration = model, guide, calibration
-        self.folder, self.on_stage = folder, on_stage
-        self.backend, self.search = backend or backend_of(model, guide, own), search
-        self.steps, self.most = steps, steps or max(any_steps(own.num_steps))
-        most = spec.reference_steps or reference_steps(self.most)
-        self.spec = dataclasses.replace(spec, reference_steps=most)
-        self.reprice(costs)
-
-    def reprice(self, costs: Costs) -> None:
-        """Goes by other costs from now on."""
-        self.costs, self.unit = costs, costs.of(Schedule.full(self.calibration.spec))
-
-    def find(
-        self, *, budget: int | None = None, cost: float | None = None, shared: bool | None = None
-    ) -> Schedule | None:
-        """The schedule that a fit in closed form brings closest, of at most so many encoder runs and at most that cost;
-        `shared` or not, or either. None where nothing is as cheap."""
-        if budget is not None:
-            check_budget(budget, self.most)
-        if cost is not None and not 0 < cost < math.inf:
-            raise ConfigError(f"The cost is {cost}; give a number above 0, 1 for the calibrated trajectory, unshared.")
-
-        def affordable(schedule: Schedule) -> bool:
-            if budget is not None and schedule.budget > budget:
-                return False
-            guide = self.calibration.guide
-            read = widened(  # as the fit will have it
-                schedule,
-                self.calibration.modulation_bias,
-                self.spec.sources,
-                guide_bias=guide.modulation_bias if guide is not None else None,
-            )
-            return cost is None or self.costs.of(read) <= cost * self.unit
-
-        alone, together = self._counts(cost)
-        found = starts(self.calibration, alone, affordable, shared=False) if shared is not True else []
-        if shared is not False:
-            worth_it, shifts = self.steps is None, self.search.shifts
-            found += starts(
-                self.calibration, together, affordable, unshared=False, worth_it=worth_it, shifts=shifts,
-                costs=self.costs.relative,
-            )  # fmt: skip
-        best = self._searched.best(found, affordable)
-        if best is None:
-            return None
-        used = self.spec.closed_form_images
-        return dataclasses.replace(best.schedule(self.calibration), fitted_on=used.joined(()))
-
-    def _counts(self, cost: float | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The numbers of steps to search without sharing, and with it."""
-        own, multiples = self.calibration.spec, self.search.multiples
-        if self.steps is not None:
-            return (self.steps,), (self.steps,)
-        if multiples is None or cost is None:
-            return any_steps(own.num_steps), any_steps(own.num_steps)
-
-        def price(grid: SamplingSpec) -> float:
-            return self.costs.of(Schedule.full(grid))
-
-        found = finest(own, "ab2", own.timeshift, price, cost * self.unit)
-        most = found[0].num_steps if found else min(STEPS[0], own.num_steps)
-        finer = {min(own.num_steps, max(most + 1, round(multiple * most))) for multiple in multiples}
-        return (most,), tuple(sorted(finer))
-
-    @cached_property
-    def _path(self) -> ConvergedPath:
-        """What the search is on, and fits in closed form."""
-        spec = self.spec
-        assert spec.reference_steps is not None
-        done = self.on_stage("reference solutions to search on", 1)
-        path = converged_path(
-            self.backend, self.calibration.spec, spec.reference_steps, spec.closed_form_images,
-            latent_shape_of(self.model), spec.batch_size, cache=self.folder,
+        self.model, self.guide = model, guide
+        super().__init__(
+            backend or backend_of(model, guide, calibration.spec), calibration, costs, spec,
+            steps=steps, search=search, folder=folder, on_stage=on_stage,
         )  # fmt: skip
-        done()
-        return path
-
-    @cached_property
-    def _searched(self) -> Search:
-        size = self.spec.batch_size
-        return Search(
-            self.backend, self.calibration, self._path, batch_size=size, on_stage=self.on_stage, spec=self.search
-        )
-
-    def closed(self, cost: float, *, shared: bool) -> Schedule | None:
-        """The best schedule of at most that cost, found, and its integrator fitted in closed form; None where nothing
-        is as cheap."""
-        schedule = self.find(cost=cost, shared=shared)
-        if schedule is None:
-            return None
-        return closed_form(self.backend, schedule, self._path, self.spec.batch_size)
 
     def fitted(self, cost: float, *, shared: bool) -> Schedule | None:
         """The best schedule of at most that cost, found and fitted; None where nothing is as cheap."""
