@@ -7,7 +7,8 @@ calibrated on, fitted to or chosen on. Costs are counted multiply-adds, in terms
 beside them stand milliseconds an image, measured in turns by the compiled networks and by ONNX Runtime, since
 multiplying is not all that takes time. Prints its conditions and a Markdown table; writes JSON.
 
-Usage: python benchmarks/families.py [--model NAME] [--cost C …] [--images N] [--iterations N] [--out FILE]
+Usage: python benchmarks/families.py [--model NAME] [--cost C …] [--images N] [--iterations N] [--keep FOLDER]
+           [--out FILE]
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--samples", type=int, default=64, help="Trajectories to calibrate on.")
     parser.add_argument("--iterations", type=int, help="Gradient steps of a fit.")
+    parser.add_argument("--keep", type=Path, help="Folder for fitted schedules, and for fits that go on when killed.")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
 
@@ -56,7 +58,14 @@ def main() -> None:
     costs = counted_costs(model.config, shape)
     calibration = calibrate(model, SPEC, num_samples=arguments.samples, batch_size=BATCH)
     spec = FitSpec() if arguments.iterations is None else FitSpec(iterations=arguments.iterations)
-    joint = JointFit(model, calibration, costs, spec)
+    joint = JointFit(model, calibration, costs, spec, folder=arguments.keep)
+
+    def fitted(cost: float, shared: bool) -> Schedule | None:
+        schedule = joint.fitted(cost=cost, shared=shared)
+        if schedule is not None and arguments.keep is not None:
+            schedule.save(arguments.keep / f"fitted-{schedule.budget}of{schedule.spec.num_steps}.json")
+        return schedule
+
     rows = make_plans(
         backend,
         calibration,
@@ -67,7 +76,7 @@ def main() -> None:
         seed=SEED,
         batch_size=BATCH,
         on_stage=silent,
-        fitted=lambda cost, shared: joint.fitted(cost=cost, shared=shared),
+        fitted=fitted,
     )
     # The images that `make_plans` reports on, for what it has no row of.
     reporting = ImageRange(seed=SEED, first=arguments.images, stop=2 * arguments.images)

@@ -23,7 +23,7 @@ import torch
 from ddt_accel import Schedule, draw_labels, draw_noise, load_model, sample
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.calibration.statistics import Calibration
-from ddt_accel.evaluation.converged import converged_path
+from ddt_accel.evaluation.converged import converged_course
 from ddt_accel.evaluation.costs import counted_costs
 from ddt_accel.evaluation.fidelity import interval, latent_decibels
 from ddt_accel.fitting.closed_form import closed_form
@@ -114,7 +114,7 @@ def guidance(bench: Bench) -> list[dict[str, object]]:
         start, used = (dataclasses.replace(one, spec=spec_at) for one in (bench.start, fitted))
         backend, spec = TorchBackend(bench.model), bench.spec
         assert spec.reference_steps is not None
-        path = converged_path(backend, start.spec, spec.reference_steps, spec.closed_form_images, bench.shape, BATCH)
+        path = converged_course(backend, start.spec, spec.reference_steps, spec.closed_form_images, bench.shape, BATCH)
         rows.append(
             {
                 "guidance": weight,

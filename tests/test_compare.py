@@ -91,6 +91,13 @@ def test_fits_in_closed_form_are_to_the_reference_solution(contests, field) -> N
         assert row.ahead_of(plain, "reference").low > 0
 
 
+def test_they_are_to_the_unshared_sampler_where_that_is_the_aim(field, tmp_path) -> None:
+    """Closer to it than fewer steps are, of the best integrator and time shift."""
+    (contest,) = compare(dataclasses.replace(field, aim="unshared"), [COST], FEW[:1], [], tmp_path)
+    rows = {row.entry.name: row for row in contest.rows}
+    assert rows[CLOSED].ahead_of(rows["fewer steps"], "unshared").low > 0
+
+
 def test_the_best_of_all_settings_is_chosen_where_there_is_one_grid(field, calibration) -> None:
     ends = sample_images(field.backend, field.unshared, field.choosing, SHAPE, 4)
     chooser = Chooser(field.backend, calibration, field.costs, field.choosing, ends, 4, own_grid=True)

@@ -15,7 +15,7 @@ from ddt_accel.artifacts import checksum
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.calibration.resample import resample
 from ddt_accel.errors import ConfigError, MismatchError
-from ddt_accel.evaluation.converged import converged_path
+from ddt_accel.evaluation.converged import converged_course
 from ddt_accel.fitting.closed_form import closed_form
 from ddt_accel.fitting.scalars import Scalars
 from ddt_accel.fitting.trajectory import fitted_trajectory
@@ -149,7 +149,7 @@ def test_calibrate_solve_and_sample_to_an_end(calibration: Calibration, tmp_path
 def test_fitted_numbers_stay_within_the_end(calibration: Calibration) -> None:
     network, images = tiny(), ImageRange(seed=5, first=0, stop=4)
     backend = TorchBackend(network)
-    path = converged_path(backend, ENDING, 32, images, SHAPE, 4)
+    path = converged_course(backend, ENDING, 32, images, SHAPE, 4)
     assert path.times[-1] == pytest.approx(ENDING.grid[-1], abs=1e-5)
     for solver in ("euler", "heun"):
         schedule = Schedule.full(replace(ENDING, num_steps=4, solver=solver))

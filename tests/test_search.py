@@ -13,8 +13,9 @@ import torch
 from ddt_accel import SamplingSpec, Schedule, calibrate, draw_labels, draw_noise, load_model, sample, solve
 from ddt_accel.backends.pytorch import StateSession, TorchBackend
 from ddt_accel.errors import ConfigError, MismatchError, NumericsError
-from ddt_accel.evaluation.converged import ConvergedPath, converged_ends, converged_path
+from ddt_accel.evaluation.converged import converged_course, converged_ends, unshared_course
 from ddt_accel.evaluation.costs import counted_costs
+from ddt_accel.evaluation.course import Course
 from ddt_accel.evaluation.fidelity import latent_decibels
 from ddt_accel.fitting.closed_form import closed_form
 from ddt_accel.fitting.fit import LOOK_EVERY
@@ -23,6 +24,7 @@ from ddt_accel.fitting.joint import JointFit
 from ddt_accel.fitting.scalars import widened
 from ddt_accel.fitting.search import EXPANDED, Pattern, Search, starts
 from ddt_accel.networks.split import latent_shape_of
+from ddt_accel.sampling.integrators import updates
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.sampling.reference import converged
 from ddt_accel.solver.split import encoder_runs
@@ -49,8 +51,8 @@ def calibration(model):
 
 
 @pytest.fixture(scope="module")
-def path(backend) -> ConvergedPath:
-    return converged_path(backend, FINE, 48, IMAGES, SHAPE, 4)
+def path(backend) -> Course:
+    return converged_course(backend, FINE, 48, IMAGES, SHAPE, 4)
 
 
 def patterns(calibration) -> list[Pattern]:
@@ -71,9 +73,9 @@ def test_the_path_ends_where_the_converged_trajectory_does(backend, path, tmp_pa
     torch.testing.assert_close(path.at(0.0), noise)
     torch.testing.assert_close(path.at(1.0), path.ends)
     torch.testing.assert_close(path.at(float(path.times[17])), path.latents[17])
-    fine = converged_path(backend, FINE, 96, IMAGES, SHAPE, 4, cache=tmp_path)
+    fine = converged_course(backend, FINE, 96, IMAGES, SHAPE, 4, cache=tmp_path)
     torch.testing.assert_close(path.at(float(fine.times[37])), fine.latents[37], atol=2e-3, rtol=0)
-    again = converged_path(backend, dataclasses.replace(FINE, timeshift=2.0), 96, IMAGES, SHAPE, 4, cache=tmp_path)
+    again = converged_course(backend, dataclasses.replace(FINE, timeshift=2.0), 96, IMAGES, SHAPE, 4, cache=tmp_path)
     assert torch.equal(again.latents, fine.latents)
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -81,9 +83,9 @@ def test_the_path_ends_where_the_converged_trajectory_does(backend, path, tmp_pa
 def test_a_final_step_belongs_to_the_limit(model, backend) -> None:
     """It is the network's own estimate of the data from where the even steps lead, whatever the grid."""
     spec = dataclasses.replace(FINE, last_step=0.3)
-    path = converged_path(backend, spec, 48, IMAGES, SHAPE, 4)
+    path = converged_course(backend, spec, 48, IMAGES, SHAPE, 4)
     torch.testing.assert_close(path.ends, converged_ends(backend, spec, 48, IMAGES, SHAPE, 6), atol=1e-5, rtol=0)
-    unbent = converged_path(backend, FINE, 90, IMAGES, SHAPE, 4)
+    unbent = converged_course(backend, FINE, 90, IMAGES, SHAPE, 4)
     torch.testing.assert_close(path.latents[-2], unbent.at(0.7), atol=2e-3, rtol=0)
     labels = draw_labels(model.config.num_classes, seed=IMAGES.seed, indices=range(IMAGES.first, IMAGES.stop))
     time, null = torch.full((IMAGES.count,), 0.7), torch.full_like(labels, model.config.num_classes)
@@ -100,28 +102,28 @@ def test_a_final_step_belongs_to_the_limit(model, backend) -> None:
     assert converged(shifted, 48).spec == converged(spec, 48).spec
 
 
+@pytest.mark.parametrize(("solver", "after"), [("euler", [1, 2, 3, 4]), ("ab3", [1, 2, 3, 4]), ("heun", [2, 4, 6, 7])])
+def test_a_sampler_is_followed_step_by_step(model, backend, tmp_path, solver: str, after: list[int]) -> None:
+    """To where it stands when all evaluations after a step are left out."""
+    spec = dataclasses.replace(FINE, num_steps=4, solver=solver)
+    course = unshared_course(backend, spec, IMAGES, SHAPE, 4, cache=tmp_path)
+    assert course.times.tolist() == spec.grid.tolist()
+    for latents, count in zip(course.latents[1:], after, strict=True):
+        rows = tuple(row.velocities if k < count else () for k, row in enumerate(updates(spec)))
+        stopped = dataclasses.replace(Schedule.full(spec), integrator=rows)
+        torch.testing.assert_close(latents, ends(model, stopped, IMAGES), atol=1e-5, rtol=0)
+    again = unshared_course(backend, spec, IMAGES, SHAPE, 4, cache=tmp_path)
+    assert torch.equal(again.latents, course.latents)
+
+
 def test_it_finds_an_integrator_that_arrives(model, backend) -> None:
     """The trajectory of AB3 on the schedule's own grid can be had exactly; Euler's weights are where it starts."""
     spec = dataclasses.replace(FINE, num_steps=6, solver="ab3")
-    latents = [draw_noise(SHAPE, seed=9, indices=range(2, 8))]
-    for k in range(6):
-        stopped = dataclasses.replace(
-            Schedule.full(spec), integrator=tuple(
-                tuple(row.velocities) if j <= k else () for j, row in enumerate(_updates(spec))
-            ),
-        )  # fmt: skip
-        latents.append(ends(model, stopped, IMAGES))
-    path = ConvergedPath(images=IMAGES, times=spec.grid, latents=torch.stack(latents), final_step=False)
+    course = unshared_course(backend, spec, IMAGES, SHAPE, 4)
     euler = Schedule.full(dataclasses.replace(spec, solver="euler"))
-    found = closed_form(backend, euler, path, 4)
-    error = latent_decibels(ends(model, found, IMAGES), path.ends)
-    assert error.min() > 60 > latent_decibels(ends(model, euler, IMAGES), path.ends).max() + 10
-
-
-def _updates(spec: SamplingSpec):
-    from ddt_accel.sampling.integrators import updates
-
-    return updates(spec)
+    found = closed_form(backend, euler, course, 4)
+    error = latent_decibels(ends(model, found, IMAGES), course.ends)
+    assert error.min() > 60 > latent_decibels(ends(model, euler, IMAGES), course.ends).max() + 10
 
 
 @pytest.mark.parametrize("kind", ["unshared", "shared", "own branches", "heun"])
@@ -240,7 +242,7 @@ def test_neighbours_are_tried_until_none_is_better(backend, calibration, path) -
 
 
 def test_images_that_were_calibrated_on_are_refused(backend, calibration) -> None:
-    seen = converged_path(backend, FINE, 24, ImageRange(seed=0, first=0, stop=4), SHAPE, 4)
+    seen = converged_course(backend, FINE, 24, ImageRange(seed=0, first=0, stop=4), SHAPE, 4)
     with pytest.raises(MismatchError, match="calibrated on"):
         Search(backend, calibration, seen, batch_size=4, on_stage=lambda label, total: lambda: None)
 
@@ -327,5 +329,5 @@ def test_converged_trajectories_that_are_not_finite_are_not_kept(model, tmp_path
     with torch.no_grad():
         broken.final_layer.linear.weight.fill_(float("inf"))
     with pytest.raises(NumericsError, match="NaN"):
-        converged_path(TorchBackend(broken), FINE, 24, IMAGES, SHAPE, 4, cache=tmp_path)
+        converged_course(TorchBackend(broken), FINE, 24, IMAGES, SHAPE, 4, cache=tmp_path)
     assert list(tmp_path.iterdir()) == []

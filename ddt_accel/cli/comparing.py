@@ -80,7 +80,7 @@ def compare(
 
     Every method chooses among what its paper lets it choose, by images that nothing is reported on. What each chose is
     kept, so that an interrupted comparison goes on. Ours are solved schedules, the same aligned with the unshared
-    trajectory, fits in closed form to the reference solution, and fits by gradients: those of the workspace or the
+    trajectory, fits in closed form to what all come close to, and fits by gradients: those of the workspace or the
     package for this checkpoint, and with --fit new ones.
     """
     import torch

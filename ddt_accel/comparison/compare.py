@@ -64,11 +64,10 @@ def compare(
         own_grid=field.aim == UNSHARED,
     )  # fmt: skip
     choices = Choices(folder, field.identity)
-    finder = None
-    if field.aim == REFERENCE:
-        finder = Finder(
-            field.backend, field.calibration, field.costs, field.closing, search=QUICK, folder=folder, on_stage=on_stage
-        )
+    finder = Finder(
+        field.backend, field.calibration, field.costs, field.closing,
+        search=QUICK, copying=field.aim == UNSHARED, folder=folder, on_stage=on_stage,
+    )  # fmt: skip
     contests = []
     for cost in sorted(targets):
         entries = _entries(field, chooser, choices, cost, rivals, fitted, finder, joint, on_stage)
@@ -79,7 +78,7 @@ def compare(
 
 def _entries(
     field: Field, chooser: Chooser, choices: Choices, cost: float, rivals: Sequence[Rival],
-    fitted: Sequence[Schedule], finder: Finder | None, joint: JointFit | None, on_stage: OnStage,
+    fitted: Sequence[Schedule], finder: Finder, joint: JointFit | None, on_stage: OnStage,
 ) -> dict[str, Entry | None]:  # fmt: skip
     """What everyone enters with at a cost."""
     entries: dict[str, Entry | None] = {}
@@ -89,8 +88,7 @@ def _entries(
         advance()
     entries[ALIGNED] = choices.of(cost, ALIGNED, partial(_aligned, field, chooser, entries[SOLVED]))
     advance()
-    if finder is not None:
-        entries[CLOSED] = choices.of(cost, CLOSED, partial(_closed, chooser, finder, cost))
+    entries[CLOSED] = choices.of(cost, CLOSED, partial(_closed, chooser, finder, cost))
     advance = on_stage(f"fitting at cost {cost:g}", 1)
     entries[FITTED] = _fitted(chooser, fitted, cost, joint)
     for rival in rivals:

@@ -22,9 +22,10 @@ from torch import Tensor
 
 from ddt_accel.backends.sample import sample_images
 from ddt_accel.errors import ConfigError
-from ddt_accel.evaluation.converged import LatentShape
+from ddt_accel.evaluation.course import passed
 from ddt_accel.evaluation.fidelity import Interval, interval, latent_decibels
 from ddt_accel.fitting.least_squares import least_log, system
+from ddt_accel.networks.config import LatentShape
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.sampling.program import Evaluation, compile_program, reweighted
@@ -67,13 +68,7 @@ def aligned(
 
 def unshared_path(backend: Backend, schedule: Schedule, images: ImageRange, shape: LatentShape, size: int) -> Tensor:
     """Where images are after every evaluation of a schedule's own sampler without sharing, [E, B, C, H, W] float32."""
-    passed = []
-    trajectories = begun(backend, compile_program(schedule.unshared()), images, shape, size)
-    for k in range(schedule.spec.num_evaluations):
-        for trajectory in trajectories:
-            trajectory.step(k)
-        passed.append(torch.cat([trajectory.latents.cpu() for trajectory in trajectories]))
-    return torch.stack(passed)
+    return passed(backend, schedule.unshared(), images, shape, size)[1:]
 
 
 def align(backend: Backend, schedule: Schedule, path: Tensor, images: ImageRange, batch_size: int) -> Schedule:

@@ -1,8 +1,8 @@
 """An integrator in closed form: every step's weights by least squares, one pass along the trajectory.
 
-A new latent is linear in the weights that make it, and the converged trajectory says where it should be. So from the
-latents and velocities so far, the weights of evaluation k are those that bring the next latent closest to the
-converged one at the next time,
+A new latent is linear in the weights that make it, and a converged trajectory, or another one that is to be copied,
+says where it should be. So from the latents and velocities so far, the weights of evaluation k are those that bring the
+next latent closest to that one's at the next time,
 
     min_b  Σ_i log ‖x_k^i + Σ_j b_j v_j^i − x*^i(t_{k+1})‖²,
 
@@ -19,7 +19,7 @@ import torch
 
 from ddt_accel.backends.guided import caching_states
 from ddt_accel.errors import ConfigError, NumericsError
-from ddt_accel.evaluation.converged import ConvergedPath
+from ddt_accel.evaluation.course import Course
 from ddt_accel.fitting.least_squares import least_log, system
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.integrators import Update
@@ -33,8 +33,8 @@ RIDGE = 1e-6
 MOST_KEPT = 4 << 30
 
 
-def closed_form(backend: Backend, schedule: Schedule, path: ConvergedPath, batch_size: int) -> Schedule:
-    """The schedule with its integrator fitted to converged trajectories, everything else as it was.
+def closed_form(backend: Backend, schedule: Schedule, course: Course, batch_size: int) -> Schedule:
+    """The schedule with its integrator fitted to stay beside `course`, everything else as it was.
 
     Raises NumericsError where the trajectory leaves the finite numbers.
     """
@@ -45,13 +45,13 @@ def closed_form(backend: Backend, schedule: Schedule, path: ConvergedPath, batch
     # Every evaluation may read every velocity so far, so that all of them are kept.
     full = tuple(tuple((j, 1.0) for j in range(k + 1)) for k in range(count))
     program = compile_program(dataclasses.replace(schedule, integrator=full))
-    if _modulation_bytes(backend, program, path) > MOST_KEPT:
+    if _modulation_bytes(backend, program, course) > MOST_KEPT:
         backend = caching_states(backend)
-    channels, height, width = path.latents.shape[2:]
-    batches = begun(backend, program, path.images, (channels, height, width), batch_size)
+    channels, height, width = course.latents.shape[2:]
+    batches = begun(backend, program, course.images, (channels, height, width), batch_size)
     rows: list[Row] = []
     for k in range(count):
-        target = path.at(own.evaluations[k + 1].time if k + 1 < count else path.times[-1])
+        target = course.at(own.evaluations[k + 1].time if k + 1 < count else course.times[-1])
         warm = torch.zeros(k + 1, dtype=torch.float64)
         for j, weight in own.evaluations[k].update.velocities:
             warm[j] = weight
@@ -75,12 +75,12 @@ def closed_form(backend: Backend, schedule: Schedule, path: ConvergedPath, batch
         objective=FITTED,
         predicted_cost=None,
         predicted_error=None,
-        fitted_on=path.images.joined(schedule.fitted_on),
+        fitted_on=course.images.joined(schedule.fitted_on),
     )
 
 
-def _modulation_bytes(backend: Backend, program: Program, path: ConvergedPath) -> int:
+def _modulation_bytes(backend: Backend, program: Program, course: Course) -> int:
     """What the modulations of all images take in float32, in both branches and as many slots as the program needs."""
-    _, height, width = path.latents.shape[2:]
-    tokens = backend.config.num_tokens((path.latents.shape[2], height, width))
-    return 4 * 2 * path.images.count * state_slots(program) * tokens * backend.config.modulation_size
+    _, height, width = course.latents.shape[2:]
+    tokens = backend.config.num_tokens((course.latents.shape[2], height, width))
+    return 4 * 2 * course.images.count * state_slots(program) * tokens * backend.config.modulation_size

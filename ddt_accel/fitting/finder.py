@@ -10,8 +10,9 @@ from pathlib import Path
 from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ConfigError, MismatchError
 from ddt_accel.evaluation.candidates import finest
-from ddt_accel.evaluation.converged import ConvergedPath, converged_path
+from ddt_accel.evaluation.converged import converged_course, unshared_course
 from ddt_accel.evaluation.costs import Costs
+from ddt_accel.evaluation.course import Course
 from ddt_accel.fitting.closed_form import closed_form
 from ddt_accel.fitting.fit import reference_steps
 from ddt_accel.fitting.fit_spec import FitSpec
@@ -26,7 +27,8 @@ from ddt_accel.stages import OnStage, silent
 class Finder:
     """Finds what to fit, of so many `steps` or of any number, on any backend and without a gradient.
 
-    Costs are in terms of the calibrated trajectory unshared. `folder` keeps converged trajectories. The search goes as
+    What is found ends near the reference solution, or with `copying` near where the calibrated sampler does without
+    sharing. Costs are in terms of that. `folder` keeps the trajectories of either. The search goes as
     far as `search` says. `on_stage` is called with what comes next and how many steps it takes, and returns what to
     call after each.
     """
@@ -40,6 +42,7 @@ class Finder:
         *,
         steps: int | None = None,
         search: SearchSpec = THOROUGH,
+        copying: bool = False,
         folder: Path | None = None,
         on_stage: OnStage = silent,
     ) -> None:
@@ -56,7 +59,7 @@ class Finder:
         if steps == 1 and own.final_step is not None:
             raise ConfigError("A single step has no final step beside it, which the calibration has; give --steps 2.")
         self.backend, self.calibration, self.search = backend, calibration, search
-        self.folder, self.on_stage = folder, on_stage
+        self.copying, self.folder, self.on_stage = copying, folder, on_stage
         self.steps, self.most = steps, steps or max(any_steps(own.num_steps))
         most = spec.reference_steps or reference_steps(self.most)
         self.spec = dataclasses.replace(spec, reference_steps=most)
@@ -119,23 +122,25 @@ class Finder:
         return (most,), tuple(sorted(finer))
 
     @cached_property
-    def _path(self) -> ConvergedPath:
+    def _course(self) -> Course:
         """What the search is on, and fits in closed form."""
-        spec = self.spec
+        spec, own, images = self.spec, self.calibration.spec, self.spec.closed_form_images
+        backend, shape, size = self.backend, self.calibration.latent_shape, self.spec.batch_size
         assert spec.reference_steps is not None
-        done = self.on_stage("reference solutions to search on", 1)
-        path = converged_path(
-            self.backend, self.calibration.spec, spec.reference_steps, spec.closed_form_images,
-            self.calibration.latent_shape, spec.batch_size, cache=self.folder,
-        )  # fmt: skip
+        if self.copying:
+            done = self.on_stage("trajectories to copy", 1)
+            course = unshared_course(backend, own, images, shape, size, cache=self.folder)
+        else:
+            done = self.on_stage("reference solutions to search on", 1)
+            course = converged_course(backend, own, spec.reference_steps, images, shape, size, cache=self.folder)
         done()
-        return path
+        return course
 
     @cached_property
     def _searched(self) -> Search:
         size = self.spec.batch_size
         return Search(
-            self.backend, self.calibration, self._path, batch_size=size, on_stage=self.on_stage, spec=self.search
+            self.backend, self.calibration, self._course, batch_size=size, on_stage=self.on_stage, spec=self.search
         )
 
     def closed(self, cost: float, *, shared: bool) -> Schedule | None:
@@ -144,4 +149,4 @@ class Finder:
         schedule = self.find(cost=cost, shared=shared)
         if schedule is None:
             return None
-        return closed_form(self.backend, schedule, self._path, self.spec.batch_size)
+        return closed_form(self.backend, schedule, self._course, self.spec.batch_size)

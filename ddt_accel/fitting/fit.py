@@ -26,7 +26,8 @@ from ddt_accel.artifacts import checksum, read_arrays, write_arrays
 from ddt_accel.backends.guided import backend_of, check_guides
 from ddt_accel.backends.sample import check_checkpoint, sample_images
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError, NumericsError
-from ddt_accel.evaluation.converged import ConvergedPath, LatentShape, converged_ends, converged_path
+from ddt_accel.evaluation.converged import converged_course, converged_ends
+from ddt_accel.evaluation.course import Course
 from ddt_accel.evaluation.fidelity import Interval, interval, latent_decibels
 from ddt_accel.fitting.closed_form import closed_form
 from ddt_accel.fitting.coordinates import COORDINATED, Coordinates
@@ -34,7 +35,7 @@ from ddt_accel.fitting.descent import Descent
 from ddt_accel.fitting.fit_spec import FitSpec
 from ddt_accel.fitting.scalars import INTEGRATOR, Scalars
 from ddt_accel.fitting.trajectory import fitted_trajectory
-from ddt_accel.networks.config import UNKNOWN
+from ddt_accel.networks.config import UNKNOWN, LatentShape
 from ddt_accel.networks.split import SplitNetwork, latent_shape_of
 from ddt_accel.sampling.noise import ImageRange, draw_labels, draw_noise
 from ddt_accel.schedule import Schedule
@@ -132,21 +133,21 @@ class Fitter:
         """Fits to the end, and compares with the warm start on images that were not used."""
         ranges = self.spec.ranges
         done = self.on_stage("converged trajectories", 1 + len(ranges))
-        path = self._converged_path()
+        course = self._converged_course()
         done()
-        rest = dataclasses.replace(ranges[0], first=path.images.stop)
+        rest = dataclasses.replace(ranges[0], first=course.images.stop)
         targets = []
         for images in (rest, *ranges[1:]):
             targets.append(self._converged(images))
             done()
-        fitting, choosing, reporting = torch.cat([path.ends, targets[0]]), *targets[1:]
+        fitting, choosing, reporting = torch.cat([course.ends, targets[0]]), *targets[1:]
         done = self.on_stage("fitting", self.spec.iterations)
         if self.state_path is not None and self.state_path.exists():
             descent = self._load(self.state_path)
             for _ in range(descent.iteration):
                 done()
         else:
-            descent = self._start(path, choosing)
+            descent = self._start(course, choosing)
         networks = [self.model] if self.guide is None else [self.model, self.guide]
         requiring = [value for network in networks for value in network.parameters() if value.requires_grad]
         for value in requiring:
@@ -179,9 +180,11 @@ class Fitter:
             schedule=kept, before=_interval(before), after=_interval(after), gain=gain, iteration=self.best_iteration
         )
 
-    def _converged_path(self) -> ConvergedPath:
+    def _converged_course(self) -> Course:
         images, shape, size = self.spec.closed_form_images, self.latent_shape, self.spec.batch_size
-        return converged_path(self.backend, self.warm.spec, self.reference_steps, images, shape, size, cache=self.cache)
+        return converged_course(
+            self.backend, self.warm.spec, self.reference_steps, images, shape, size, cache=self.cache
+        )
 
     def _converged(self, images: ImageRange) -> Tensor:
         shape, size = self.latent_shape, self.spec.batch_size
@@ -189,7 +192,7 @@ class Fitter:
             return torch.empty(0, *shape)
         return converged_ends(self.backend, self.warm.spec, self.reference_steps, images, shape, size, cache=self.cache)
 
-    def _start(self, path: ConvergedPath, choosing: Tensor) -> Descent:
+    def _start(self, course: Course, choosing: Tensor) -> Descent:
         """From the schedule as it is given, or with its integrator in closed form: from what does better."""
         spec = self.spec
         self._look(choosing, 0)
@@ -197,7 +200,7 @@ class Fitter:
             raise NumericsError("The schedule to start from ends in NaN or infinity; start from another one.")
         if INTEGRATOR in spec.free:
             with contextlib.suppress(NumericsError):  # which the given one has not
-                self.scalars.set_integrator(closed_form(self.backend, self.scalars.warm, path, spec.batch_size))
+                self.scalars.set_integrator(closed_form(self.backend, self.scalars.warm, course, spec.batch_size))
                 self._look(choosing, 0)
             self._set(self.best)
 

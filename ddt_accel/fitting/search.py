@@ -17,7 +17,7 @@ from ddt_accel.backends.sample import sample_images
 from ddt_accel.calibration.resample import POINTS, resample
 from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ConfigError, MismatchError, NumericsError
-from ddt_accel.evaluation.converged import ConvergedPath
+from ddt_accel.evaluation.course import Course
 from ddt_accel.evaluation.fidelity import latent_decibels
 from ddt_accel.fitting.closed_form import closed_form
 from ddt_accel.sampling.backend import Backend
@@ -107,14 +107,14 @@ class Pattern:
 class Jury:
     """Images whose converged trajectories are known: closed forms are fitted to the first, and judged on the others."""
 
-    def __init__(self, backend: Backend, calibration: Calibration, path: ConvergedPath, batch_size: int) -> None:
-        if path.images.count < 2:
-            raise ConfigError(f"{path.images.count} images to search on; give at least 2.")
-        count = max(1, math.floor(FITTED_SHARE * path.images.count))
-        self.fitted, self.ends = path.first(count), path.ends[count:]
-        self.held_out = dataclasses.replace(path.images, first=path.images.first + count)
+    def __init__(self, backend: Backend, calibration: Calibration, course: Course, batch_size: int) -> None:
+        if course.images.count < 2:
+            raise ConfigError(f"{course.images.count} images to search on; give at least 2.")
+        count = max(1, math.floor(FITTED_SHARE * course.images.count))
+        self.fitted, self.ends = course.first(count), course.ends[count:]
+        self.held_out = dataclasses.replace(course.images, first=course.images.first + count)
         if calibration.contains(self.held_out):
-            raise MismatchError(f"Seed {path.images.seed} was calibrated on; search with another --seed.")
+            raise MismatchError(f"Seed {course.images.seed} was calibrated on; search with another --seed.")
         self._backend, self._calibration, self._batch_size = backend, calibration, batch_size
         self._scores: dict[Pattern, float] = {}
 
@@ -143,16 +143,16 @@ class Search:
         self,
         backend: Backend,
         calibration: Calibration,
-        path: ConvergedPath,
+        course: Course,
         *,
         batch_size: int,
         on_stage: OnStage,
         spec: SearchSpec = THOROUGH,
     ) -> None:
         self.calibration, self.on_stage, self.spec = calibration, on_stage, spec
-        self.jury = self._screen = Jury(backend, calibration, path, batch_size)
-        if path.images.count > spec.screened_on:
-            self._screen = Jury(backend, calibration, path.first(spec.screened_on), batch_size)
+        self.jury = self._screen = Jury(backend, calibration, course, batch_size)
+        if course.images.count > spec.screened_on:
+            self._screen = Jury(backend, calibration, course.first(spec.screened_on), batch_size)
 
     def best(self, starts: list[Pattern], affordable: Callable[[Schedule], bool]) -> Pattern | None:
         """The best pattern found from `starts` of those whose schedules are `affordable`; None where none of `starts`
