@@ -4,7 +4,7 @@ On images that nothing was calibrated on, fitted to or chosen on; means in dB wi
 steps are even ones, and those at the time shift that is best on these very images. The limit and the steps beside a
 schedule with a final step end in it, too. Prints its conditions and a Markdown table; writes JSON.
 
-Usage: python benchmarks/shipped.py [--images N] [--reference-steps N] [--out FILE]
+Usage: python benchmarks/shipped.py [--model NAME] [--images N] [--reference-steps N] [--out FILE]
 """
 
 from __future__ import annotations
@@ -31,18 +31,19 @@ from ddt_accel.sampling.reference import converged, second_order
 from ddt_accel.schedule import shipped_schedules
 from ddt_accel.solver.split import encoder_runs
 
-MODEL, SEED, BATCH = "cifar10", 11, 16
+SEED, BATCH = 11, 16
 SHIFTS = (1.0, 1.25, 1.5, 1.7, 2.0, 2.4, 3.0)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="cifar10", help="An embedded model.")
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--reference-steps", type=int, default=200)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
 
-    model = load_model(MODEL)
+    model = load_model(arguments.model)
     backend, shape = TorchBackend(model), latent_shape_of(model)
     images = ImageRange(seed=SEED, first=0, stop=arguments.images)
     costs = counted_costs(model.config, shape)
@@ -68,14 +69,14 @@ def main() -> None:
         assert found is not None
         return found, f"{found.mean:{sign}.1f} ({found.low:{sign}.1f} … {found.high:{sign}.1f})"
 
-    conditions = (
-        f"{MODEL}, {arguments.images} images of seed {SEED}, dB to {arguments.reference_steps} AB2 steps; {processor()}"
-    )
+    conditions = f"{arguments.model}, {arguments.images} images of seed {SEED}, dB to {arguments.reference_steps} AB2 steps; {processor()}"
     print(conditions, end="\n\n")
     print("| schedule | steps | encoder runs | cost | fitted | AB2, even | gain | AB2, shifted | gain |")
     print("|---|---|---|---|---|---|---|---|---|")
     rows = []
-    loaded = {name: Schedule.load(name) for name in shipped_schedules() if name.startswith(f"{MODEL}-fitted-")}
+    loaded = {
+        name: Schedule.load(name) for name in shipped_schedules() if name.startswith(f"{arguments.model}-fitted-")
+    }
     for name, schedule in sorted(loaded.items(), key=lambda item: costs.of(item[1])):
         final, cost = schedule.spec.final_step, costs.of(schedule)
         fitted = latent_decibels(ends(schedule), limit(final))
