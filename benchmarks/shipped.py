@@ -69,7 +69,10 @@ def main() -> None:
         assert found is not None
         return found, f"{found.mean:{sign}.1f} ({found.low:{sign}.1f} … {found.high:{sign}.1f})"
 
-    conditions = f"{arguments.model}, {arguments.images} images of seed {SEED}, dB to {arguments.reference_steps} AB2 steps; {processor()}"
+    conditions = (
+        f"{arguments.model}, {arguments.images} images of seed {SEED}, dB to {arguments.reference_steps} AB2 steps; "
+        f"{processor()}"
+    )
     print(conditions, end="\n\n")
     print("| schedule | steps | encoder runs | cost | fitted | AB2, even | gain | AB2, shifted | gain |")
     print("|---|---|---|---|---|---|---|---|---|")
