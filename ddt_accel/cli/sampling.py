@@ -118,6 +118,7 @@ def sample(
     from ddt_accel.drawing.plain_folder import check_pixels
     from ddt_accel.drawing.run_folder import MANY, check_no_run
     from ddt_accel.errors import ConfigError
+    from ddt_accel.locks import joining
 
     if images < 1 or batch_size < 1:
         raise ConfigError(f"--images is {images} and --batch-size {batch_size}; give at least 1 of each.")
@@ -138,7 +139,10 @@ def sample(
     if full:
         plan = plan.unshared()
     folder = out or (place.images_path if many else place.samples_path)
-    if not many:
+    if many:
+        with joining(folder, alone=part is None):  # before anything is loaded, whether another process is in the way
+            pass
+    else:
         check_no_run(folder)
     for path in (folder / "000000.png", npz):
         if path is not None:

@@ -52,7 +52,7 @@ class Crew:
         last = ""
         for _ in range(1 + MOST_BACK):
             member = self._hired(len(self.members))
-            outcome = self._outcome(self._asked(member, job))
+            outcome = self._outcome(self._awaited({self._asked(member, job): (member, None)}))
             if isinstance(outcome, Opened):
                 self._ready(member, outcome)
                 return outcome.told
@@ -73,11 +73,25 @@ class Crew:
         left.
         """
         turns = _Turns(units)
-        idle, pending, deaths = list(self.members), dict[Any, tuple[Member, Any]](), Counter[int]()
+        idle, pending = list(self.members), dict[Any, tuple[Member, Any]]()
         for number in range(len(self.members), min(self.size, most)):
             member = self._hired(number)
             pending[self._asked(member, job)] = (member, None)
-        last = ""
+        try:
+            yield from self._worked(job, turns, idle, pending, misfit)
+        finally:  # those who were still beginning have nothing left to do
+            for member, _ in pending.values():
+                self._dismiss(member)
+
+    def _worked(
+        self,
+        job: Job,
+        turns: _Turns,
+        idle: list[Member],
+        pending: dict[Any, tuple[Member, Any]],
+        misfit: Callable[[Any], str | None],
+    ) -> Iterator[tuple[Member, Any, Any]]:
+        last, deaths = "", Counter[int]()
         while True:
             while idle and (unit := turns.next()) is not None:
                 member = idle.pop()
@@ -106,10 +120,11 @@ class Crew:
                 self._dismiss(member)
                 if unit is not None:
                     self._back(turns, member, unit, outcome)
-                elif outcome.error is not None or deaths[member.number] == MOST_BACK:
-                    self._say(f"Worker {member.number} cannot begin, and the others go on without it: {outcome.text}")
-                    continue
-                deaths[member.number] += 1
+                else:
+                    deaths[member.number] += 1
+                    if outcome.error is not None or deaths[member.number] > MOST_BACK:
+                        self._say(f"Worker {member.number} cannot begin; the others go on without it: {outcome.text}")
+                        continue
                 successor = self._hired(member.number)
                 pending[self._asked(successor, job)] = (successor, None)
 
@@ -145,7 +160,7 @@ class Crew:
         told = False
         while not (done := self._ray.wait(list(pending), num_returns=1, timeout=_WAIT)[0]):
             if not told and all(unit is None for _, unit in pending.values()):
-                self._say(f"Waiting for {len(pending)} workers to begin {self._site.words} ...")
+                self._say(f"Waiting for workers to begin {self._site.words}: {len(pending)} are not ready ...")
                 told = True
         return done[0]
 
