@@ -183,3 +183,19 @@ def test_a_shard_is_at_work_beside_others_and_not_beside_a_driver(cli, line, tmp
         assert cli(*line, "--shard", "0/2").code == 0
     with joining(tmp_path / "run", alone=True):
         assert_sentence(cli(*line, "--shard", "1/2"), f"is at work on {tmp_path / 'run'}")
+
+
+def test_numbers_that_no_site_can_have_are_refused(cli) -> None:
+    for options, said in (
+        (["--workers", "0"], "--workers is 0; give at least 1"),
+        (["--workers", "two"], "--workers is 'two'; give auto, or how many"),
+        (["--cpus-per-worker", 2], "--cpus-per-worker is of --workers and --ray"),
+        (["--workers", 2, "--device", "cuda:1"], "--device is cuda:1, and each worker gets a device of its own"),
+        (["--workers", 2, "-n", 50], "--images is 50, and up to 100 are drawn by one process"),
+    ):
+        assert_sentence(cli("sample", "-n", 200, *options), said)
+
+
+def test_without_ray_it_is_said_what_to_install(cli, line, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert_sentence(cli(*line, "--workers", 2), "pip install 'ddt-accel[cluster]'")

@@ -1,4 +1,4 @@
-"""Work on many devices, by Ray as it is: what dies is replaced, and nothing is done twice, nor lost."""
+"""Commands that work on many devices, by Ray as it is: whoever dies, nothing is lost, nor done twice, nor different."""
 
 from __future__ import annotations
 
@@ -11,107 +11,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import assert_sentence, typed
-from jobs import Squares
 
 from ddt_accel import Calibration, SamplingSpec, Schedule, calibrate, load_model
 from ddt_accel.calibration.statistics import ARRAYS, COARSER, SHARED
-from ddt_accel.cluster.crew import MOST_BACK, Crew
-from ddt_accel.cluster.instance import Site, instance
-from ddt_accel.errors import ConfigError, WorkerError
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'ddt-accel[cluster]'")
 
 COUNT, SIZE = 165, 33  # images, and of these in a range
-
-
-def test_numbers_that_no_site_can_have_are_refused(cli) -> None:
-    for options, said in (
-        (["--workers", "0"], "--workers is 0; give at least 1"),
-        (["--workers", "two"], "--workers is 'two'; give auto, or how many"),
-        (["--cpus-per-worker", 2], "--cpus-per-worker is of --workers and --ray"),
-        (["--workers", 2, "--device", "cuda:1"], "--device is cuda:1, and each worker gets a device of its own"),
-        (["--workers", 2, "-n", 50], "--images is 50, and up to 100 are drawn by one process"),
-    ):
-        assert_sentence(cli("sample", "-n", 200, *options), said)
-
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[object]:
-    """An instance of this machine for crews of two."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
-        with instance(Site(workers=2)) as found:
-            yield found
-
-
-@pytest.fixture
-def said() -> list[str]:
-    return []
-
-
-@pytest.fixture
-def crew(ray, said) -> Crew:
-    return Crew(ray, Site(workers=2), said.append, lambda number: f"number {number}")
-
-
-def squared(crew: Crew, folder: Path, numbers: range) -> Iterator[tuple[int, int]]:
-    """(number, its square) as they come."""
-    job = partial(Squares, folder)
-    told = crew.first(job)
-
-    def misfit(other: str) -> str | None:
-        return None if other == told else f"It tells {other}."
-
-    for member, number, (square, process) in crew.work(job, iter(numbers), len(numbers), misfit):
-        assert member.process == process
-        yield number, square
-
-
-def test_every_unit_is_done_once_though_workers_die(crew, said, tmp_path, capfd) -> None:
-    (tmp_path / "3").write_text("die once")
-    (tmp_path / "7").write_text("fail once")
-    (tmp_path / "8").write_text("die once")
-    assert sorted(squared(crew, tmp_path, range(12))) == [(number, number**2) for number in range(12)]
-    assert len(said) == 3
-    assert capfd.readouterr() == ("", "")
-    for number, why in ((3, "its process died"), (7, "ValueError: 7 cannot be squared"), (8, "its process died")):
-        assert any(f"is gone, and another takes number {number}: {why}" in line for line in said)
-    assert {member.number for member in crew.members} <= {0, 1}
-
-
-def test_a_unit_that_kills_ends_the_work_after_some_times(crew, said, tmp_path) -> None:
-    (tmp_path / "5").write_text("die")
-    done = []
-    with pytest.raises(WorkerError, match=rf"Number 5 failed {1 + MOST_BACK} times, .* its process died.* is kept"):
-        done.extend(squared(crew, tmp_path, range(12)))
-    assert len(said) == MOST_BACK
-
-
-def test_causes_that_can_be_removed_are_told_at_once(crew, said, tmp_path) -> None:
-    (tmp_path / "2").write_text("refuse")
-    with pytest.raises(WorkerError, match=rf"Number 2 failed on {socket.gethostname()}: 2 is unlucky; give another\."):
-        list(squared(crew, tmp_path, range(4)))
-    (tmp_path / "refuse-all").write_text("")
-    with pytest.raises(ConfigError, match=r"^--squares is 0; give at least 1\.$"):
-        crew.first(partial(Squares, tmp_path))
-    assert said == []
-
-
-def test_who_would_do_something_else_does_nothing(crew, said, tmp_path) -> None:
-    job = partial(Squares, tmp_path)
-    told = crew.first(job)
-    (tmp_path / "other").write_text("")
-    working = crew.work(job, iter(range(200)), 200, lambda other: None if other == told else f"It tells {other}.")
-    assert sorted(number for _, number, _ in working) == list(range(200))
-    if said:  # unless the first was done before the second had begun
-        assert said == ["Worker 1 cannot begin; the others go on without it: It tells cubes."]
-    assert [member.number for member in crew.members] == [0]
 
 
 def drawing(tmp_path: Path) -> list[object]:
@@ -289,8 +200,3 @@ def test_addresses_without_a_cluster_are_told(cli, line) -> None:
         assert_sentence(cli(*line, "--ray", nobody), f"Nobody listens at {nobody} (")
     assert_sentence(cli(*line, "--ray", "ray://head:10001"), "--ray is 'ray://head:10001'; give auto, or HOST:PORT")
     assert_sentence(cli(*line, "--ray", "auto"), "Ray could not join the cluster at auto:")
-
-
-def test_without_ray_it_is_said_what_to_install(cli, line, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)
-    assert_sentence(cli(*line, "--workers", 2), "pip install 'ddt-accel[cluster]'")

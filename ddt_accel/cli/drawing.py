@@ -89,6 +89,8 @@ def draw_many(wanted: Wanted, hands: Hands, shard: Shard | None) -> Drawn:
     # Whoever is the last to come here finds all ranges, and nobody at work.
     if (present := run.present()) == run.images:
         with suppress(BusyError), joining(folder, alone=True) as alone:
+            if alone:
+                run.tidy()
             return replace(_completed(run, wanted, told.pictures, told.class_names, alone=alone), images=drawn)
     rest = "another process completes it" if present == run.images else "its last shard completes it"
     say(f"{present} of {run.images} images are in {folder}; {rest}, or `ddt-accel sample --finish --out {folder}`.")

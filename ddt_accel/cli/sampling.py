@@ -153,7 +153,7 @@ def sample(
         schedule=plan,
         backend=backend,
         export_folder=export_folder and export_folder.absolute(),
-        device=device_here(device),
+        device=device if site is not None else device_here(device),
         threads=threads,
         seed=seed,
         labels=labels,

@@ -91,7 +91,10 @@ class Tally:
         return {number: self._images[number] / max(self._seconds[number], 1e-9) for number in sorted(self._images)}
 
     def text(self) -> str:
+        """The rates of several, for a line about all."""
         rates = list(self.rates().values())
+        if len(rates) < 2:
+            return ""
         if len(rates) > _EACH:
             return f"{len(rates)} workers, {min(rates):.3g} to {max(rates):.3g} each"
         return " + ".join(f"{rate:.3g}" for rate in rates)
