@@ -35,6 +35,7 @@ STANDS_FOR = {
 INSTEAD = {
     ("--device", "cuda"): [],  # there may be no GPU
     ("--backend", "auto"): ["--backend", "torch"],  # it measures every backend for seconds: tests/test_compiled.py
+    **{("--workers", many): [] for many in ("2", "auto")},  # they take seconds to begin: tests/test_workers.py
 }
 # The demo is `optimize --speedup 5 --quick` on the embedded model; here it is that on a smaller one.
 DEMO = ["ddt-accel", "optimize", "--model", "cifar10", "--speedup", "5"]

@@ -1,0 +1,202 @@
+"""Commands that work on many devices, by Ray as it is: whoever dies, nothing is lost, nor done twice, nor different."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import assert_sentence, typed
+
+from ddt_accel import Calibration, SamplingSpec, Schedule, calibrate, load_model
+from ddt_accel.calibration.statistics import ARRAYS, COARSER, SHARED
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install 'ddt-accel[cluster]'")
+
+COUNT, SIZE = 165, 33  # images, and of these in a range
+
+
+def drawing(tmp_path: Path) -> list[object]:
+    """A command that draws 165 images of the embedded model in five ranges into tmp_path / "run"."""
+    Schedule.uniform(SamplingSpec(num_steps=6), 3).save(tmp_path / "s.json")
+    return [
+        "sample", "--backend", "torch", "--model", "cifar10", "--schedule", tmp_path / "s.json", "-w", tmp_path / "w",
+        "-n", COUNT, "--batch-size", SIZE, "--no-png", "--threads", 1, "--out", tmp_path / "run", "--npz",
+        tmp_path / "x.npz",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def line(tmp_path) -> list[object]:
+    return drawing(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """What one process draws."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert typed(*drawing(folder)) == 0
+    return folder
+
+
+def processes() -> dict[int, tuple[int, str]]:
+    """Parent and command line of all processes."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                found[int(folder.name)] = parent, (folder / "cmdline").read_text().replace("\0", " ")
+    return found
+
+
+def below(process: int) -> dict[int, str]:
+    """Command lines of the processes that a process has begun, and those that these have."""
+    every, found = processes(), dict[int, str]()
+    grown = {process}
+    while grown:
+        grown = {number for number, (parent, _) in every.items() if parent in grown}
+        found |= {number: every[number][1] for number in grown}
+    return found
+
+
+def until(reached: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 180
+    while not reached() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert reached(), process.poll()
+
+
+def drawn(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("ranges/0*")}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_whoever_is_killed_the_run_ends_in_the_same_bytes(cli, line, whole, tmp_path) -> None:
+    """First a worker, then the driver; in between a second driver is refused. No finished range is drawn again."""
+    line += ["--workers", 2]
+    run, command = tmp_path / "run", [sys.executable, "-m", "ddt_accel", *map(str, line)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as driver:
+        until(lambda: len(drawn(run)) >= 1, driver)
+        assert_sentence(cli(*line), f"process {driver.pid} on")
+        workers = [number for number, text in below(driver.pid).items() if text.startswith("ray::Worker")]
+        os.kill(workers[0], signal.SIGKILL)
+        until(lambda: len(drawn(run)) >= 3, driver)
+        begun = below(driver.pid)
+        driver.kill()
+        assert driver.stderr is not None
+        told = driver.stderr.read()
+    assert "is gone, and another takes images" in told
+    kept = drawn(run)
+    deadline = time.monotonic() + 60
+    while any(text.startswith("ray::Worker") for number, (_, text) in processes().items() if number in begun):
+        assert time.monotonic() < deadline, "workers outlive their driver"
+        time.sleep(0.1)
+    again = cli(*line, "--json")
+    assert again.code == 0, again.err
+    facts = json.loads(again.out)
+    assert facts["drawn"] == COUNT - SIZE * len(kept)
+    assert kept.items() <= drawn(run).items()
+    assert sum(worker["images"] for worker in facts["workers"]) == facts["drawn"]
+    assert contents(run / "ranges") == contents(whole / "run" / "ranges")
+    assert (tmp_path / "x.npz").read_bytes() == (whole / "x.npz").read_bytes()
+    for text in (told, again.err):
+        lines = {one.partition(" ")[0].rstrip(":") for one in text.splitlines()}
+        assert lines <= {"2", "Worker", "checking", f"{SIZE * len(kept)}", "sampling", "writing"}, (
+            text
+        )  # and none of Ray's
+
+
+CLUSTER = """
+import logging, os, sys
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+import ray
+found = ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level=logging.CRITICAL)
+print(found.address_info["gcs_address"], flush=True)
+sys.stdin.read()
+"""
+# In processes of the cluster, while a file is there: as where the package is not installed.
+MISSING = """
+import os, sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "ddt_accel":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+if os.path.exists(FLAG):
+    sys.meta_path.insert(0, Missing())
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[tuple[str, Path]]:
+    """The address of a cluster of this machine, and the file that hides the package from its new processes."""
+    folder = tmp_path_factory.mktemp("cluster")
+    flag = folder / "hidden"
+    (folder / "sitecustomize.py").write_text(MISSING.replace("FLAG", repr(str(flag))))
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, sys.path)]),
+        "RAY_prestart_worker_first_driver": "0",  # the file is looked at when a process begins
+    }
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+    with subprocess.Popen([sys.executable, "-c", CLUSTER], **pipes) as head:
+        yield head.stdout.readline().strip(), flag
+        head.stdin.close()
+
+
+def test_a_cluster_draws_the_same_images(cli, line, whole, cluster, tmp_path) -> None:
+    address, flag = cluster
+    line[line.index(COUNT)] = 4 * SIZE
+    line += ["--ray", address]
+    flag.write_text("")
+    assert_sentence(cli(*line), "ddt-accel is not installed there, or in another version; install the same as here")
+    flag.unlink()
+    assert_sentence(cli(*line, "--workers", 3), f"the cluster at {address} has place for 1")
+    ran = cli(*line, "--json")
+    assert ran.code == 0, ran.err
+    expected = contents(whole / "run" / "ranges")
+    made = contents(tmp_path / "run" / "ranges")
+    assert made == {name: expected[name] for name in sorted(expected)[:4]}
+    assert np.load(tmp_path / "x.npz")["arr_0"].shape == (4 * SIZE, 32, 32, 3)
+
+
+def test_calibration_by_workers_is_that_of_one_process(cli, tiny_model_path, tmp_path) -> None:
+    """To rounding, and what one process has begun they continue; batches are the same."""
+    line = ["calibrate", "--model", tiny_model_path, "--steps", 6, "--samples", 7, "--sensitivity-samples", 3,
+            "--batch-size", 2, "--threads", 1]  # fmt: skip
+    assert cli(*line, "-w", tmp_path / "one").code == 0
+    expected = Calibration.load(tmp_path / "one" / "calibration.safetensors")
+    begun, place = tmp_path / "many" / "calibration.partial.safetensors", tmp_path / "many"
+    calibrate(load_model(tiny_model_path), expected.spec, 2, batch_size=2, sensitivity_samples=3).save(begun)
+    ran = cli(*line, "-w", place, "--workers", 2, "--json")
+    assert ran.code == 0, ran.err
+    assert "Continuing an interrupted calibration: 2 of 7" in ran.err
+    assert "and 1 of 2 workers has any; a smaller --batch-size" in " ".join(ran.err.split())
+    assert json.loads(ran.out)["samples"] == 7
+    found = Calibration.load(place / "calibration.safetensors")
+    for name in ("ranges", "spec", "checkpoint_sha256", "latent_shape"):
+        assert getattr(found, name) == getattr(expected, name)
+    for name in (*ARRAYS, COARSER, SHARED):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-12, err_msg=name)
+    assert not begun.exists()
+
+
+def test_addresses_without_a_cluster_are_told(cli, line) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = f"127.0.0.1:{free.getsockname()[1]}"
+        assert_sentence(cli(*line, "--ray", nobody), f"Nobody listens at {nobody} (")
+    assert_sentence(cli(*line, "--ray", "ray://head:10001"), "--ray is 'ray://head:10001'; give auto, or HOST:PORT")
+    assert_sentence(cli(*line, "--ray", "auto"), "Ray could not join the cluster at auto:")
