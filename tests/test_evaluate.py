@@ -153,14 +153,19 @@ def test_the_network_of_the_extra() -> None:
 
 
 def test_figures_are_those_of_torch_fidelity(looked_at) -> None:
-    """On the same pictures, by the same weights; sFID of its function for FID on the spatial features."""
+    """On the same pictures, by the same weights: its numbers (0.4.0), of its own features.
+
+    sFID is by its function for FID; KID by its own in float64, for in float32 it has three digits here.
+    """
     found = read_json(looked_at / "first.json", FORMAT, VERSION)
     expected = {
-        "fid": 0.3226661751768699, "sfid": 12.306498014276354, "kid": 0.0001325678825378418,
-        "inception_score": 1.004749673443037, "precision": 0.875, "recall": 0.875,
+        "fid": 0.3226661751768699, "sfid": 12.306498014276354, "kid": 0.00011817982228250034,
+        "kid_deviation": 0.0001818276006111667, "inception_score": 1.004749673443037, "precision": 0.875,
+        "recall": 0.875,
     }  # fmt: skip
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-3)
     assert found["inception_score"] - 1 == pytest.approx(expected["inception_score"] - 1, rel=1e-3)
+    assert found["kid_subset_size"] == 12
     assert (found["images"], found["reference_images"], found["size"]) == (COUNT, COUNT, [16, 20])
     assert [note for note in found["notes"] if "24 pictures" in note and "too high" in note]
 
@@ -187,7 +192,7 @@ def test_statistics_serve_the_frechet_distance_and_pictures_the_rest(place, eval
     assert found["fid"] == pytest.approx((features.mean(0) ** 2).sum() + np.trace(np.cov(features.T)), rel=1e-4)
     assert found["sfid"] is None
     assert [note for note in found["notes"] if "No sFID" in note]
-    assert found["kid_subset_size"] == 6
+    assert found["kid_subset_size"] == 3
     assert 0 <= found["precision"] <= 1
 
 
@@ -272,6 +277,11 @@ def test_pairs_of_samplers(place, cli, inception) -> None:
     difference = found["against"]["difference"]
     assert difference["value"] == pytest.approx(found["fid"] - found["against"]["fid"])
     assert difference["low"] < difference["value"] < difference["high"]
+    told = cli("inspect", file).out
+    assert "evaluation" in told
+    assert "fid" in told
+    features = next((place / "run" / "evaluation" / "features").glob("*/*"))
+    assert "float32 [8, 2048]" in cli("inspect", features).out
 
 
 def test_what_cannot_be_evaluated(place, cli, inception) -> None:

@@ -219,7 +219,7 @@ def _print(found: Evaluation, pairing: Pairing | None) -> None:
         rows.append(("precision", f"{near.precision:.4f}", "of the drawn, among the real"))
         rows.append(("recall", f"{near.recall:.4f}", "of the real, among the drawn"))
     if kid is not None:
-        rows.append(("KID · 1000", f"{1000 * kid.mean:.3f} ± {1000 * kid.deviation:.3f}",
+        rows.append(("1000 · KID", f"{1000 * kid.mean:.3f} ± {1000 * kid.deviation:.3f}",
                      f"± over subsets of {kid.subset_size}"))  # fmt: skip
     if pairing is not None:
         gap = pairing.difference

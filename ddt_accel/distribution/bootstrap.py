@@ -42,14 +42,18 @@ class Difference:
     high: float
 
 
-def influences(drawn: Tensor, reference: Gaussian, pictures: Tensor | None = None) -> Influences:
+def influences(
+    drawn: Tensor, reference: Gaussian, pictures: Tensor | None = None, *, own: Gaussian | None = None
+) -> Influences:
     """Of features [M, F] against a reference, of whose pictures the features [N, F] may be known, too.
+
+    `own` are the moments of the drawn ones, where somebody has them.
 
     With dΣ = (x − μ)(x − μ)ᵀ − Σ and dμ = x − μ for each picture, the distance changes by
     2 (μ₁ − μ₂)·dμ₁ + tr (I − T) dΣ₁, T as in `Coupling.transported`; by the same with the sides changed for the
     reference.
     """
-    ours = gaussian_of(drawn)
+    ours = gaussian_of(drawn) if own is None else own
     coupling = Coupling.of(ours, reference)
     return Influences(
         distance=distance_of(ours, reference, coupling),

@@ -59,10 +59,12 @@ def evaluate(drawn: Features, reference: Reference, on_stage: OnStage = silent) 
     if drawn.logits is not None and len(drawn.logits) >= SPLITS:
         score = inception_score(drawn.logits)
     advance()
-    kid = None if real is None else kernel_distance(drawn.pool, real.pool)
+    kid, near = None, None
+    enough = real is not None and min(len(drawn.pool), len(real.pool)) > NEIGHBOURS
+    if real is not None and enough:
+        kid = kernel_distance(drawn.pool, real.pool)
     advance()
-    near = None
-    if real is not None and min(len(drawn.pool), len(real.pool)) > NEIGHBOURS:
+    if real is not None and enough:
         near = coverage(drawn.pool, real.pool)
     advance()
     return Evaluation(
@@ -90,9 +92,9 @@ def compare(
     theirs = None
     if reference.features is not None and reference.statistics.pool is reference.features.pool_moments:
         theirs = reference.features.pool
-    ours = influences(drawn.pool, reference.statistics.pool, theirs)
+    ours = influences(drawn.pool, reference.statistics.pool, theirs, own=drawn.pool_moments)
     advance()
-    others = influences(other.pool, reference.statistics.pool, theirs)
+    others = influences(other.pool, reference.statistics.pool, theirs, own=other.pool_moments)
     advance()
     difference = paired_difference(ours, others, resamples=resamples, seed=seed)
     advance()
@@ -101,15 +103,11 @@ def compare(
 
 def _notes(drawn: Features, reference: Reference) -> list[str]:
     notes = []
-    few = [
-        (count, whose)
-        for count, whose in ((len(drawn.pool), "pictures"), (reference.statistics.count, "pictures of the reference"))
-        if count is not None and count <= POOL
-    ]
-    for count, whose in few:
+    counts = {"": len(drawn.pool), " of the reference": reference.statistics.count}
+    if few := [f"{count} pictures{whose}" for whose, count in counts.items() if count is not None and count <= POOL]:
         notes.append(
-            f"{count} {whose} do not fill the {POOL} dimensions of a covariance: FID comes out too high, and compares "
-            "only with FIDs of as many."
+            f"{' and '.join(few)} do not fill the {POOL} dimensions of a covariance: FID comes out too high, and "
+            "compares only with FIDs of as many."
         )
     if reference.statistics.network is None:
         notes.append(
@@ -128,5 +126,5 @@ def _notes(drawn: Features, reference: Reference) -> list[str]:
     if reference.features is None:
         notes.append("No KID, precision and recall: they take the reference's pictures, and these are statistics.")
     elif min(len(drawn.pool), len(reference.features.pool)) <= NEIGHBOURS:
-        notes.append(f"No precision and recall: they take more than {NEIGHBOURS} pictures of each.")
+        notes.append(f"No KID, precision and recall: they take more than {NEIGHBOURS} pictures of each.")
     return notes

@@ -104,4 +104,5 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> float:
 def distance_of(first: Gaussian, second: Gaussian, coupling: Coupling) -> float:
     """As `frechet_distance`, for whoever has the coupling."""
     gap = (first.mean - second.mean).square().sum()
-    return float(gap + first.covariance.trace() + second.covariance.trace()) - 2 * coupling.trace
+    found = float(gap + first.covariance.trace() + second.covariance.trace()) - 2 * coupling.trace
+    return max(0.0, found)  # of the same distribution it is a rounding error of either sign

@@ -43,11 +43,11 @@ def kernel_distance(
 ) -> KernelDistance:
     """Of features [M, F] and [N, F]: the mean of `squared_mean_discrepancy` over random subsets of both.
 
-    Subsets are as small as the smaller of the two sets. Raises ConfigError for fewer than 2 pictures.
+    A subset is at most half of the smaller set, or all would be the same. Raises ConfigError for fewer than 4 pictures.
     """
-    size = min(subset_size, len(drawn), len(reference))
+    size = min(subset_size, min(len(drawn), len(reference)) // 2)
     if size < 2:
-        raise ConfigError(f"{len(drawn)} and {len(reference)} pictures are no pairs; give at least 2 of each.")
+        raise ConfigError(f"{len(drawn)} and {len(reference)} pictures have no subsets; give at least 4 of each.")
     generator = np.random.RandomState(SEED)  # whose stream torch-fidelity takes its subsets from
     found = [
         squared_mean_discrepancy(
