@@ -105,11 +105,11 @@ def evaluate(
             check_size(ours, theirs.size, str(against))
         beside = f"-against-{against.resolve().stem}" if against is not None else ""
         path = out or ours.kept / f"{asked.name}{beside}.json"
-        check_writable(path)
         device = check_device(device)
         network = load_inception(inception, device=device)
         if asked.statistics is not None:
             asked.statistics.check_network(network, asked.where)
+        check_writable(path)
         say_threads(threads, device)
         drawn = _features(ours, network, batch_size)
         others = None if theirs is None else _features(theirs, network, batch_size)

