@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="pictures, as `ddt-accel evaluate` takes them")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--out", type=Path, default=Path("ddt_accel/distribution/statistics/cifar10.safetensors"))
+    parser.add_argument("--out", type=Path, default=Path("ddt_accel/distribution/references/cifar10.safetensors"))
     arguments = parser.parse_args()
 
     network, done = load_inception(), 0

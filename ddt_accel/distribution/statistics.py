@@ -17,7 +17,7 @@ from ddt_accel.distribution.inception_weights import FeatureNetwork
 from ddt_accel.errors import ConfigError, MismatchError
 
 FORMAT, VERSION = "ddt-accel statistics of features", 1
-_SHIPPED = Path(__file__).parent / "statistics"
+_SHIPPED = Path(__file__).parent / "references"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
