@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import shutil
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -259,6 +260,19 @@ def test_pictures_are_the_same_wherever_they_lie(place) -> None:
             np.testing.assert_array_equal(np.concatenate([chunk.read() for chunk in there.chunks()]), rows)
     with opened(place / "set", split="train") as there:
         assert there.count == 2
+
+
+def test_pictures_are_never_all_in_memory(tmp_path) -> None:
+    np.savez(tmp_path / "many.npz", arr_0=np.zeros((4000, 64, 64, 3), np.uint8))  # 49 MB
+    seen = 0
+    with opened(tmp_path / "many.npz") as there:
+        tracemalloc.start()
+        for chunk in there.chunks():
+            seen += len(chunk.read())
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert seen == 4000
+    assert peak < 8e6
 
 
 def test_pairs_of_samplers(place, cli, inception) -> None:
