@@ -3,7 +3,8 @@
 The same noises by several samplers: the converged one (many AB2 steps), 50 AB2 steps, fewer AB2 steps for what the
 first schedule costs, and the fitted schedules; each against real pictures and against the converged sampler's. Where a
 schedule ends in a final step of its own, so do 50 steps beside it. Differences to the 50 steps are bootstrapped in
-pairs: the same real pictures and noises drawn for both. Takes the extra `fid`; what is done is kept in `--folder`.
+pairs: the same real pictures and noises drawn for both (`ddt_accel.distribution.bootstrap`). Takes the extra `fid`;
+what is done is kept in `--folder`.
 
 Usage: python benchmarks/distribution.py --data cifar10.zip [--schedules NAME,NAME] [--images N] [--folder DIR]
        [--out FILE]
@@ -27,8 +28,11 @@ from numpy.typing import NDArray
 from ddt_accel import Schedule, load_model
 from ddt_accel.backends.compiled import CompiledBackend
 from ddt_accel.backends.sample import sample_images
+from ddt_accel.distribution.bootstrap import influences, paired_difference
+from ddt_accel.distribution.frechet import frechet_distance, gaussian_of
+from ddt_accel.distribution.inception_weights import load_inception
+from ddt_accel.distribution.neighbours import coverage
 from ddt_accel.evaluation.costs import Costs, counted_costs
-from ddt_accel.evaluation.distribution import Inception, coverage, frechet_distance
 from ddt_accel.evaluation.fidelity import to_uint8
 from ddt_accel.networks.device import processor
 from ddt_accel.networks.split import latent_shape_of
@@ -37,9 +41,9 @@ from ddt_accel.sampling.reference import converged
 from ddt_accel.training.images import load_images
 
 SEED = 5
-RESAMPLES, CHUNK, BATCH = 100, 100, 25
+CHUNK, BATCH = 100, 25
 FIFTY = "50 AB2 steps"
-INCEPTION = cache(Inception)
+INCEPTION = cache(load_inception)
 
 
 def features(
@@ -47,12 +51,13 @@ def features(
 ) -> torch.Tensor:
     """Inception features [M, 2048] of the pictures that `drawn(start, stop)` gives, kept a hundred at a time under a
     name that is made of `identity`: of all that they depend on."""
-    parts, digest = [], hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
+    parts = []
+    digest = hashlib.sha256(json.dumps([identity, INCEPTION().sha256]).encode()).hexdigest()[:12]
     for start in range(0, count, CHUNK):
         stop = min(start + CHUNK, count)
         path = folder / f"{digest}-{start}-{stop}.npy"
         if not path.exists():
-            made = INCEPTION().features(drawn(start, stop)).numpy()
+            made = INCEPTION().features(drawn(start, stop)).pool.numpy()
             np.save(path.with_suffix(".part.npy"), made)
             path.with_suffix(".part.npy").rename(path)
             print(f"{name}: {stop}/{count}", file=sys.stderr, flush=True)
@@ -60,25 +65,11 @@ def features(
     return torch.cat(parts)
 
 
-def differences(found: dict[str, torch.Tensor], real: torch.Tensor) -> dict[str, list[float]]:
-    """95 % intervals of the samplers' Fréchet distances to real pictures less that of the 50 steps, over pairs.
-
-    Of distances of so many pictures: where resampling shifts the difference, for the same picture twice is no new one,
-    its quantiles are taken from their own mean.
-    """
-
-    def less(noises: torch.Tensor, pictures: torch.Tensor) -> list[float]:
-        distances = {name: frechet_distance(ours[noises], real[pictures]) for name, ours in found.items()}
-        return [distance - distances[FIFTY] for distance in distances.values()]
-
-    generator, every = np.random.default_rng(0), torch.arange(len(real))
-    drawn = [
-        less(*(torch.from_numpy(generator.integers(len(real), size=len(real))) for _ in range(2)))
-        for _ in range(RESAMPLES)
-    ]
-    away = np.array(drawn) - np.mean(drawn, axis=0)
-    low, high = np.array(less(every, every)) - np.quantile(away, [0.975, 0.025], axis=0)
-    return {name: [low[at], high[at]] for at, name in enumerate(found)}
+def differences(found: dict[str, torch.Tensor], real: torch.Tensor) -> dict[str, tuple[float, float]]:
+    """95 % intervals of the samplers' Fréchet distances to real pictures less that of the 50 steps, over pairs."""
+    pulls = {name: influences(ours, gaussian_of(real), real) for name, ours in found.items()}
+    beside = {name: paired_difference(pull, pulls[FIFTY]) for name, pull in pulls.items()}
+    return {name: (one.low, one.high) for name, one in beside.items()}
 
 
 def samplers_beside(schedules: list[Schedule], names: list[str], steps: int, costs: Costs) -> dict[str, Schedule]:
@@ -148,13 +139,13 @@ def main() -> None:
     intervals = differences(found, real)
     for name, ours in found.items():
         # A sampler with a final step has another limit.
-        distance = None if samplers[name].spec.final_step else frechet_distance(ours, limit)
+        distance = None if samplers[name].spec.final_step else frechet_distance(gaussian_of(ours), gaussian_of(limit))
         near = coverage(ours, real)
         low, high = intervals[name]
         row = {
             "sampler": name,
             "cost": costs.of(samplers[name]) / unit,
-            "frechet": frechet_distance(ours, real),
+            "frechet": frechet_distance(gaussian_of(ours), gaussian_of(real)),
             "difference_interval": [low, high],
             "frechet_to_limit": distance,
             "precision": near.precision,

@@ -20,7 +20,8 @@ from torch import Tensor
 from ddt_accel import Schedule, load_model
 from ddt_accel.backends.compiled import CompiledBackend
 from ddt_accel.backends.sample import sample_images
-from ddt_accel.evaluation.distribution import Inception, frechet_distance
+from ddt_accel.distribution.frechet import frechet_distance, gaussian_of
+from ddt_accel.distribution.inception_weights import load_inception
 from ddt_accel.evaluation.fidelity import latent_decibels, to_uint8
 from ddt_accel.networks.device import processor
 from ddt_accel.networks.split import latent_shape_of
@@ -86,15 +87,15 @@ def main() -> None:
         rows.append({"cycles": cycles, "fifty": parts[:2], "fitted": parts[2:]})
         print(f"| {cycles} | {' | '.join(f'{100 * part:.2f} %' for part in parts)} |")
 
-    pictures, inception = load_images(arguments.data, size=shape[1], split="test").images, Inception()
+    pictures, inception = load_images(arguments.data, size=shape[1], split="test").images, load_inception()
     chosen = np.random.default_rng(0).permutation(len(pictures))[:2000]
-    real = inception.features(pictures[chosen])
-    converged_features = inception.features(to_uint8(limit))
+    real = gaussian_of(inception.features(pictures[chosen]).pool)
+    converged_features = gaussian_of(inception.features(to_uint8(limit)).pool)
     print("\n| differs from the limit in | dB | to real pictures | to the limit |\n|---|---|---|---|")
     distances = []
     named = {"nothing": limit, **{f"{a} to {b} cycles": in_band(ends, limit, a, b) for a, b in BANDS}, "all": ends}
     for name, latents in named.items():
-        found = inception.features(to_uint8(latents))
+        found = gaussian_of(inception.features(to_uint8(latents)).pool)
         row = {
             "differs": name,
             "decibels": float(latent_decibels(latents, limit).mean()),

@@ -13,7 +13,7 @@ PACKAGE = Path(ddt_accel.__file__).parent
 # Each may import what stands before it, and itself.
 ORDER = ["errors", "stages", "artifacts", "locks", "cluster", "spec", "means", "schedule", "solver", "networks",
          "sampling", "backends", "calibration", "exporting", "evaluation", "rivals", "fitting", "comparison",
-         "training", "report", "drawing", "workspace", "cli", "__main__"]  # fmt: skip
+         "training", "report", "drawing", "distribution", "workspace", "cli", "__main__"]  # fmt: skip
 TORCHLESS = {"errors", "stages", "artifacts", "locks", "cluster", "spec", "means", "schedule", "solver"}
 HOMES = {"typer": "cli", "rich": "cli", "jinja2": "report", "matplotlib": "report", "huggingface_hub": "networks",
          "ray": "cluster"}  # fmt: skip

@@ -58,7 +58,9 @@ def read_labels(archive: zipfile.ZipFile, where: Path, split: str, account: Acco
 
     Raises ConfigError where there is no such pair, or it holds what cannot be trained on, with what there is.
     """
-    headers = {name.removesuffix(".npy"): _header(archive, name) for name in archive.namelist() if name[-4:] == ".npy"}
+    headers = {
+        name.removesuffix(".npy"): header_of(archive, name) for name in archive.namelist() if name[-4:] == ".npy"
+    }
     by_name = {name.lower(): header for name, header in headers.items()}
     images, labels = _chosen(by_name, where, split, account)
     _check_images(images, where)
@@ -87,7 +89,7 @@ def read_labels(archive: zipfile.ZipFile, where: Path, split: str, account: Acco
 def pictures(archive: zipfile.ZipFile, header: Header, size: int) -> Iterator[Picture]:
     """The images of an array one after the other, as pictures of `size`."""
     first = _channels_first(header.shape[1:])
-    for pixels in _rows(archive, header):
+    for pixels in rows_of(archive, header):
         image = np.moveaxis(pixels, 0, -1) if first else pixels
         if image.ndim == 3 and image.shape[-1] == 1:
             image = image[..., 0]
@@ -157,7 +159,7 @@ def _text(name: object) -> str:
     return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
 
 
-def _header(archive: zipfile.ZipFile, member: str) -> Header:
+def header_of(archive: zipfile.ZipFile, member: str) -> Header:
     """Reads what stands before an array; raises ValueError where that and the array's length do not agree."""
     with archive.open(member) as file:
         shape, fortran, dtype = _begin(file)
@@ -179,7 +181,7 @@ def _content(archive: zipfile.ZipFile, header: Header) -> NDArray[Any]:
         return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
 
 
-def _rows(archive: zipfile.ZipFile, header: Header) -> Iterator[NDArray[np.uint8]]:
+def rows_of(archive: zipfile.ZipFile, header: Header) -> Iterator[NDArray[np.uint8]]:
     """The images of an array, read one by one where they lie one after the other."""
     if header.fortran and len(header.shape) > 1:
         yield from _content(archive, header)

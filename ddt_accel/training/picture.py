@@ -1,4 +1,4 @@
-"""One picture, whatever its format: upright, opaque, in colour, square and of the size that is wanted."""
+"""One picture, whatever its format: upright, opaque, in colour, and square of the size that is wanted, if one is."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WHITE = (255, 255, 255, 255)
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """uint8 pixels [size, size, 3]; (width, height) before it was cut; whether anything shone through."""
+    """uint8 pixels [H, W, 3]; (width, height) before it was cut; whether anything shone through."""
 
     pixels: NDArray[np.uint8]
     shape: tuple[int, int]
@@ -43,12 +43,13 @@ def _formats() -> tuple[str, ...]:
     return (*common, *sorted(set(Image.OPEN) - _FOREIGN - set(common)))
 
 
-def decode(name: str, data: bytes, size: int) -> Picture:
+def decode(name: str, data: bytes, size: int | None) -> Picture:
     """The first frame of the file `data`, turned as its EXIF says, laid on white, as RGB.
 
-    Cut to the square in its middle and resized to `size`. 16 bits a pixel are scaled by their range (65535; 4095 in a
-    TIFF of 12 bits), 32-bit integers too, floats from 0 to 1. Raises ConfigError, with `name`, for what cannot be read,
-    and for 32-bit values beyond these ranges or integers up to 255, of which nothing says what white is.
+    Cut to the square in its middle and resized to `size`, where one is given. 16 bits a pixel are scaled by their range
+    (65535; 4095 in a TIFF of 12 bits), 32-bit integers too, floats from 0 to 1. Raises ConfigError, with `name`, for
+    what cannot be read, and for 32-bit values beyond these ranges or integers up to 255, of which nothing says what
+    white is.
     """
     try:
         with warnings.catch_warnings():
@@ -65,11 +66,11 @@ def decode(name: str, data: bytes, size: int) -> Picture:
         raise ConfigError(f"{name} cannot be read as an image ({reason}); remove or replace it.") from None
 
 
-def fitted(image: Image.Image, size: int, *, white: int = 65535) -> Picture:
+def fitted(image: Image.Image, size: int | None, *, white: int = 65535) -> Picture:
     """An upright image as a picture of `size`; `white` is the brightest value of modes wider than 8 bits."""
     shape = image.size
     opaque, transparent = _opaque(image, white)
-    if shape != (size, size):
+    if size is not None and shape != (size, size):
         side = min(shape)
         left, top = (shape[0] - side) // 2, (shape[1] - side) // 2
         opaque = opaque.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)

@@ -20,6 +20,8 @@ def arrays(path: Path, kind: str) -> Told:
     from ddt_accel import means
     from ddt_accel.backends import kernel_cache, manifest
     from ddt_accel.calibration import statistics
+    from ddt_accel.distribution import features
+    from ddt_accel.distribution import statistics as of_features
     from ddt_accel.drawing import run_folder
     from ddt_accel.evaluation import converged
     from ddt_accel.fitting import fit
@@ -33,6 +35,8 @@ def arrays(path: Path, kind: str) -> Told:
         converged.FORMAT: converged.VERSION,
         fit.FORMAT: fit.VERSION,
         run_folder.RANGE_FORMAT: run_folder.RANGE_VERSION,
+        features.FORMAT: features.VERSION,
+        of_features.FORMAT: of_features.VERSION,
     }
     if kind not in versions:
         raise ArtifactError(f"{path} says it is a {kind[:80]}, which this ddt-accel does not know.")

@@ -1,11 +1,12 @@
-"""JSON documents of ours: schedules, measured costs and speeds, the numbers of a report, a workspace's settings."""
+"""JSON documents of ours: schedules, measured costs and speeds, the numbers of a report or an evaluation, runs."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
 
-from ddt_accel.artifacts import format_of
+from ddt_accel.artifacts import format_of, read_json
+from ddt_accel.cli import evaluating
 from ddt_accel.cli.costing import share_of_unshared
 from ddt_accel.cli.holdings import images_of
 from ddt_accel.cli.inspection.told import Told
@@ -25,6 +26,7 @@ def document(path: Path) -> Told:
         costs.FORMAT: _costs,
         SPEEDS_FORMAT: _speeds,
         run_folder.FORMAT: run_of_images,
+        evaluating.FORMAT: _evaluation,
     }
     return readers.get(format_of(path) or "", schedule)(path)
 
@@ -82,6 +84,13 @@ def _comparison(path: Path) -> Told:
         for cost, means in found.means.items()
     }
     return Told(facts={"kind": "comparison", "images": found.num_images, **told, **found.conditions})
+
+
+def _evaluation(path: Path) -> Told:
+    """All figures, and what they are of."""
+    found = read_json(path, evaluating.FORMAT, evaluating.VERSION)
+    told = {name.replace("_", " "): value for name, value in found.items() if value is not None}
+    return Told(facts={"kind": "evaluation", **told})
 
 
 def _costs(path: Path) -> Told:
