@@ -28,6 +28,7 @@ from ddt_accel.evaluation.judge import Judge, Plan, gain
 from ddt_accel.evaluation.plan import make_plans
 from ddt_accel.fitting.fit_spec import FitSpec
 from ddt_accel.fitting.joint import JointFit
+from ddt_accel.fitting.search import QUICK
 from ddt_accel.networks.device import processor
 from ddt_accel.networks.split import latent_shape_of
 from ddt_accel.sampling.backend import Backend
@@ -58,7 +59,7 @@ def main() -> None:
     costs = counted_costs(model.config, shape)
     calibration = calibrate(model, SPEC, num_samples=arguments.samples, batch_size=BATCH)
     spec = FitSpec() if arguments.iterations is None else FitSpec(iterations=arguments.iterations)
-    joint = JointFit(model, calibration, costs, spec, folder=arguments.keep)
+    joint = JointFit(model, calibration, costs, spec, search=QUICK, folder=arguments.keep)
 
     def fitted(cost: float, shared: bool) -> Schedule | None:
         schedule = joint.fitted(cost=cost, shared=shared)
