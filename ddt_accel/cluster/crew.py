@@ -29,7 +29,6 @@ class Member:
     place: str = "not ready"
     process: int = 0
     since: float = 0.0  # when it became ready
-    units: int = 0
 
     def __str__(self) -> str:
         return f"Worker {self.number} ({self.place})"
@@ -44,6 +43,7 @@ class Crew:
     def __init__(self, ray: Any, site: Site, say: Say, words: Callable[[Any], str]) -> None:
         self._ray, self._site, self._say, self._words = ray, site, say, words
         self.size, self.cores = crew_size(ray, site)
+        self._worker = ray.remote(Worker).options(**resources(site, self.cores))
         self.members: list[Member] = []
 
     def first(self, job: Job) -> Any:
@@ -110,7 +110,6 @@ class Crew:
                 idle.append(member)
             elif isinstance(outcome, Done):
                 idle.append(member)
-                member.units += 1
                 turns.done(unit)
                 if (following := turns.next()) is not None:  # before whoever takes the result does something with it
                     pending[idle.pop().actor.do.remote(following)] = (member, following)
@@ -140,8 +139,7 @@ class Crew:
         self._say(f"{member} is gone, and another takes {what}: {failed.text}")
 
     def _hired(self, number: int) -> Member:
-        actor = self._ray.remote(Worker).options(**resources(self._site, self.cores)).remote()
-        return Member(number=number, actor=actor)
+        return Member(number=number, actor=self._worker.remote())
 
     def _asked(self, member: Member, job: Job) -> Any:
         return member.actor.open.remote(job, self.cores)
