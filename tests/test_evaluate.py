@@ -150,7 +150,8 @@ def test_the_network_of_the_extra() -> None:
     found = network.features(rows, batch_size=2)
     torch.testing.assert_close(found.pool, expected, atol=1e-4, rtol=1e-4)
     assert found.logits is None
-    assert Statistics.load(shipped_statistics()["cifar10"]).network == network.sha256
+    for path in shipped_statistics().values():
+        assert Statistics.load(path).network == network.sha256
 
 
 def test_figures_are_those_of_torch_fidelity(looked_at) -> None:
@@ -315,8 +316,8 @@ def test_what_cannot_be_evaluated(place, cli, inception) -> None:
     write_run(place / "seeded", rows, dataclasses.replace(IDENTITY, seed=7))
     (place / "empty").mkdir()
     for line, said in {
-        ("run",): "--reference is missing; give cifar10",
-        ("run", "-r", "nowhere"): "There is no nowhere; give cifar10",
+        ("run",): "--reference is missing; give ",
+        ("run", "-r", "nowhere"): "ADM's npz, or an npz, a folder or a zip of pictures",
         ("nowhere", "-r", "real.npz"): "There is no nowhere; give a run's folder",
         ("one.png", "-r", "real.npz"): "one.png is a single picture",
         ("begun", "-r", "real.npz"): "begun holds 16 of the run's 24 images; finish it",
@@ -331,10 +332,23 @@ def test_what_cannot_be_evaluated(place, cli, inception) -> None:
         ("run", "-r", "real.npz", "--against", "fewer.npz"): "run has 24 pictures and fewer.npz 5",
         ("run", "-r", "real.npz", "--against", "seeded"): "seeded was drawn with --seed 7, and run with 0",
         ("run", "-r", "real.npz", "--out", "/dev/null/x"): "could not be written",
-        ("large.npz", "-r", "cifar10"): "statistics of another feature network",
     }.items():
         assert_sentence(cli("evaluate", *line, "--inception", inception), said)
     assert_sentence(cli("evaluate", "run", "-r", "real.npz", "--inception", place / "run" / "run.json"), "PyTorch")
+
+
+@pytest.mark.parametrize("name", shipped_statistics())
+def test_shipped_statistics(place, cli, inception, name) -> None:
+    """They are of one network, and of pictures of a size; a covariance has no negative eigenvalues to speak of."""
+    found = Statistics.load(shipped_statistics()[name])
+    assert (found.count, found.size) == (10_000, (32, 32))
+    for gaussian in (found.pool, found.spatial):
+        assert gaussian is not None
+        eigenvalues = torch.linalg.eigvalsh(gaussian.covariance)
+        assert eigenvalues[0] > -1e-4 * eigenvalues[-1]
+    np.savez(place / "small.npz", arr_0=pictures(2, 3, (32, 32)))
+    line = ["evaluate", "small.npz", "-r", name, "--inception", inception]
+    assert_sentence(cli(*line), "cifar10 has statistics of another feature network")
 
 
 def test_other_weights_are_refused(tmp_path) -> None:

@@ -157,15 +157,14 @@ def _reference(name: str | None, split: str, stack: ExitStack) -> _Asked:
     from ddt_accel.errors import ConfigError
 
     shipped = shipped_statistics()
+    wanted = ", ".join([*shipped, "ADM's npz, or an npz, a folder or a zip of pictures"])
     if name is None:
-        raise ConfigError(
-            f"--reference is missing; give {', '.join(shipped)}, ADM's npz, or an npz, a folder or a zip of pictures."
-        )
+        raise ConfigError(f"--reference is missing; give {wanted}.")
     path = Path(os.path.expanduser(name))
     if name in shipped:
         return _Asked(name=name, where=name, statistics=Statistics.load(shipped[name]), pictures=None)
     if not path.exists():
-        raise ConfigError(f"There is no {name}; give {', '.join(shipped)}, or a file or folder to compare with.")
+        raise ConfigError(f"There is no {name}; give {wanted}.")
     statistics = Statistics.of_npz(path) if holds_statistics(path) else None
     pictures = None
     if statistics is None or holds_pictures(path):
