@@ -11,10 +11,10 @@ import ddt_accel
 
 PACKAGE = Path(ddt_accel.__file__).parent
 # Each may import what stands before it, and itself.
-ORDER = ["errors", "stages", "artifacts", "locks", "spec", "means", "schedule", "solver", "networks", "sampling",
-         "backends", "calibration", "exporting", "evaluation", "rivals", "fitting", "comparison", "training", "report",
-         "drawing", "workspace", "cli", "__main__"]  # fmt: skip
-TORCHLESS = {"errors", "stages", "artifacts", "locks", "spec", "means", "schedule", "solver"}
+ORDER = ["errors", "stages", "artifacts", "locks", "spec", "means", "schedule", "collection", "solver", "networks",
+         "sampling", "backends", "integrations", "calibration", "exporting", "evaluation", "rivals", "fitting",
+         "comparison", "training", "report", "drawing", "workspace", "cli", "__main__"]  # fmt: skip
+TORCHLESS = {"errors", "stages", "artifacts", "locks", "spec", "means", "schedule", "collection", "solver"}
 HOMES = {"typer": "cli", "rich": "cli", "jinja2": "report", "matplotlib": "report", "huggingface_hub": "networks"}
 
 
