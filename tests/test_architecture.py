@@ -13,9 +13,12 @@ PACKAGE = Path(ddt_accel.__file__).parent
 # Each may import what stands before it, and itself.
 ORDER = ["errors", "stages", "artifacts", "locks", "spec", "means", "schedule", "collection", "solver", "networks",
          "sampling", "backends", "integrations", "calibration", "exporting", "evaluation", "rivals", "fitting",
-         "comparison", "training", "report", "drawing", "workspace", "cli", "__main__"]  # fmt: skip
+         "comparison", "training", "report", "drawing", "workspace", "studio", "cli", "__main__"]  # fmt: skip
 TORCHLESS = {"errors", "stages", "artifacts", "locks", "spec", "means", "schedule", "collection", "solver"}
-HOMES = {"typer": "cli", "rich": "cli", "jinja2": "report", "matplotlib": "report", "huggingface_hub": "networks"}
+HOMES = {
+    "typer": "cli", "rich": "cli", "jinja2": "report", "matplotlib": "report", "huggingface_hub": "networks",
+    "gradio": "studio",
+}  # fmt: skip
 
 
 def imports(path: Path) -> set[str]:

@@ -28,6 +28,7 @@ from ddt_accel.cli import (
     sampling,
     solving,
     status,
+    studio,
     training,
 )
 from ddt_accel.cli.console import Interrupted, err
@@ -109,6 +110,7 @@ for command in (
     comparing.compare,
     optimizing.optimize,
     optimizing.demo,
+    studio.studio,
     inspect,
     training.train,
 ):
