@@ -10,7 +10,7 @@ TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --di
 # Warnings of pip about the machine's own configuration are no news to a newcomer; errors are still printed.
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-quick lint types docs check clean
+.PHONY: demo test test-quick lint types docs check studio-picture clean
 
 demo: .venv/.demo
 	@$(BIN)/ddt-accel demo
@@ -32,6 +32,10 @@ types: .venv/.dev
 docs: .venv/.docs
 	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs site
 	@echo "The documentation: site/index.html"
+
+# The page in Chromium, for README and documentation; times on it are this machine's.
+studio-picture: .venv/.dev
+	@$(BIN)/python benchmarks/studio_picture.py
 
 check: test lint types docs
 

@@ -11,12 +11,15 @@ import ddt_accel
 
 PACKAGE = Path(ddt_accel.__file__).parent
 # Each may import what stands before it, and itself.
-ORDER = ["errors", "stages", "artifacts", "locks", "cluster", "spec", "means", "schedule", "solver", "networks",
-         "sampling", "backends", "calibration", "exporting", "evaluation", "rivals", "fitting", "comparison",
-         "training", "report", "drawing", "distribution", "workspace", "cli", "__main__"]  # fmt: skip
-TORCHLESS = {"errors", "stages", "artifacts", "locks", "cluster", "spec", "means", "schedule", "solver"}
-HOMES = {"typer": "cli", "rich": "cli", "jinja2": "report", "matplotlib": "report", "huggingface_hub": "networks",
-         "ray": "cluster"}  # fmt: skip
+ORDER = ["errors", "stages", "artifacts", "locks", "cluster", "spec", "means", "schedule", "collection", "solver",
+         "networks", "sampling", "backends", "integrations", "calibration", "exporting", "evaluation", "rivals",
+         "fitting", "comparison", "training", "report", "drawing", "distribution", "workspace", "studio", "cli",
+         "__main__"]  # fmt: skip
+TORCHLESS = {"errors", "stages", "artifacts", "locks", "cluster", "spec", "means", "schedule", "collection", "solver"}
+HOMES = {
+    "typer": "cli", "rich": "cli", "jinja2": "report", "matplotlib": "report", "huggingface_hub": "networks",
+    "ray": "cluster", "gradio": "studio",
+}  # fmt: skip
 
 
 def imports(path: Path) -> set[str]:

@@ -29,6 +29,7 @@ from ddt_accel.cli import (
     sampling,
     solving,
     status,
+    studio,
     training,
 )
 from ddt_accel.cli.console import Interrupted, err
@@ -111,6 +112,7 @@ for command in (
     evaluating.evaluate,
     optimizing.optimize,
     optimizing.demo,
+    studio.studio,
     inspect,
     training.train,
 ):
