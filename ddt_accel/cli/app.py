@@ -171,6 +171,7 @@ def _run() -> None:
 
 
 def _terminated(signum: int, frame: object) -> None:
+    Interrupted.last = signal.Signals(signum)
     raise KeyboardInterrupt(signum)
 
 

@@ -81,10 +81,12 @@ def given(option: str, path: Path | None) -> str:
 class Interrupted(BaseException):
     """A command was stopped from outside; says what is kept of its work."""
 
+    last = signal.SIGINT  # the signal that was caught, where a library has raised its own KeyboardInterrupt
+
     def __init__(self, stop: KeyboardInterrupt, kept: str) -> None:
         super().__init__(kept)
         # Ctrl-C raises KeyboardInterrupt(); other signals come with their number.
-        self.signum: int = stop.args[0] if stop.args else signal.SIGINT
+        self.signum: int = stop.args[0] if stop.args else self.last
 
     @property
     def name(self) -> str:

@@ -158,7 +158,8 @@ class Crew:
         told = False
         while not (done := self._ray.wait(list(pending), num_returns=1, timeout=_WAIT)[0]):
             if not told and all(unit is None for _, unit in pending.values()):
-                self._say(f"Waiting for workers to begin {self._site.words}: {len(pending)} are not ready ...")
+                more = "s" * (len(pending) > 1)
+                self._say(f"Waiting for {len(pending)} worker{more} to begin {self._site.words} ...")
                 told = True
         return done[0]
 
