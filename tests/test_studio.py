@@ -6,11 +6,13 @@ import dataclasses
 import json
 import math
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import assert_sentence
 
 from ddt_accel import SamplingSpec, Schedule, draw_noise, load_model, sample
 from ddt_accel.backends.pytorch import TorchBackend
@@ -211,6 +213,13 @@ def test_latents_need_a_decoder(backend) -> None:
     latents.config = dataclasses.replace(backend.config, in_channels=4)
     with pytest.raises(ConfigError, match="--decoder"):
         Race(latents, (4, 8, 8))
+
+
+def test_without_gradio_the_command_names_the_extra(cli, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    for module in ("app", "page"):
+        monkeypatch.delitem(sys.modules, f"ddt_accel.studio.{module}", raising=False)
+    assert_sentence(cli("studio"), "gradio is not installed; install it with `pip install 'ddt-accel[web]'`.")
 
 
 def test_the_ruler_says_what_it_shows() -> None:

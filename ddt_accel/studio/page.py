@@ -140,7 +140,8 @@ def build(visits: Visits, *, model: str, backend: str) -> gr.Blocks:
 
 
 def _shown(view: View) -> tuple[Any, ...]:
-    return view.status, view.rulers, view.columns, gr.skip() if view.pair is None else view.pair
+    keeps = view.pair is None and not view.failed
+    return view.status, view.rulers, view.columns, gr.skip() if keeps else view.pair
 
 
 def launched(page: gr.Blocks, **settings: Any) -> Any:

@@ -74,6 +74,7 @@ class View:
     rulers: str
     columns: str
     pair: tuple[Pictures, Pictures, list[str]] | None = None  # both columns at their end, and what is on them
+    failed: bool = False  # so that there is no such pair any more
 
 
 class Visits:
@@ -108,7 +109,7 @@ class Visits:
 
     def failed(self, sentence: str, place: object) -> View:
         status = f'<p class="error" role="alert">{escape(sentence)}</p>'
-        return View(status=status, rulers=self.rulers(place), columns=self.columns([], None, None))
+        return View(status=status, rulers=self.rulers(place), columns=self.columns([], None, None), failed=True)
 
     def _run(self, wish: Wish, place: int) -> Iterator[View | None]:
         labels = wish.labels(self.num_classes)
