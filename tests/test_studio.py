@@ -205,6 +205,18 @@ def test_guidance_is_free_where_nothing_was_calibrated(visits, stops) -> None:
     np.testing.assert_array_equal(strong[0], strong[1])
 
 
+def test_previews_are_what_the_network_sees(backend, stops) -> None:
+    """At the first step x + (1 − t) v is noise and velocity; what makes pictures of latents makes those, too."""
+    frames = list(Race(backend, SHAPE, decode=torch.neg).drawn(stops.original.schedule, [2], 9))
+    noise, label = draw_noise(SHAPE, seed=9, indices=[0]), torch.tensor([2])
+    velocity = backend.model(noise, torch.zeros(1), label)
+    np.testing.assert_allclose(frames[0].pictures, to_uint8(-(noise + velocity)), atol=1)
+    np.testing.assert_array_equal(
+        frames[-1].pictures, to_uint8(-sample(backend, stops.original.schedule, noise, label))
+    )
+    assert [frame.ended for frame in frames] == [False] * 5 + [True]
+
+
 def test_latents_need_a_decoder(backend) -> None:
     class Latents(TorchBackend):
         pass

@@ -70,7 +70,7 @@ def build(visits: Visits, *, model: str, backend: str) -> gr.Blocks:
         return *said, gr.update(**guidance_at(place)), plot(stops, int(place))
 
     def stopped(place: float) -> tuple[Any, ...]:
-        return "<p>Stopped.</p>", visits.rulers(place)
+        return '<p role="status">Stopped.</p>', visits.rulers(place)
 
     def chosen(event: gr.SelectData) -> tuple[Any, ...]:
         return event.index, gr.update(selected="draw")

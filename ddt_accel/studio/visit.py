@@ -135,7 +135,7 @@ class Visits:
             assert original.pictures is not None
             assert mine.pictures is not None
             pair = original.pictures, mine.pictures, captions
-            status = f"<p>Both from the noise of seed {wish.seed}.</p>"
+            status = f'<p role="status">Both from the noise of seed {wish.seed}.</p>'
         else:
             what = ORIGINAL if mine is None else SCHEDULE
             status = f"<p>{what}: step {latest.done} of {latest.total}</p>"
