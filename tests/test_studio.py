@@ -85,6 +85,20 @@ def test_stops_are_the_workspaces_by_cost(backend, folder, stops) -> None:
     given = Named(name="mine", schedule=Schedule.uniform(SPEC, 4))
     there = stops_of(backend, SHAPE, Workspace(folder), given, lambda _: None)
     assert there.stops[there.first].name == "mine"
+    fewer = Named(name="fewer", schedule=dataclasses.replace(Schedule.full(SamplingSpec(num_steps=3, guidance=1.5)),
+                                                              predicted_error=0.1))  # fmt: skip
+    beside = stops_of(backend, SHAPE, Workspace(folder), fewer, lambda _: None)
+    assert beside.stops[beside.first].schedule == fewer.schedule
+    assert beside.stops[beside.first].db is None  # that is to its own steps, which are not the original's
+    elsewhere = SamplingSpec(num_steps=6, guidance=3.0)
+    fit = dataclasses.replace(Schedule.uniform(elsewhere, 2), times=tuple(map(float, elsewhere.times)))
+    for schedule, original in (
+        (Schedule.uniform(elsewhere, 2), elsewhere),
+        (fit, SamplingSpec(num_steps=50, guidance=3.0)),
+    ):
+        leading = stops_of(backend, SHAPE, Workspace(folder), Named(name="mine", schedule=schedule), lambda _: None)
+        assert leading.original.schedule.spec.aim == original.aim
+        assert leading.stops[leading.first].name == "mine"
     foreign, _ = folder_for(folder, "1" * 64)
     with pytest.raises(MismatchError):
         stops_of(backend, SHAPE, Workspace(folder), foreign[0], lambda _: None)
