@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from ddt_accel import Sampler, SamplingSpec, Schedule, load_model
+from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError
 from ddt_accel.networks.class_names import names_of, number_of, numbers_by_name
 from ddt_accel.networks.config import Source
@@ -64,7 +66,8 @@ def test_it_draws_what_the_sampler_draws(pipe, tiny_model_path) -> None:
     expected = Sampler(load_model(tiny_model_path), SCHEDULE, batch_size=4)([1, 3, 0, 1, 2], seeds_of(seeded(3), 5))
     drawn = pipe(["bee", 3, "Ant", 1, 2], generator=seeded(3), output_type="latent").images
     assert torch.equal(drawn, expected)
-    assert torch.equal(pipe(["bee", 3, 0, 1, 2], 6, 1.5, seeded(3), "latent", return_dict=False)[0], expected)
+    numbers = torch.tensor([1, 3, 0, 1, 2])
+    assert torch.equal(pipe(numbers, 6, 1.5, seeded(3), "latent", return_dict=False)[0], expected)
 
 
 def test_a_generator_gives_the_same_picture_in_any_batch(pipe) -> None:
@@ -149,6 +152,13 @@ def test_converting_and_replacing_take_effect(tiny_model_path, tmp_path) -> None
     made = DDTPipeline.from_pretrained(tiny_model_path, schedule=SCHEDULE)
     made.set_progress_bar_config(disable=True)
     wide = made([0, 1], generator=seeded(0), output_type="latent").images
+    means = np.linspace(-1, 1, made.network.config.modulation_size, dtype=np.float32)[None]
+    made.schedule = dataclasses.replace(SCHEDULE, forecasts={3: ((0, -0.5), (2, 0.5))})
+    relative = dataclasses.replace(made.schedule, mean_modulations=means)
+    assert relative == made.schedule  # what they are compared by leaves the means out
+    before = made([0, 1], generator=seeded(0), output_type="latent").images
+    made.schedule = relative
+    assert not torch.equal(made([0, 1], generator=seeded(0), output_type="latent").images, before)
     made.schedule = Schedule.full(SCHEDULE.spec)
     full = made([0, 1], generator=seeded(0), output_type="latent").images
     assert not torch.equal(wide, full)
@@ -172,6 +182,9 @@ def test_what_it_refuses(pipe, tiny_model_path, tmp_path) -> None:
             pipe(**given)
     with pytest.raises(ConfigError, match="backend is 'fast'"):
         DDTPipeline.from_pretrained(tiny_model_path, schedule=SCHEDULE, backend="fast")
+    other = TorchBackend(DDT(LATENT_CONFIG))
+    with pytest.raises(MismatchError, match="open on other weights"):
+        DDTPipeline.from_pretrained(tiny_model_path, schedule=SCHEDULE, backend=other)
     with pytest.raises(ArtifactError, match="There is no schedule"):
         DDTPipeline.from_pretrained(tiny_model_path, schedule=tmp_path / "none.json")
 

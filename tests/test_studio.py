@@ -6,11 +6,13 @@ import dataclasses
 import json
 import math
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import assert_sentence
 
 from ddt_accel import SamplingSpec, Schedule, draw_noise, load_model, sample
 from ddt_accel.backends.pytorch import TorchBackend
@@ -83,6 +85,20 @@ def test_stops_are_the_workspaces_by_cost(backend, folder, stops) -> None:
     given = Named(name="mine", schedule=Schedule.uniform(SPEC, 4))
     there = stops_of(backend, SHAPE, Workspace(folder), given, lambda _: None)
     assert there.stops[there.first].name == "mine"
+    fewer = Named(name="fewer", schedule=dataclasses.replace(Schedule.full(SamplingSpec(num_steps=3, guidance=1.5)),
+                                                              predicted_error=0.1))  # fmt: skip
+    beside = stops_of(backend, SHAPE, Workspace(folder), fewer, lambda _: None)
+    assert beside.stops[beside.first].schedule == fewer.schedule
+    assert beside.stops[beside.first].db is None  # that is to its own steps, which are not the original's
+    elsewhere = SamplingSpec(num_steps=6, guidance=3.0)
+    fit = dataclasses.replace(Schedule.uniform(elsewhere, 2), times=tuple(map(float, elsewhere.times)))
+    for schedule, original in (
+        (Schedule.uniform(elsewhere, 2), elsewhere),
+        (fit, SamplingSpec(num_steps=50, guidance=3.0)),
+    ):
+        leading = stops_of(backend, SHAPE, Workspace(folder), Named(name="mine", schedule=schedule), lambda _: None)
+        assert leading.original.schedule.spec.aim == original.aim
+        assert leading.stops[leading.first].name == "mine"
     foreign, _ = folder_for(folder, "1" * 64)
     with pytest.raises(MismatchError):
         stops_of(backend, SHAPE, Workspace(folder), foreign[0], lambda _: None)
@@ -203,6 +219,18 @@ def test_guidance_is_free_where_nothing_was_calibrated(visits, stops) -> None:
     np.testing.assert_array_equal(strong[0], strong[1])
 
 
+def test_previews_are_what_the_network_sees(backend, stops) -> None:
+    """At the first step x + (1 − t) v is noise and velocity; what makes pictures of latents makes those, too."""
+    frames = list(Race(backend, SHAPE, decode=torch.neg).drawn(stops.original.schedule, [2], 9))
+    noise, label = draw_noise(SHAPE, seed=9, indices=[0]), torch.tensor([2])
+    velocity = backend.model(noise, torch.zeros(1), label)
+    np.testing.assert_allclose(frames[0].pictures, to_uint8(-(noise + velocity)), atol=1)
+    np.testing.assert_array_equal(
+        frames[-1].pictures, to_uint8(-sample(backend, stops.original.schedule, noise, label))
+    )
+    assert [frame.ended for frame in frames] == [False] * 5 + [True]
+
+
 def test_latents_need_a_decoder(backend) -> None:
     class Latents(TorchBackend):
         pass
@@ -211,6 +239,13 @@ def test_latents_need_a_decoder(backend) -> None:
     latents.config = dataclasses.replace(backend.config, in_channels=4)
     with pytest.raises(ConfigError, match="--decoder"):
         Race(latents, (4, 8, 8))
+
+
+def test_without_gradio_the_command_names_the_extra(cli, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    for module in ("app", "page"):
+        monkeypatch.delitem(sys.modules, f"ddt_accel.studio.{module}", raising=False)
+    assert_sentence(cli("studio"), "gradio is not installed; install it with `pip install 'ddt-accel[web]'`.")
 
 
 def test_the_ruler_says_what_it_shows() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ddt_accel.backends.compiled import CompiledBackend
 from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel.backends.sample import check_checkpoint
 from ddt_accel.backends.sampler import Sampler
 from ddt_accel.backends.vae import PUBLISHED, LatentDecoder
 from ddt_accel.collection import shipped_for
@@ -70,11 +71,14 @@ class DDTPipeline(DiffusionPipeline):
             )
         self.register_modules(network=network, schedule=schedule, vae=vae)  # type: ignore[no-untyped-call]
         self.backend, self.batch_size = backend, batch_size
-        self._made: tuple[tuple[object, ...], Sampler] | None = None
+        self._made: tuple[Schedule, tuple[object, ...], Sampler] | None = None
         known = network.source.class_names if network.source else None
         self.class_names = names_of(network.config.num_classes, known)
         self.labels = dict(sorted(numbers_by_name(self.class_names or ()).items()))
-        self.sampler  # noqa: B018  # a schedule for another network is refused now
+        own = TorchBackend(network)
+        check_checkpoint(schedule, own)
+        if not isinstance(backend, str) and backend.checkpoint_sha256 != own.checkpoint_sha256:
+            raise MismatchError("backend is open on other weights than the network's; open its own export.")
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # no option is taken that would do nothing
@@ -133,10 +137,10 @@ class DDTPipeline(DiffusionPipeline):
     def sampler(self) -> Sampler:
         """What draws; made anew where the network has been moved or converted, or the schedule replaced."""
         network, schedule = self.network, self.schedule
-        state = (network, network.device, network.dtype, schedule, self.backend, self.batch_size)
-        if self._made is None or any(a is not b and a != b for a, b in zip(self._made[0], state, strict=True)):
-            self._made = state, Sampler(self._opened(), schedule, batch_size=self.batch_size)
-        return self._made[1]
+        state = (network, network.device, network.dtype, self.backend, self.batch_size)
+        if self._made is None or self._made[0] is not schedule or self._made[1] != state:
+            self._made = schedule, state, Sampler(self._opened(), schedule, batch_size=self.batch_size)
+        return self._made[2]
 
     def _opened(self) -> Backend:
         if not isinstance(self.backend, str):
@@ -153,7 +157,7 @@ class DDTPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: Sequence[str | int] | str | int,
+        class_labels: Sequence[str | int] | Tensor | str | int,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -171,7 +175,8 @@ class DDTPipeline(DiffusionPipeline):
         if output_type not in OUTPUT_TYPES:
             raise ConfigError(f"output_type is {output_type!r}; give one of {', '.join(OUTPUT_TYPES)}.")
         self._check(num_inference_steps, guidance_scale)
-        given = [class_labels] if isinstance(class_labels, str | int) else list(class_labels)
+        given = class_labels.tolist() if isinstance(class_labels, Tensor) else class_labels
+        given = [given] if isinstance(given, str | int) else list(given)
         config = self.network.config
         labels = [number_of(label, config.num_classes, self.class_names) for label in given]
         decode = None if output_type == "latent" or config.pixel_space else self._decoder()

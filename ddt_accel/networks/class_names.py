@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ddt_accel.errors import ConfigError, listed
+from ddt_accel.spec import is_whole
 
 # The 1000 classes of ILSVRC 2012 in the order of their WordNet numbers, which is that of published labels; each line
 # has the words that WordNet 3.0 gives the class.
@@ -31,8 +32,8 @@ def numbers_by_name(names: Sequence[str]) -> dict[str, int]:
 
 def number_of(label: str | int, num_classes: int, names: Sequence[str] | None) -> int:
     """The class that a label means: a number, or a name in any case. Raises ConfigError for what is neither."""
-    if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < num_classes:
-        return label
+    if not isinstance(label, str) and is_whole(label) and 0 <= label < num_classes:
+        return int(label)
     if isinstance(label, str):
         known = {word.casefold(): number for word, number in numbers_by_name(names or ()).items()}
         if label.strip().casefold() in known:

@@ -70,7 +70,7 @@ def build(visits: Visits, *, model: str, backend: str) -> gr.Blocks:
         return *said, gr.update(**guidance_at(place)), plot(stops, int(place))
 
     def stopped(place: float) -> tuple[Any, ...]:
-        return "<p>Stopped.</p>", visits.rulers(place)
+        return '<p role="status">Stopped.</p>', visits.rulers(place)
 
     def chosen(event: gr.SelectData) -> tuple[Any, ...]:
         return event.index, gr.update(selected="draw")
@@ -140,7 +140,8 @@ def build(visits: Visits, *, model: str, backend: str) -> gr.Blocks:
 
 
 def _shown(view: View) -> tuple[Any, ...]:
-    return view.status, view.rulers, view.columns, gr.skip() if view.pair is None else view.pair
+    keeps = view.pair is None and not view.failed
+    return view.status, view.rulers, view.columns, gr.skip() if keeps else view.pair
 
 
 def launched(page: gr.Blocks, **settings: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -124,7 +125,9 @@ def stops_of(
     rows, known, own = _measured(place, sha256), _known(sha256), _known_of(original, sha256)
 
     def stop(one: Named) -> Stop:
-        cost, row, predicted = costs.of(one.schedule), rows.get(_sum(one.schedule)), predicted_psnr(one.schedule)
+        cost, row = costs.of(one.schedule), rows.get(_sum(one.schedule))
+        # Predictions are of how far it ends from its own steps without sharing.
+        predicted = predicted_psnr(one.schedule) if one.schedule.spec == original.spec else None
         exact = known.get(one.name) if one.name != EXACT else own
         if exact is None and own is not None and predicted is not None:
             exact = _both(own, predicted)
@@ -140,7 +143,8 @@ def stops_of(
 
     fitting: dict[str, Named] = {}  # of equal ones the first
     for one in found:
-        if one.schedule.spec.aim == original.spec.aim and (one.schedule.shares or one.schedule.is_fitted):
+        spec, differs = one.schedule.spec, one.schedule.shares or one.schedule.is_fitted
+        if spec.aim == original.spec.aim and (differs or spec != original.spec):
             fitting.setdefault(_sum(one.schedule), one)
     stops = sorted(map(stop, fitting.values() or _spread(original.spec)), key=lambda one: one.share)
     return Stops(
@@ -158,19 +162,21 @@ def _spread(spec: SamplingSpec) -> list[Named]:
 def _original(
     place: Workspace, found: Sequence[Named], given: Named | None, checkpoint_sha256: str | None, name: str
 ) -> SamplingSpec:
-    """The sampler without sharing that all are beside: the calibrated one, else that of the first schedule which is
-    not fitted, else as the network was published, else the usual one."""
+    """The sampler without sharing that all are beside, and that leads where the `given` schedule does: the calibrated
+    one, else that of the first schedule which is not fitted, else 50 Euler steps to where the first one leads; where
+    there is none, as the network was published, else the usual one."""
+    last = sorted(found, key=lambda one: one is given)  # what is given is beside the others' original, if they have one
+    specs = [one.schedule.spec for one in last if not one.schedule.is_fitted]
     if place.calibration_path.exists():
-        try:
+        with contextlib.suppress(ArtifactError):
             calibration = place.calibration()
-        except ArtifactError:
-            calibration = None
-        if calibration is not None and calibration.checkpoint_sha256 == checkpoint_sha256:
-            return calibration.spec
-    specs = [one.schedule.spec for one in found if not one.schedule.is_fitted]
-    specs += [given.schedule.spec] if given is not None else []
-    if specs:
-        return specs[0]
+            if calibration.checkpoint_sha256 == checkpoint_sha256:
+                specs.insert(0, calibration.spec)
+    leading = next((spec for spec in specs if given is None or spec.aim == given.schedule.spec.aim), None)
+    if leading is not None:
+        return leading
+    if found:
+        return found[0].schedule.spec.on_grid(50, timeshift=1.0, solver="euler")
     recipe = published_recipe(name)
     return SamplingSpec() if recipe is None else recipe.spec({})
 

@@ -74,6 +74,7 @@ class View:
     rulers: str
     columns: str
     pair: tuple[Pictures, Pictures, list[str]] | None = None  # both columns at their end, and what is on them
+    failed: bool = False  # so that there is no such pair any more
 
 
 class Visits:
@@ -108,7 +109,7 @@ class Visits:
 
     def failed(self, sentence: str, place: object) -> View:
         status = f'<p class="error" role="alert">{escape(sentence)}</p>'
-        return View(status=status, rulers=self.rulers(place), columns=self.columns([], None, None))
+        return View(status=status, rulers=self.rulers(place), columns=self.columns([], None, None), failed=True)
 
     def _run(self, wish: Wish, place: int) -> Iterator[View | None]:
         labels = wish.labels(self.num_classes)
@@ -134,7 +135,7 @@ class Visits:
             assert original.pictures is not None
             assert mine.pictures is not None
             pair = original.pictures, mine.pictures, captions
-            status = f"<p>Both from the noise of seed {wish.seed}.</p>"
+            status = f'<p role="status">Both from the noise of seed {wish.seed}.</p>'
         else:
             what = ORIGINAL if mine is None else SCHEDULE
             status = f"<p>{what}: step {latest.done} of {latest.total}</p>"
