@@ -49,7 +49,9 @@ class Site:
 
     @property
     def words(self) -> str:
-        return "on this machine" if self.address is None else f"in the cluster at {self.address}"
+        if self.address is None:
+            return "on this machine"
+        return "in the cluster" if self.address == "auto" else f"in the cluster at {self.address}"
 
 
 @contextlib.contextmanager
@@ -117,8 +119,8 @@ def crew_size(ray: Any, site: Site) -> tuple[int, int]:
     most = sum(number // each for number in cores)
     if most < (site.workers or 1):
         raise ConfigError(
-            f"There are to be {site.workers or 1} workers of {each} cores each, and the cluster at {site.address} "
-            f"has place for {most}; give fewer --workers or --cpus-per-worker."
+            f"There are to be {site.workers or 1} workers of {each} cores each, and there is place for {most} "
+            f"{site.words}; give fewer --workers or --cpus-per-worker."
         )
     return site.workers or most, each
 
