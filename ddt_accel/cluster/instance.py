@@ -205,7 +205,7 @@ def _check_listens(address: str, host: str, port: int) -> None:
 
 
 def _speaks_grpc(connection: socket.socket) -> bool:
-    """Whether the other end answers as HTTP/2 begins (RFC 9113, 3.4): Ray would wait for minutes for one that does not."""
+    """Whether the other end answers as HTTP/2 begins (RFC 9113, 3.4); Ray waits for minutes for one that does not."""
     try:
         connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0]))
         with connection.makefile("rb") as answer:
