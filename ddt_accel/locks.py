@@ -14,6 +14,7 @@ import os
 import secrets
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +24,9 @@ if sys.platform != "win32":
     import fcntl
 
 Say = Callable[[str], None]
+
+# Seconds for which who leaves may hold a lock alone, to remove its file; and between two looks at it.
+_LEAVING, _AGAIN = 0.5, 0.02
 
 
 def nothing(text: str) -> None:
@@ -51,8 +55,8 @@ def making(path: Path, say: Say = nothing) -> Iterator[bool]:
 def joining(path: Path, *, alone: bool) -> Iterator[bool]:
     """While the block lasts nobody works on the file or folder `path` but this process `alone`, or those who share it.
 
-    Yields whether that is certain. Raises BusyError at once, naming one who is there, where it cannot be. The lock is
-    the file that `making` has: the last to leave removes it.
+    Yields whether that is certain. Raises BusyError at once, naming one who is there, where it cannot be; who would
+    share gives those who are leaving a moment. The lock is the file that `making` has: the last to leave removes it.
     """
     lock = _beside(path)
     handle = _joined(lock, path, alone)
@@ -90,6 +94,7 @@ def _joined(lock: Path, path: Path, alone: bool) -> int | None:
     """An open lock file that this process has locked, alone or with others; None where there are no locks."""
     if sys.platform == "win32":
         return None
+    patience = 0.0 if alone else _LEAVING
     while (handle := _open(lock)) is not None:
         held = False
         try:
@@ -101,9 +106,12 @@ def _joined(lock: Path, path: Path, alone: bool) -> int | None:
                 os.pwrite(handle, f"{_me()}\n".encode(), 0)
                 return handle
         except BlockingIOError:
-            raise BusyError(
-                f"{_holder(handle)}, is at work on {path}; wait until it is done, or stop it first."
-            ) from None
+            if patience <= 0:
+                raise BusyError(
+                    f"{_holder(handle)}, is at work on {path}; wait until it is done, or stop it first."
+                ) from None
+            patience -= _AGAIN
+            time.sleep(_AGAIN)
         except FileNotFoundError:
             pass
         except OSError:  # no locks here

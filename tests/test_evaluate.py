@@ -189,7 +189,7 @@ def test_a_second_reference_costs_no_run_of_the_network(place, evaluate, seen) -
 
 
 def test_statistics_serve_the_frechet_distance_and_pictures_the_rest(place, evaluate) -> None:
-    np.savez(place / "both.npz", mu=np.zeros(2048), sigma=np.zeros((2048, 2048)), arr_0=pictures(2)[:6])
+    np.savez(place / "both.npz", mu=np.zeros(2048, ">f8"), sigma=np.zeros((2048, 2048)), arr_0=pictures(2)[:6])
     found, features = evaluate("run", "--reference", "both.npz"), load_features(place / "run")
     assert found["fid"] == pytest.approx((features.mean(0) ** 2).sum() + np.trace(np.cov(features.T)), rel=1e-4)
     assert found["sfid"] is None
@@ -310,6 +310,7 @@ def test_what_cannot_be_evaluated(place, cli, inception) -> None:
     np.savez(place / "labels.npz", arr_0=rows, arr_1=np.arange(3))
     np.savez(place / "fewer.npz", arr_0=rows[:5])
     np.savez(place / "vit.npz", mu=np.zeros(768), sigma=np.eye(768))
+    np.savez(place / "vast.npz", mu=np.full(2048, 1e200), sigma=np.zeros((2048, 2048)))
     (place / "cut.npz").write_bytes((place / "real.npz").read_bytes()[:-100])
     write_pngs(place / "mixed", rows[:2])
     Image.fromarray(rows[0, :8]).save(place / "mixed" / "9.png")
@@ -326,6 +327,7 @@ def test_what_cannot_be_evaluated(place, cli, inception) -> None:
         ("floats.npz", "-r", "run"): "expected arr_0, uint8 [M, H, W, 3]",
         ("labels.npz", "-r", "run"): "labels arr_1 int64 [3]",
         ("run", "-r", "vit.npz"): "vit.npz has mu [768] and sigma [768, 768]",
+        ("run", "-r", "vast.npz"): "vast.npz has values in mu or sigma that are no finite numbers",
         ("cut.npz", "-r", "run"): "cut.npz cannot be read",
         ("empty", "-r", "run"): "empty has no pictures",
         ("mixed", "-r", "run"): "9.png in mixed has 20 × 8 pixels, and the first picture there 20 × 16",

@@ -7,6 +7,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -149,3 +150,14 @@ def test_who_shares_works_beside_others_and_who_is_alone_is_refused_at_once(tmp_
             with pytest.raises(BusyError, match=f"process {os.getpid()} on"):
                 joining(run, alone=alone).__enter__()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_who_would_share_waits_for_those_who_are_leaving(tmp_path: Path) -> None:
+    """The last to leave holds the lock alone for as long as removing its file takes."""
+    leaving = os.open(tmp_path / ".run.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(leaving, fcntl.LOCK_EX)
+    left = threading.Timer(0.1, os.close, [leaving])
+    left.start()
+    with joining(tmp_path / "run", alone=False) as certain:
+        assert certain
+    left.join()

@@ -145,8 +145,14 @@ def test_few_images_have_no_shards(cli, line, tmp_path, monkeypatch) -> None:
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
     ran = cli(*line, "-n", 50)
-    assert (ran.code, "Nothing to do" in ran.err) == (0, True)
+    assert (ran.code, "Nothing to do" in ran.out, ran.err) == (0, True, "")
+    assert json.loads(cli(*line, "-n", 50, "--json").out)["drawn"] == 0
     assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("RANK", "0")
+    first = cli(*line, "-n", 5, "--json")
+    assert json.loads(first.out)["drawn"] == 5, first.err
+    assert "shard" not in json.loads(first.out)
+    assert "one range in" not in first.err
 
 
 def test_claims_are_kept_from_others_until_they_are_given_up(tmp_path) -> None:

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -193,11 +195,19 @@ def test_calibration_by_workers_is_that_of_one_process(cli, tiny_model_path, tmp
     assert not begun.exists()
 
 
-def test_addresses_without_a_cluster_are_told(cli, line, monkeypatch) -> None:
+def test_addresses_without_a_cluster_are_told(cli, line, cluster, tmp_path, monkeypatch) -> None:
+    """There is one that is nobody's but who began it: auto does not take it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         nobody = f"127.0.0.1:{free.getsockname()[1]}"
         assert_sentence(cli(*line, "--ray", nobody), f"Nobody listens at {nobody} (")
-        monkeypatch.setenv("RAY_ADDRESS", nobody)
-        assert_sentence(cli(*line, "--ray", "auto"), f"Nobody listens at {nobody} (")
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as dashboard:
+        Thread(target=dashboard.handle_request).start()
+        other = f"127.0.0.1:{dashboard.server_port}"
+        assert_sentence(cli(*line, "--ray", other), f"What listens at {other} is not the head of a Ray cluster; give")
     assert_sentence(cli(*line, "--ray", "ray://head:10001"), "--ray is 'ray://head:10001'; give auto, or HOST:PORT")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))  # where `ray start` would have left an address
+    assert_sentence(cli(*line, "--ray", "auto"), "--ray is auto, and no Ray cluster was begun or joined")
+    monkeypatch.setenv("RAY_ADDRESS", nobody)
+    assert_sentence(cli(*line, "--ray", "auto"), f"Nobody listens at {nobody} (")

@@ -113,7 +113,7 @@ def sample(
 
     from ddt_accel.artifacts import check_writable
     from ddt_accel.cli.drawers import DrawerSettings, open_drawer
-    from ddt_accel.cli.drawing import Wanted, as_png, draw_few, draw_many
+    from ddt_accel.cli.drawing import Drawn, Wanted, as_png, draw_few, draw_many
     from ddt_accel.cli.hands import Here, Workers
     from ddt_accel.drawing.plain_folder import check_pixels
     from ddt_accel.drawing.run_folder import MANY, check_no_run
@@ -132,8 +132,16 @@ def sample(
             f"--images is {images}, and up to {MANY} are drawn by one process; leave out --shard, --workers and --ray."
         )
     if not many and part is not None and part.index:
-        say(f"Nothing to do: up to {MANY} images are drawn by one process, and this is another.")
+        emit(
+            _facts(out or place.samples_path, images, Drawn(images=0, sheet=None, files=[])),
+            as_json=json,
+            text=f"Nothing to do: up to {MANY} images are drawn by one process, and this is another.",
+        )
         return
+    if not many:
+        part = None  # of a launcher's processes the first draws all
+    elif part is not None and shard is None:
+        say(f"This is process {part.index} of {part.count}, by {part.told_by}: it draws one range in {part.count}.")
     plan = place.schedule(schedule)
     check_asked(plan.spec, schedule or place.schedule_path, steps_wanted, guidance)
     if full:
@@ -242,12 +250,7 @@ def _part(shard: str | None) -> Shard | None:
     """What this process draws of a run, as was said or as its environment has it; None for all of it."""
     from ddt_accel.drawing.shard import parse_shard, shard_of
 
-    if shard is not None:
-        return parse_shard(shard)
-    part = shard_of(os.environ)
-    if part is not None:
-        say(f"This is process {part.index} of {part.count}, by {part.told_by}: it draws one range in {part.count}.")
-    return part
+    return shard_of(os.environ) if shard is None else parse_shard(shard)
 
 
 def check_asked(spec: SamplingSpec, path: Path, steps_wanted: int | None, guidance: float | None) -> None:

@@ -27,6 +27,8 @@ _SILENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns of what it will do in the future
 }
 _CORES = 4  # of a worker on a CPU, where nothing is said
+_ANSWER = 5.0  # seconds that the head of a cluster may take to answer
+_SETTINGS = 4  # the type of the frame that each end of HTTP/2 begins with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +81,10 @@ def instance(site: Site) -> Iterator[Any]:
             if site.address is None:
                 folder = stack.enter_context(_folder())
                 quiet |= {"num_cpus": 0, "include_dashboard": False, "object_store_memory": _STORE, "_temp_dir": folder}
-            else:
-                _check_listens(site.address)
+            address = "local" if site.address is None else _cluster(site.address)
             try:
                 stack.callback(ray.shutdown)
-                ray.init(address=site.address or "local", **quiet)
+                ray.init(address=address, **quiet)
             except Exception as error:  # it has no one exception for this
                 line = str(error).partition("\n")[0]
                 if site.address is None:
@@ -165,21 +166,52 @@ def _folder() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_listens(address: str) -> None:
-    """Raises ConfigError at once where nobody listens at "host:port"; what is found by itself Ray looks for."""
-    address = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
+def _cluster(address: str) -> str:
+    """HOST:PORT of what was given; raises ConfigError soon where there is no cluster.
+
+    Ray's own "auto" takes any instance of this machine, also one that another command has begun for its workers.
+    """
+    from ray._private import services
+
     if address == "auto":
-        return
+        address = os.environ.get("RAY_ADDRESS") or services.find_bootstrap_address(None) or "auto"
+    if address == "auto":
+        raise ConfigError(
+            "--ray is auto, and no Ray cluster was begun or joined on this machine by `ray start`; do so, give "
+            "HOST:PORT of its head, or --workers for this machine alone."
+        )
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdecimal():
         raise ConfigError(
             f"--ray is {address!r}; give auto, or HOST:PORT of the cluster's head, such as 10.0.0.1:6379, on one of "
             "its machines."
         )
+    _check_listens(address, host.strip("[]"), int(port))
+    return address
+
+
+def _check_listens(address: str, host: str, port: int) -> None:
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        with socket.create_connection((host, port), timeout=_ANSWER) as connection:
+            speaks = _speaks_grpc(connection)
     except (OSError, OverflowError) as error:
         raise ConfigError(
             f"Nobody listens at {address} ({getattr(error, 'strerror', None) or error}); give the address of a Ray "
             "cluster that is running, as `ray start --head` prints it."
         ) from None
+    if not speaks:
+        raise ConfigError(
+            f"What listens at {address} is not the head of a Ray cluster; give the address that `ray start --head` "
+            "prints, not that of its dashboard."
+        )
+
+
+def _speaks_grpc(connection: socket.socket) -> bool:
+    """Whether the other end answers as HTTP/2 begins (RFC 9113, 3.4); Ray waits for minutes for one that does not."""
+    try:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0]))
+        with connection.makefile("rb") as answer:
+            frame = answer.read(9)  # length, type, flags, stream
+    except OSError:
+        return False
+    return len(frame) == 9 and frame[3] == _SETTINGS and not any(frame[5:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from ddt_accel.distribution.inception_weights import FeatureNetwork
 from ddt_accel.errors import ConfigError, MismatchError
 
 FORMAT, VERSION = "ddt-accel statistics of features", 1
+_MOST = 1e30  # features are below 100
 _SHIPPED = Path(__file__).parent / "references"
 
 
@@ -91,9 +93,15 @@ def _gaussian(archive: zipfile.ZipFile, path: Path, mean: str, covariance: str, 
             f"{path} has {shapes}, and the Inception network has {features} features there: these are statistics of "
             "another network. Give those of Inception, or the reference's pictures."
         )
-    if not (found[0].dtype.kind == found[1].dtype.kind == "f" and all(np.isfinite(one).all() for one in found)):
+    if not (found[0].dtype.kind == found[1].dtype.kind == "f" and all(_moderate(one) for one in found)):
         raise ConfigError(f"{path} has values in {mean} or {covariance} that are no finite numbers; make it anew.")
-    return Gaussian(mean=torch.from_numpy(found[0]).double(), covariance=torch.from_numpy(found[1]).double())
+    values, products = (torch.from_numpy(one.astype(np.float64)) for one in found)  # of any width and byte order
+    return Gaussian(mean=values, covariance=products)
+
+
+def _moderate(array: NDArray[Any]) -> bool:
+    """Whether all are numbers that can be multiplied."""
+    return bool((np.abs(array) < _MOST).all())
 
 
 def _packed(name: str, gaussian: Gaussian) -> dict[str, NDArray[np.generic]]:
