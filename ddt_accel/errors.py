@@ -10,6 +10,8 @@ Each message says what was given, what was expected and what to do; the command 
     - NumericsError: NaN or infinity where numbers were expected
     - DependencyError: an optional package is missing
     - ParityError: an exported network does not compute what the original computes
+    - BusyError: another process is at work where this one wants to be alone
+    - WorkerError: a process on another device, which worked for this one, could not go on
 """
 
 from collections.abc import Sequence
@@ -45,6 +47,14 @@ class DependencyError(DDTAccelError, ImportError):
 
 class ParityError(DDTAccelError):
     """An exported network does not compute what the original computes."""
+
+
+class BusyError(DDTAccelError):
+    """Another process is at work where this one wants to be alone."""
+
+
+class WorkerError(DDTAccelError):
+    """A process that worked for this one could not go on; the message names what it worked on."""
 
 
 def listed(names: Sequence[str], most: int = 4) -> str:

@@ -1,9 +1,10 @@
 """Commands that share a folder do not get in each other's way.
 
-Two locks, both the kernel's, so that they end with their process, however that ends. `making` is for as long as an
-artefact is made: a second process waits, and says for whom. `opened` is for the moments in which the files of a folder
-are read or replaced together. Where there are no locks (some network file systems, a folder that cannot be written to,
-Windows) both go on without.
+Three locks, all the kernel's, so that they end with their process, however that ends. `making` is for as long as an
+artefact is made: a second process waits, and says for whom. `joining` is for work that takes hours: nobody waits for
+its end, and those who share it work beside each other. `opened` is for the moments in which the files of a folder are
+read or replaced together. Where there are no locks (some network file systems, a folder that cannot be written to,
+Windows) all go on without.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from ddt_accel.errors import BusyError
 
 if sys.platform != "win32":
     import fcntl
@@ -33,8 +36,7 @@ def making(path: Path, say: Say = nothing) -> Iterator[bool]:
     Yields whether that is certain. The lock is a file beside `path` that tells who holds it, and goes with the block.
     It is not to be asked for again inside the block.
     """
-    place = Path(os.path.realpath(path))
-    lock = place.parent / f".{place.name}.lock"
+    lock = _beside(path)
     handle = _acquired(lock, path, say)
     try:
         yield handle is not None
@@ -42,6 +44,25 @@ def making(path: Path, say: Say = nothing) -> Iterator[bool]:
         if handle is not None:
             with contextlib.suppress(OSError):
                 lock.unlink()  # while it is held: who waits for it sees that it has gone, and begins anew
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def joining(path: Path, *, alone: bool) -> Iterator[bool]:
+    """While the block lasts nobody works on the file or folder `path` but this process `alone`, or those who share it.
+
+    Yields whether that is certain. Raises BusyError at once, naming one who is there, where it cannot be. The lock is
+    the file that `making` has: the last to leave removes it.
+    """
+    lock = _beside(path)
+    handle = _joined(lock, path, alone)
+    try:
+        yield handle is not None
+    finally:
+        if handle is not None:
+            with contextlib.suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails where others share it
+                lock.unlink()
             os.close(handle)
 
 
@@ -60,12 +81,46 @@ def opened(folder: Path, *, alone: bool) -> Iterator[None]:
             os.close(handle)
 
 
+def _beside(path: Path) -> Path:
+    place = Path(os.path.realpath(path))
+    return place.parent / f".{place.name}.lock"
+
+
+def _joined(lock: Path, path: Path, alone: bool) -> int | None:
+    """An open lock file that this process has locked, alone or with others; None where there are no locks."""
+    if sys.platform == "win32":
+        return None
+    while (handle := _open(lock)) is not None:
+        held = False
+        try:
+            fcntl.flock(handle, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            # Unless the one before has removed it: then this lock is on a file that nobody else will find.
+            held = os.path.samestat(os.fstat(handle), os.stat(lock))
+            if held:
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, f"{_me()}\n".encode(), 0)
+                return handle
+        except BlockingIOError:
+            raise BusyError(
+                f"{_holder(handle)}, is at work on {path}; wait until it is done, or stop it first."
+            ) from None
+        except FileNotFoundError:
+            pass
+        except OSError:  # no locks here
+            with contextlib.suppress(OSError):
+                lock.unlink()
+            return None
+        finally:
+            if not held:
+                os.close(handle)
+    return None
+
+
 def _acquired(lock: Path, path: Path, say: Say) -> int | None:
     """An open lock file that this process alone has locked; None where there are no locks."""
     if sys.platform == "win32":
         return None
-    me = f"{_command()}, process {os.getpid()} on {socket.gethostname()}"
-    token = f"{me}\n{secrets.token_hex(8)}\n".encode()
+    token = f"{_me()}\n{secrets.token_hex(8)}\n".encode()
     told = False
     while (handle := _open(lock)) is not None:
         held = False
@@ -105,6 +160,10 @@ def _open(lock: Path) -> int | None:
 
 def _holder(handle: int) -> str:
     return os.pread(handle, 1000, 0).decode(errors="replace").partition("\n")[0] or "another process"
+
+
+def _me() -> str:
+    return f"{_command()}, process {os.getpid()} on {socket.gethostname()}"
 
 
 def _command() -> str:

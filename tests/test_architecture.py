@@ -11,11 +11,12 @@ import ddt_accel
 
 PACKAGE = Path(ddt_accel.__file__).parent
 # Each may import what stands before it, and itself.
-ORDER = ["errors", "stages", "artifacts", "locks", "spec", "means", "schedule", "solver", "networks", "sampling",
-         "backends", "calibration", "exporting", "evaluation", "rivals", "fitting", "comparison", "training", "report",
-         "drawing", "workspace", "cli", "__main__"]  # fmt: skip
-TORCHLESS = {"errors", "stages", "artifacts", "locks", "spec", "means", "schedule", "solver"}
-HOMES = {"typer": "cli", "rich": "cli", "jinja2": "report", "matplotlib": "report", "huggingface_hub": "networks"}
+ORDER = ["errors", "stages", "artifacts", "locks", "cluster", "spec", "means", "schedule", "solver", "networks",
+         "sampling", "backends", "calibration", "exporting", "evaluation", "rivals", "fitting", "comparison",
+         "training", "report", "drawing", "workspace", "cli", "__main__"]  # fmt: skip
+TORCHLESS = {"errors", "stages", "artifacts", "locks", "cluster", "spec", "means", "schedule", "solver"}
+HOMES = {"typer": "cli", "rich": "cli", "jinja2": "report", "matplotlib": "report", "huggingface_hub": "networks",
+         "ray": "cluster"}  # fmt: skip
 
 
 def imports(path: Path) -> set[str]:

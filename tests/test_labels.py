@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ddt_accel import draw_labels
-from ddt_accel.cli.sampling import parse_labels
+from ddt_accel.cli.drawers import parse_labels
 from ddt_accel.errors import ConfigError
 from ddt_accel.sampling.labels import Labels
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from ddt_accel.locks import making, opened
+from ddt_accel.errors import BusyError
+from ddt_accel.locks import joining, making, opened
 
 HOLD = (
     "import sys; from pathlib import Path; from ddt_accel.locks import making\n"
@@ -101,6 +102,8 @@ def test_without_locks_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(fcntl, "flock", refuse)
     with making(tmp_path / "x") as alone, making(tmp_path / "x"), opened(tmp_path, alone=True):
         assert not alone
+    with joining(tmp_path / "x", alone=True) as alone, joining(tmp_path / "x", alone=True):
+        assert not alone
     assert list(tmp_path.iterdir()) == []
 
 
@@ -122,3 +125,27 @@ def test_readers_share_and_one_who_replaces_is_alone(tmp_path: Path) -> None:
         time.sleep(0.5)
         assert writer.poll() is None
     assert writer.communicate(timeout=60)[0] == "in\n"
+
+
+def test_who_shares_works_beside_others_and_who_is_alone_is_refused_at_once(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    code = (
+        "import sys; from pathlib import Path; from ddt_accel.locks import joining\n"
+        "with joining(Path(sys.argv[1]), alone=bool(int(sys.argv[2]))): print('in', flush=True); sys.stdin.read()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code, str(run), "0"], **pipes) as other:
+        assert line_of(other) == "in"
+        with joining(run, alone=False) as certain:
+            assert certain
+        with pytest.raises(
+            BusyError, match=rf"process {os.getpid()} on .*, is at work on .*run; wait"
+        ):  # the last came
+            joining(run, alone=True).__enter__()
+        other.kill()
+    with joining(run, alone=True) as certain:  # nobody waits for the dead
+        assert certain
+        for alone in (False, True):
+            with pytest.raises(BusyError, match=f"process {os.getpid()} on"):
+                joining(run, alone=alone).__enter__()
+    assert list(tmp_path.iterdir()) == []

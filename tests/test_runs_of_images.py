@@ -30,7 +30,7 @@ from ddt_accel.drawing.drawer import Drawer
 from ddt_accel.drawing.identity import RunIdentity, schedule_identity
 from ddt_accel.drawing.images import Images
 from ddt_accel.drawing.pngs import PngFiles
-from ddt_accel.drawing.run import draw, write_npz
+from ddt_accel.drawing.run import drawn_here, keep, write_npz
 from ddt_accel.drawing.run_folder import RANGE_FORMAT, RANGE_VERSION, RunFolder, range_size
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError
 from ddt_accel.evaluation.fidelity import to_uint8
@@ -150,8 +150,7 @@ def test_killed_again_and_again_it_ends_in_the_same_bytes(cli, line, tmp_path) -
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from ddt_accel.drawing.pngs import PngFiles
-from ddt_accel.drawing.run import draw, write_npz
+from ddt_accel.drawing.run import write_npz
 from ddt_accel.drawing.run_folder import RunFolder
 def killed(images):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -396,6 +395,11 @@ class Known:
             yield rows_of(self.run, range(start, min(indices.stop, start + 20)), self.side)
 
 
+def draw(run: RunFolder, on_images: Callable[[int], None], pngs: PngFiles) -> None:
+    images = drawn_here(run.ranges(), Known(run, 48), on_images)
+    keep(run, images, {}, left=run.images, on_range=lambda indices: None, pngs=pngs)
+
+
 def test_memory_of_drawing_does_not_grow_either(tmp_path) -> None:
     """PNGs wait for their threads, but not all of them at once."""
     peaks = []
@@ -404,7 +408,7 @@ def test_memory_of_drawing_does_not_grow_either(tmp_path) -> None:
         told: list[int] = []
         tracemalloc.start()
         with PngFiles(run.pictures) as pngs:
-            draw(run, list(run.ranges()), Known(run, 48), {}, told.append, pngs=pngs)
+            draw(run, told.append, pngs)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert (sum(told), pngs.written, run.present()) == (count, count, count)
@@ -417,7 +421,7 @@ def test_pngs_that_cannot_be_written_end_the_run_and_lose_no_range(tmp_path) -> 
     run.pictures.write_bytes(b"no folder")
     drawing = pytest.raises(ArtifactError, match=r"pictures is no folder; choose another place")
     with drawing, PngFiles(run.pictures) as pngs:
-        draw(run, list(run.ranges()), Known(run, 8), {}, lambda images: None, pngs=pngs)
+        draw(run, lambda images: None, pngs)
     assert 64 <= run.present() < 640
     run.read(range(64))
 
@@ -431,16 +435,19 @@ def test_a_disk_without_space_is_told_after_the_first_range(cli, line, tmp_path,
     assert cli(*line).code == 0  # the ranges alone have space
 
 
-def test_two_processes_draw_one_run(line, tmp_path) -> None:
-    """The second waits for the first, and has nothing left to draw."""
-    command = [sys.executable, "-m", "ddt_accel", *map(str, line), "--json"]
+def test_a_run_has_one_driver(cli, line, tmp_path) -> None:
+    """The second is refused, in a sentence that names the first; nothing of the run changes."""
+    Schedule.full(SamplingSpec(num_steps=60)).save(tmp_path / "s.json")
+    command = [sys.executable, "-m", "ddt_accel", *map(str, line)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
-    both = [subprocess.Popen(command, **pipes) for _ in range(2)]
-    said = [process.communicate(timeout=240) for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    assert sorted(json.loads(out)["drawn"] for out, _ in said) == [0, COUNT]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as first:
+        until(first, (tmp_path / "run" / "run.json").exists)
+        for other in ([], ["--shard", "1/2"]):
+            assert_sentence(cli(*line, *other), f"process {first.pid} on")
+        assert_sentence(cli("sample", "--finish", "--out", tmp_path / "run"), f"is at work on {tmp_path / 'run'}; wait")
+        assert first.wait(timeout=240) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "s.json", "w"]
+    assert json.loads(cli(*line, "--json").out)["drawn"] == 0
 
 
 class Shown:

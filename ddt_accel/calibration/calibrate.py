@@ -85,7 +85,7 @@ def calibrate(
             resume, spec, sha256, latent_shape, wanted, sensitivity_samples, guide_sha256=next(iter(others), None)
         )
     done = resume
-    batches = _batches(wanted, done.ranges[0].stop if done else first_image, batch_size)
+    batches = batches_of(wanted, done.ranges[0].stop if done else first_image, batch_size)
     followed = first_image + sensitivity_samples
     measured = sum(images.first < followed for images in batches)
     measuring = measuring_evaluations(spec, sensitivity_steps) + coarser_evaluations(spec) + shared_evaluations(spec)
@@ -112,7 +112,7 @@ def calibrate(
     return done
 
 
-def _batches(wanted: ImageRange, start: int, size: int) -> list[ImageRange]:
+def batches_of(wanted: ImageRange, start: int, size: int) -> list[ImageRange]:
     """The images from `start` on, in batches that end at multiples of their size, so that runs over parts of them batch
     them alike."""
     ends = [start, *range((start // size + 1) * size, wanted.stop, size), wanted.stop]

@@ -39,10 +39,14 @@ from ddt_accel.cli.recipes import (
     sampling_of,
     sampling_said,
 )
+from ddt_accel.cli.workers import CoresOption, RayOption, WorkersOption, crew_at, site_of
 
 if TYPE_CHECKING:
     from ddt_accel.calibration.statistics import Calibration
+    from ddt_accel.cli.calibrators import CalibratorSettings, Told
+    from ddt_accel.cluster.instance import Site
     from ddt_accel.networks.split import SplitNetwork
+    from ddt_accel.sampling.noise import ImageRange
     from ddt_accel.spec import SamplingSpec
     from ddt_accel.workspace import Workspace
 
@@ -73,10 +77,14 @@ def calibrate(
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
     out: Annotated[Path | None, typer.Option(help="Where to write; in the workspace by default.")] = None,
+    workers: WorkersOption = None,
+    ray: RayOption = None,
+    cpus_per_worker: CoresOption = None,
     json: JsonOption = False,
 ) -> None:
     """Measure how the encoder's state changes along unshared trajectories."""
     from ddt_accel.artifacts import check_writable
+    from ddt_accel.cli.calibrators import CalibratorSettings
     from ddt_accel.workspace import Workspace
 
     sampling = sampling_said(
@@ -93,23 +101,37 @@ def calibrate(
     path = out or place.calibration_path
     said = model_options(model, config, weights, latent_shape, guide)
     recipe = recipe_like(like, sampling, guided=place.chosen(said).guide is not None)
-    device = check_device(device)
+    site = site_of(workers, ray, cpus_per_worker, device)
+    device = device if site is not None else check_device(device)
     for needed in (path, place.partial_path):
         check_writable(needed)
-    say_threads(threads, device)
-    network, second = load_networks(place, said, device)
-    spec = sampling_of(network, recipe, sampling, guided=second is not None)
-    calibration = run_calibration(
-        place,
-        network,
-        spec,
-        guide=second,
-        samples=samples,
-        sensitivity_samples=sensitivity_samples,
-        seed=seed,
-        batch_size=batch_size,
-        out=path,
-    )
+    if site is not None:
+        settings = CalibratorSettings(
+            workspace=workspace.absolute(),
+            said=said,
+            recipe=recipe,
+            sampling=sampling,
+            device=device,
+            threads=threads,
+            batch_size=batch_size,
+            sensitivity_samples=sensitivity_samples,
+        )
+        calibration = _by_workers(place, site, settings.anywhere(), samples=samples, seed=seed, out=path)
+    else:
+        say_threads(threads, device)
+        network, second = load_networks(place, said, device)
+        calibration = run_calibration(
+            place,
+            network,
+            sampling_of(network, recipe, sampling, guided=second is not None),
+            guide=second,
+            samples=samples,
+            sensitivity_samples=sensitivity_samples,
+            seed=seed,
+            batch_size=batch_size,
+            out=path,
+        )
+    spec = calibration.spec
     solving = f"ddt-accel solve --budget {max(1, spec.num_evaluations // 5)}{given('--calibration', out)}"
     emit(
         {
@@ -151,32 +173,16 @@ def _calibrated(
 ) -> Calibration:
     """Calibrates with a bar; continues what an interrupted run of the same settings left behind."""
     from ddt_accel.calibration.calibrate import calibrate as run
-    from ddt_accel.calibration.calibrate import check_beginning
-    from ddt_accel.calibration.statistics import Calibration
-    from ddt_accel.errors import ArtifactError, MismatchError
     from ddt_accel.sampling.noise import ImageRange
 
     partial = place.partial_path
     resume = None
     source, wanted = network.source, ImageRange(seed=seed, first=0, stop=samples)
-    if partial.exists() and source is not None and source.latent_shape is not None:
-        try:
-            resume = Calibration.load(partial)
-            check_beginning(
-                resume,
-                spec,
-                source.sha256,
-                source.latent_shape,
-                wanted,
-                sensitivity_samples,
-                guide_sha256=guide.source.sha256 if guide is not None and guide.source is not None else None,
-            )
-            say(f"Continuing an interrupted calibration: {resume.num_samples} of {samples} samples are done.")
-        except MismatchError:  # an ArtifactError, too
-            say(f"{partial} is of an interrupted calibration with other settings; it is replaced.")
-            resume = None
-        except ArtifactError:
-            say(f"{partial} is damaged and is not used.")
+    if source is not None and source.latent_shape is not None:
+        guide_sha256 = guide.source.sha256 if guide is not None and guide.source is not None else None
+        resume = _beginning(
+            partial, spec, source.sha256, source.latent_shape, wanted, sensitivity_samples, guide_sha256
+        )
     kept = resume.num_samples if resume else 0
 
     def on_batch(done: Calibration) -> None:
@@ -206,3 +212,62 @@ def _calibrated(
         calibration.save(out)
     partial.unlink(missing_ok=True)
     return calibration
+
+
+def _by_workers(
+    place: Workspace, site: Site, settings: CalibratorSettings, *, samples: int, seed: int, out: Path
+) -> Calibration:
+    """Calibrates as `run_calibration` does, with a crew."""
+    from ddt_accel.cli.calibrators import calibrate_by
+    from ddt_accel.locks import making
+
+    def beginning(told: Told, wanted: ImageRange) -> Calibration | None:
+        return _beginning(
+            place.partial_path,
+            told.spec,
+            told.checkpoint_sha256,
+            told.latent_shape,
+            wanted,
+            settings.sensitivity_samples,
+            told.guide_sha256,
+        )
+
+    with making(place.calibration_path, say), crew_at(site) as crew:
+        return calibrate_by(crew, settings, place, samples=samples, seed=seed, out=out, beginning=beginning)
+
+
+def _beginning(
+    partial: Path,
+    spec: SamplingSpec,
+    checkpoint_sha256: str,
+    latent_shape: tuple[int, int, int],
+    wanted: ImageRange,
+    sensitivity_samples: int,
+    guide_sha256: str | None,
+) -> Calibration | None:
+    """What an interrupted run of the same settings has left, if one has; says what becomes of it."""
+    from ddt_accel.calibration.calibrate import check_beginning
+    from ddt_accel.calibration.statistics import Calibration
+    from ddt_accel.errors import ArtifactError, MismatchError
+
+    if not partial.exists():
+        return None
+    try:
+        found = Calibration.load(partial)
+        check_beginning(
+            found,
+            spec,
+            checkpoint_sha256,
+            latent_shape,
+            wanted,
+            sensitivity_samples,
+            guide_sha256=guide_sha256,
+        )
+    except MismatchError:  # an ArtifactError, too
+        say(f"{partial} is of an interrupted calibration with other settings; it is replaced.")
+        return None
+    except ArtifactError:
+        say(f"{partial} is damaged and is not used.")
+        return None
+    say(f"Continuing an interrupted calibration: {found.num_samples} of {wanted.count} samples are done.")
+    return found

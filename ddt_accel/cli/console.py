@@ -116,6 +116,7 @@ class _Lines:
             self._spoken = now
             done, spent = max(steps.done - steps.begun, 1), now - steps.started
             told = f", {done / spent:.3g} {steps.unit}/s" if steps.unit and spent > 0 else ""
+            told += f" ({steps.detail})" * bool(steps.detail)
             told += f", about {duration(spent / done * (steps.total - steps.done))} left" * (steps.done < steps.total)
             err.print(f"{steps.label}: {steps.done}/{steps.total}{told}")
 
@@ -123,11 +124,11 @@ class _Lines:
 class Steps:
     """How far work is: advances a bar, or prints a plain line now and then. Of `unit`s the number in a second is told.
 
-    What was done before, `begun`, has taken no time.
+    What was done before, `begun`, has taken no time. `detail` is what else there is to say of it.
     """
 
     def __init__(self, label: str, total: int, shown: Progress | _Lines, *, begun: int = 0, unit: str = "") -> None:
-        self.label, self.total, self.begun, self.done, self.unit = label, total, begun, begun, unit
+        self.label, self.total, self.begun, self.done, self.unit, self.detail = label, total, begun, begun, unit, ""
         self.started = time.monotonic()
         self._shown = shown
         self._task = shown.add_task(label, total=total, completed=begun) if isinstance(shown, Progress) else None
@@ -137,9 +138,11 @@ class Steps:
         if isinstance(self._shown, _Lines):
             self._shown.tell(self)
         elif self._task is not None:
-            self._shown.update(self._task, completed=done)
+            told = f"{self.label} ({self.detail})" if self.detail else self.label
+            self._shown.update(self._task, completed=done, description=told)
 
-    def advance(self, by: int = 1) -> None:
+    def advance(self, by: int = 1, detail: str = "") -> None:
+        self.detail = detail
         self.to(self.done + by)
 
 

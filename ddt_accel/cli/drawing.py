@@ -1,21 +1,30 @@
-"""How `sample` draws: a few images into a plain folder, many in ranges that outlive whatever stops the process."""
+"""How `sample` draws: a few images into a plain folder, many in ranges that outlive whatever stops a process."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ddt_accel.cli.console import keeping, say, steps
+from ddt_accel.cli.options import MOST_PNGS
 from ddt_accel.drawing import run as drawing
-from ddt_accel.drawing.drawer import Drawer
-from ddt_accel.drawing.identity import RunIdentity
-from ddt_accel.drawing.plain_folder import LATENTS, SampleWriter
+from ddt_accel.drawing.claims import Claims
+from ddt_accel.drawing.plain_folder import LATENTS, SampleWriter, check_pixels
 from ddt_accel.drawing.pngs import PngFiles
-from ddt_accel.drawing.run_folder import RunFolder, range_size
-from ddt_accel.errors import ArtifactError
-from ddt_accel.locks import making
+from ddt_accel.drawing.run import keep
+from ddt_accel.drawing.run_folder import FILE_NAME, RunFolder, range_size
+from ddt_accel.errors import ArtifactError, BusyError
+from ddt_accel.locks import joining, making
+
+if TYPE_CHECKING:
+    from ddt_accel.cli.hands import Hands
+    from ddt_accel.drawing.drawer import Drawer
+    from ddt_accel.drawing.shard import Shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,44 +73,121 @@ def draw_few(wanted: Wanted, drawer: Drawer) -> Drawn:
     return Drawn(images=wanted.images, sheet=sheet, files=writer.files())
 
 
-def draw_many(wanted: Wanted, drawer: Drawer, identity: RunIdentity) -> Drawn:
-    """A run, continued where there is one of the same identity."""
-    folder, total = wanted.folder, wanted.images
-    batch, whole = drawer.sampler.batch_size, wanted.npz if drawer.pictures else folder / LATENTS
-    with making(folder, say) as alone:
-        run = RunFolder.begun(folder, identity, total, range_size(batch))
+def draw_many(wanted: Wanted, hands: Hands, shard: Shard | None) -> Drawn:
+    """A run, or a shard of it, continued where there is one of the same identity; whole it gets its npz and a sheet."""
+    folder, told = wanted.folder, hands.told
+    with joining(folder, alone=shard is None) as certain:
+        with making(folder / FILE_NAME):  # all shards agree on the ranges
+            run = RunFolder.begun(folder, told.identity, wanted.images, range_size(told.batch_size))
+        alone = certain and shard is None
         if alone:
             run.tidy()
-
-        def kept() -> str:
-            return f"{run.present()} of {total} images are kept in {folder}; the same command goes on from there."
-
-        with keeping(kept), ExitStack() as threads:
-            pngs = threads.enter_context(PngFiles(run.pictures)) if wanted.png else None
-            missing = _missing(run, pngs)
-            left = sum(map(len, missing))
-            if missing:
-                conditions = {"batch_size": batch, "decode_batch": drawer.decode_batch, "device": drawer.device}
-                with steps("sampling", total, begun=total - left, unit="images") as bar:
-                    drawing.draw(run, missing, drawer, conditions, bar.advance, pngs=pngs, npz=whole)
-            if whole is not None:
-                with steps(f"writing {whole.name}", total) as bar:
-                    drawing.write_npz(run, whole, bar.advance, alone=alone)
-        sheet = _sheet(lambda: drawing.write_sheet(run, wanted.class_names) if drawer.pictures else None)
-    return Drawn(images=left, sheet=sheet, files=[whole] if whole is not None else [])
+        mine = list(run.ranges() if shard is None else shard.of(run.ranges()))
+        drawn = _drawn(run, mine, wanted, hands)
+        if shard is None:
+            return replace(_completed(run, wanted, told.pictures, told.class_names, alone=alone), images=drawn)
+    # Whoever is the last to come here finds all ranges, and nobody at work.
+    if (present := run.present()) == run.images:
+        with suppress(BusyError), joining(folder, alone=True) as alone:
+            return replace(_completed(run, wanted, told.pictures, told.class_names, alone=alone), images=drawn)
+    rest = "another process completes it" if present == run.images else "its last shard completes it"
+    say(f"{present} of {run.images} images are in {folder}; {rest}, or `ddt-accel sample --finish --out {folder}`.")
+    return Drawn(images=drawn, sheet=None, files=[])
 
 
-def _missing(run: RunFolder, pngs: PngFiles | None) -> list[range]:
-    """The ranges that have to be drawn; says how many images do not."""
-    if not run.present():
-        return list(run.ranges())
-    missing = []
-    with steps("checking what is there", run.images) as bar:
-        for indices, absent in drawing.missing(run, say, pngs=pngs):
+def finish(folder: Path, npz: Path | None, png: bool | None) -> tuple[RunFolder, Drawn]:
+    """Completes a run of which every range is there, without a network. Raises ArtifactError where one is not."""
+    if not (folder / FILE_NAME).exists():
+        raise ArtifactError(
+            f"{folder} holds no run to finish; `ddt-accel sample --images N --out {folder}` begins one."
+        )
+    with joining(folder, alone=True) as alone:
+        run = RunFolder.load(folder)
+        if alone:
+            run.tidy()
+        missing = [indices for indices in run.ranges() if not run.path(indices).exists()]
+        if not missing:
+            first = run.read(next(run.ranges())).rows
+            pictures = first.dtype == np.uint8
+            check_pixels(npz, pictures)
+            wanted = Wanted(folder=folder, images=run.images, npz=npz, png=pictures and as_png(png, run.images),
+                            ours=False, class_names=None)  # fmt: skip
+            with ExitStack() as threads:
+                pngs = threads.enter_context(PngFiles(run.pictures)) if wanted.png else None
+                missing = _missing(run, list(run.ranges()), pngs)
+        if missing:
+            raise ArtifactError(
+                f"{folder} lacks {sum(map(len, missing))} of {run.images} images, such as {missing[0].start} to "
+                f"{missing[0].stop - 1}; the command that began it draws them."
+            )
+        return run, _completed(run, wanted, pictures, None, alone=alone)
+
+
+def as_png(png: bool | None, images: int) -> bool:
+    """Whether so many pictures become PNGs, where that is said and where it is not."""
+    return images <= MOST_PNGS if png is None else png
+
+
+def _drawn(run: RunFolder, mine: list[range], wanted: Wanted, hands: Hands) -> int:
+    """Draws those of `mine` that are missing; how many images they were."""
+
+    def kept() -> str:
+        return f"{run.present()} of {run.images} images are kept in {run.folder}; the same command goes on from there."
+
+    count = sum(map(len, mine))
+    with keeping(kept), ExitStack() as threads:
+        pngs = threads.enter_context(PngFiles(run.pictures)) if wanted.png else None
+        missing = _missing(run, mine, pngs)
+        left = sum(map(len, missing))
+        if not missing:
+            return 0
+        told, drawn = hands.told, 0
+        conditions = {"batch_size": told.batch_size, "decode_batch": told.decode_batch, "device": told.device}
+
+        def written(indices: range) -> None:
+            nonlocal drawn
+            claims.release(indices)
+            drawn += len(indices)
+
+        with steps("sampling", count, begun=count - left, unit="images") as bar, Claims(run) as claims:
+            images = hands.draw(claims.of(missing), len(missing), bar)
+            keep(
+                run, images, conditions, left=left, on_range=written, pngs=pngs, npz=_whole(run, wanted, told.pictures)
+            )
+    return drawn
+
+
+def _completed(run: RunFolder, wanted: Wanted, pictures: bool, names: tuple[str, ...] | None, *, alone: bool) -> Drawn:
+    """The npz and the contact sheet of a run that is whole."""
+
+    def kept() -> str:
+        return f"All {run.images} images are kept in {run.folder}; the same command goes on from there."
+
+    whole = _whole(run, wanted, pictures)
+    with keeping(kept):
+        if whole is not None:
+            with steps(f"writing {whole.name}", run.images) as bar:
+                drawing.write_npz(run, whole, bar.advance, alone=alone)
+        sheet = _sheet(lambda: drawing.write_sheet(run, names) if pictures else None)
+    return Drawn(images=0, sheet=sheet, files=[whole] if whole is not None else [])
+
+
+def _whole(run: RunFolder, wanted: Wanted, pictures: bool) -> Path | None:
+    """The file of all images: pictures in an npz that was asked for, latents in one of the run's."""
+    return wanted.npz if pictures else run.folder / LATENTS
+
+
+def _missing(run: RunFolder, mine: list[range], pngs: PngFiles | None) -> list[range]:
+    """Those of `mine` that have to be drawn; says how many images do not."""
+    if not any(run.path(indices).exists() for indices in mine):
+        return mine
+    missing, count = [], sum(map(len, mine))
+    with steps("checking what is there", count) as bar:
+        for indices, absent in drawing.missing(run, mine, say, pngs=pngs):
             if absent:
                 missing.append(indices)
-            bar.to(indices.stop)
-    say(f"{run.images - sum(map(len, missing))} of {run.images} images are in {run.folder} already.")
+            bar.advance(len(indices))
+    say(f"{count - sum(map(len, missing))} of {count} images are in {run.folder} already.")
     return missing
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,6 +53,7 @@ ThreadsOption = Annotated[
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, or cuda:N for the GPU of that number.")]
 
 DEFAULT_WORKSPACE = Path("ddt-accel-run")
+MOST_PNGS = 1000  # images that are PNGs where nobody says whether they shall be
 
 
 def model_options(
@@ -79,6 +81,12 @@ def parse_latent_shape(text: str | None) -> tuple[int, int, int] | None:
     if 0 in (channels, height, width):
         raise ConfigError(f"--latent-shape is {text!r}; give channels,height,width, such as 4,32,32.")
     return channels, height, width
+
+
+def device_here(device: str) -> str:
+    """The GPU of this process where torchrun has started one for each, and no number is given."""
+    local = os.environ.get("LOCAL_RANK", "")
+    return f"{device}:{local}" if device.lower() == "cuda" and local.isdecimal() else device
 
 
 def check_device(device: str) -> str:

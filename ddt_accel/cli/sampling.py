@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ddt_accel.cli.console import emit, following, say
-from ddt_accel.cli.networks import BackendOption, open_networks
+from ddt_accel.cli.networks import BackendOption
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
+    MOST_PNGS,
     BatchOption,
     ConfigOption,
     DeviceOption,
@@ -22,14 +25,15 @@ from ddt_accel.cli.options import (
     ThreadsOption,
     WeightsOption,
     WorkspaceOption,
+    device_here,
     model_options,
 )
+from ddt_accel.cli.workers import CoresOption, RayOption, WorkersOption, crew_at, site_of
 
 if TYPE_CHECKING:
-    from ddt_accel.sampling.labels import Labels
+    from ddt_accel.cli.drawing import Drawn
+    from ddt_accel.drawing.shard import Shard
     from ddt_accel.spec import SamplingSpec
-
-MOST_PNGS = 1000  # images that are PNGs where nobody says whether they shall be
 
 
 def sample(
@@ -84,98 +88,116 @@ def sample(
     decode_batch: Annotated[
         int | None, typer.Option("--decode-batch", min=1, help="Latents that --decoder takes at a time.")
     ] = None,
+    workers: WorkersOption = None,
+    ray: RayOption = None,
+    cpus_per_worker: CoresOption = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="I/N, from 0/N on: draw every N-th range, beside N - 1 others. torchrun and Slurm's arrays say it by "
+            "themselves; 0/1 draws all."
+        ),
+    ] = None,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="Only check that all ranges of a run are there, and write its npz.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Draw images along the schedule."""
+    from ddt_accel.workspace import Workspace
+
+    place = Workspace(workspace, say)
+    if finish:
+        _finish(out or place.images_path, npz, png, workspace=workspace, as_json=json)
+        return
+
     from ddt_accel.artifacts import check_writable
-    from ddt_accel.backends.decoders import BATCH, decoder_sha256, open_decoder
-    from ddt_accel.backends.sampler import Sampler
-    from ddt_accel.cli.drawing import Wanted, draw_few, draw_many
-    from ddt_accel.drawing.drawer import Drawer
-    from ddt_accel.drawing.identity import RunIdentity, backend_identity, schedule_identity
+    from ddt_accel.cli.drawers import DrawerSettings, open_drawer
+    from ddt_accel.cli.drawing import Wanted, as_png, draw_few, draw_many
+    from ddt_accel.cli.hands import Here, Workers
     from ddt_accel.drawing.plain_folder import check_pixels
     from ddt_accel.drawing.run_folder import MANY, check_no_run
     from ddt_accel.errors import ConfigError
-    from ddt_accel.workspace import Workspace
 
     if images < 1 or batch_size < 1:
         raise ConfigError(f"--images is {images} and --batch-size {batch_size}; give at least 1 of each.")
     if decode_batch is not None and decoder is None:
         raise ConfigError("--decode-batch is of --decoder, and there is none; give that, too, or leave both out.")
-    place = Workspace(workspace, say)
+    many = images > MANY
+    site = site_of(workers, ray, cpus_per_worker, device)
+    part = _part(shard)
+    if not many and (shard is not None or site is not None):
+        raise ConfigError(
+            f"--images is {images}, and up to {MANY} are drawn by one process; leave out --shard, --workers and --ray."
+        )
+    if not many and part is not None and part.index:
+        say(f"Nothing to do: up to {MANY} images are drawn by one process, and this is another.")
+        return
     plan = place.schedule(schedule)
     check_asked(plan.spec, schedule or place.schedule_path, steps_wanted, guidance)
     if full:
         plan = plan.unshared()
-    many = images > MANY
     folder = out or (place.images_path if many else place.samples_path)
     if not many:
         check_no_run(folder)
     for path in (folder / "000000.png", npz):
         if path is not None:
             check_writable(path)
-    said = model_options(model, config, weights, latent_shape, guide)
-    opened = open_networks(place, backend, export_folder, said, device, min(batch_size, images))
-    chosen = parse_labels(labels, opened.backend.config.num_classes, opened.class_names)
-    draws_pixels = opened.backend.config.pixel_space
-    if decoder is not None and draws_pixels:
-        raise ConfigError("--decoder makes pictures of latents, and this model draws pictures itself; leave it out.")
-    pixels = draws_pixels or decoder is not None
-    check_pixels(npz, pixels)
-    if png and not pixels:
-        raise ConfigError("--png is for pictures, but these are latents; give the model's autoencoder with --decoder.")
-    if png is False and npz is None and pixels and not many:
-        raise ConfigError("--no-png without --npz would leave nothing of what is drawn; give --npz, too.")
-    decode = None
-    if decoder is not None:
-        decode = open_decoder(decoder, opened.latent_shape, device=device, batch_size=decode_batch or BATCH)
-    sampler = Sampler(opened.backend, plan, latent_shape=opened.latent_shape, batch_size=batch_size)
-    drawer = Drawer(
-        sampler,
-        chosen,
+    settings = DrawerSettings(
+        workspace=workspace.absolute(),
+        said=model_options(model, config, weights, latent_shape, guide),
+        schedule=plan,
+        backend=backend,
+        export_folder=export_folder and export_folder.absolute(),
+        device=device_here(device),
+        threads=threads,
         seed=seed,
-        pixels=pixels,
-        decode=decode,
-        decode_batch=None if decode is None else decode.batch_size,
+        labels=labels,
+        batch_size=batch_size,
+        at_once=min(batch_size, images),
+        decoder=decoder,
+        decode_batch=decode_batch,
     )
-    wanted = Wanted(
-        folder=folder,
-        images=images,
-        npz=npz,
-        png=pixels and (images <= MOST_PNGS if png is None else png),
-        ours=out is None,
-        class_names=opened.class_names,
-    )
-    compiling_before = getattr(opened.backend, "compile_seconds", 0.0)
-    if many:
-        identity = RunIdentity(
-            seed=seed,
-            labels=chosen.described,
-            **schedule_identity(plan),
-            latents=",".join(map(str, opened.latent_shape)),
-            checkpoint_sha256=opened.backend.checkpoint_sha256,
-            guide_sha256=None if opened.backend.guide is None else opened.backend.guide.checkpoint_sha256,
-            backend=backend_identity(opened.backend.name),
-            decoder_sha256=None if decode is None else decoder_sha256(decode),
+    with ExitStack() as stack:
+        hands = (
+            Here(open_drawer(settings))
+            if site is None
+            else Workers(stack.enter_context(crew_at(site)), settings.anywhere())
         )
-        drawn = draw_many(wanted, drawer, identity)
-    else:
-        drawn = draw_few(wanted, drawer)
-    compiling = getattr(opened.backend, "compile_seconds", 0.0) - compiling_before
-    each = (drawer.seconds - compiling) / drawn.images if drawn.images else None
+        pictures = hands.told.pictures
+        check_pixels(npz, pictures)
+        if png and not pictures:
+            raise ConfigError(
+                "--png is for pictures, but these are latents; give the model's autoencoder with --decoder."
+            )
+        if png is False and npz is None and pictures and not many:
+            raise ConfigError("--no-png without --npz would leave nothing of what is drawn; give --npz, too.")
+        wanted = Wanted(
+            folder=folder,
+            images=images,
+            npz=npz,
+            png=pictures and as_png(png, images),
+            ours=out is None,
+            class_names=hands.told.class_names,
+        )
+        if isinstance(hands, Here) and not many:
+            drawn = draw_few(wanted, hands.opened.drawer)
+        else:
+            drawn = draw_many(wanted, hands, part)
+    each = hands.seconds / drawn.images if drawn.images else None
+    compiling = hands.compile_seconds
     then = "ddt-accel status" if (place.folder / "report.json").exists() else f"ddt-accel bench --backend {backend}"
     emit(
         {
-            "folder": str(folder),
-            "contact_sheet": drawn.sheet and str(drawn.sheet),
-            "images": images,
-            "drawn": drawn.images,
+            **_facts(folder, images, drawn),
             "seconds_per_image": each,
             "compile_seconds": compiling,
-            "files": [str(path) for path in drawn.files],
+            **({"shard": str(part)} if part is not None else {}),
+            **hands.facts(),
         },
         as_json=json,
-        text=f"{images} image{'' if images == 1 else 's'}, "
+        text=(f"Shard {part} of " if part is not None else "")
+        + f"{images} image{'' if images == 1 else 's'}, "
         + (f"{each:.3f} s each, " if each is not None else "all of them drawn before, ")
         + f"{plan.budget} encoder runs of {plan.spec.num_evaluations}"
         + (f", compiled in {compiling:.0f} s before" if compiling else "")
@@ -183,6 +205,45 @@ def sample(
         + (f"\nAt a glance: {drawn.sheet}" if drawn.sheet else "")
         + f"\n{following(then, workspace=workspace)}",
     )
+
+
+def _finish(folder: Path, npz: Path | None, png: bool | None, *, workspace: Path, as_json: bool) -> None:
+    from ddt_accel.artifacts import check_writable
+    from ddt_accel.cli.drawing import finish
+
+    if npz is not None:
+        check_writable(npz)
+    run, drawn = finish(folder, npz, png)
+    emit(
+        _facts(folder, run.images, drawn),
+        as_json=as_json,
+        text=f"All {run.images} images are in {folder}"
+        + "".join(f"\nWritten: {path}" for path in drawn.files)
+        + (f"\nAt a glance: {drawn.sheet}" if drawn.sheet else "")
+        + f"\n{following('ddt-accel status', workspace=workspace)}",
+    )
+
+
+def _facts(folder: Path, images: int, drawn: Drawn) -> dict[str, Any]:
+    return {
+        "folder": str(folder),
+        "contact_sheet": drawn.sheet and str(drawn.sheet),
+        "images": images,
+        "drawn": drawn.images,
+        "files": [str(path) for path in drawn.files],
+    }
+
+
+def _part(shard: str | None) -> Shard | None:
+    """What this process draws of a run, as was said or as its environment has it; None for all of it."""
+    from ddt_accel.drawing.shard import parse_shard, shard_of
+
+    if shard is not None:
+        return parse_shard(shard)
+    part = shard_of(os.environ)
+    if part is not None:
+        say(f"This is process {part.index} of {part.count}, by {part.told_by}: it draws one range in {part.count}.")
+    return part
 
 
 def check_asked(spec: SamplingSpec, path: Path, steps_wanted: int | None, guidance: float | None) -> None:
@@ -200,27 +261,3 @@ def check_asked(spec: SamplingSpec, path: Path, steps_wanted: int | None, guidan
             f"out to sample with that, or make one with `ddt-accel calibrate --guidance {guidance:g}`, then "
             "`ddt-accel solve`."
         )
-
-
-def parse_labels(text: str | None, num_classes: int, names: tuple[str, ...] | None) -> Labels:
-    """Labels of words, or of class numbers or names, which images take in turn; equal where nothing is given."""
-    from ddt_accel.errors import ConfigError
-    from ddt_accel.sampling.labels import Labels
-
-    if text is None or text.strip() == "equal":
-        return Labels.equal(num_classes)
-    if text.strip() == "random":
-        return Labels.random(num_classes)
-    numbers = {name: number for number, name in reversed(list(enumerate(names or ())))}
-    chosen = []
-    for part in (part.strip() for part in text.split(",")):
-        if part in numbers:
-            chosen.append(numbers[part])
-        elif part.isdecimal() and int(part) < num_classes:
-            chosen.append(int(part))
-        else:
-            known = f" or one of {', '.join(names)}" if names else ""
-            raise ConfigError(
-                f"--labels has {part!r}; give equal, random, or numbers from 0 to {num_classes - 1}{known}."
-            )
-    return Labels(num_classes=num_classes, in_turn=tuple(chosen))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,17 +28,20 @@ if TYPE_CHECKING:
     from ddt_accel.drawing.drawer import Drawer
 
 
-def missing(run: RunFolder, say: Say, *, pngs: PngFiles | None = None) -> Iterator[tuple[range, bool]]:
-    """Each range, and whether it has to be drawn: where there is no file, or one whose checksum does not fit, which is
-    said. Pictures of finished ranges that are not among the `pngs` are written."""
+def missing(
+    run: RunFolder, ranges: Iterable[range], say: Say, *, pngs: PngFiles | None = None
+) -> Iterator[tuple[range, bool]]:
+    """Each of `ranges`, and whether it has to be drawn: where there is no file, or one whose checksum does not fit,
+    which is said, and removed. Pictures of finished ranges that are not among the `pngs` are written."""
     present = set(png_names(run.pictures)) if pngs is not None else set()
-    for indices in run.ranges():
+    for indices in ranges:
         images = None
         if run.path(indices).exists():
             try:
                 images = run.read(indices)
             except ArtifactError as error:
                 say(f"Images {indices.start} to {indices.stop - 1} have to be drawn again: {error}")
+                run.remove(indices)
         if images is not None and pngs is not None:
             names = (png_name(index, int(label)) for index, label in zip(indices, images.labels, strict=True))
             if not present.issuperset(names):
@@ -46,29 +49,35 @@ def missing(run: RunFolder, say: Say, *, pngs: PngFiles | None = None) -> Iterat
         yield indices, images is None
 
 
-def draw(
-    run: RunFolder,
-    ranges: list[range],
-    drawer: Drawer,
-    conditions: dict[str, Any],
-    on_images: Callable[[int], None],
-    *,
-    pngs: PngFiles | None = None,
-    npz: Path | None = None,
-) -> None:
-    """Draws `ranges`, and writes each when it is finished; `on_images` is told how many more are drawn, part by part.
-
-    Raises ArtifactError after the first range where the disk has no space for the rest, or for the `npz` of all.
-    """
-    for number, indices in enumerate(ranges):
+def drawn_here(ranges: Iterable[range], drawer: Drawer, on_images: Callable[[int], None]) -> Iterator[Images]:
+    """The images of `ranges`, drawn in this process; `on_images` is told how many more there are, part by part."""
+    for indices in ranges:
         parts = []
         for part in drawer.draw(indices):
             parts.append(part)
             on_images(len(part.rows))
-        images = Images.joined(parts)
+        yield Images.joined(parts)
+
+
+def keep(
+    run: RunFolder,
+    drawn: Iterable[Images],
+    conditions: dict[str, Any],
+    *,
+    left: int,
+    on_range: Callable[[range], None],
+    pngs: PngFiles | None = None,
+    npz: Path | None = None,
+) -> None:
+    """Writes each range as it is `drawn`, and then says so; `left` is how many images they will be.
+
+    Raises ArtifactError after the first range where the disk has no space for the rest, or for the `npz` of all.
+    """
+    for number, images in enumerate(drawn):
         run.write(images, conditions)
+        on_range(range(images.first, images.stop))
         if number == 0:
-            _check_space(run, sum(map(len, ranges[1:])), images.rows[0].nbytes, npz)
+            _check_space(run, left - len(images.rows), images.rows[0].nbytes, npz)
         if pngs is not None:
             pngs.add(images.first, images.rows, images.labels)
 

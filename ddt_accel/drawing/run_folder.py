@@ -22,7 +22,7 @@ RANGE_FORMAT, RANGE_VERSION = "ddt-accel range of images", 1
 FILE_NAME = "run.json"
 RANGE = 64  # images of a range, where batches are not larger: 13 MB at 256 × 256 pixels
 MANY = 100  # images that are no run yet, at most: they are done before anybody would want to go on
-_RANGE_NAME = re.compile(r"(\d{6,})-(\d{6,})\.safetensors")
+_RANGE_NAME = re.compile(r"\d{6,}-\d{6,}\.safetensors|\.\d{6,}-\d{6,}\.safetensors\.lock")
 
 
 def range_size(batch_size: int) -> int:
@@ -116,8 +116,15 @@ class RunFolder:
             raise ArtifactError(f"{path} holds other images than its name says.")
         return Images(first=indices.start, rows=arrays["images"], labels=arrays["labels"])
 
+    def remove(self, indices: range) -> None:
+        """What is no finished range."""
+        try:
+            self.path(indices).unlink(missing_ok=True)
+        except OSError as error:
+            raise unwritable(self.path(indices), error) from None
+
     def tidy(self) -> None:
-        """Removes what a killed run left half-written, and the shorter last range of when the run had fewer images.
+        """Removes what a killed run left half-written or locked, and the short last range of when it was smaller.
 
         Nobody else may be drawing in the folder.
         """
