@@ -131,6 +131,23 @@ def test_images_are_decoded_and_steps_are_called_back(model) -> None:
     assert torch.equal(stopped, torch.zeros(1, *SHAPE))
 
 
+def test_steps_are_taken_when_they_are_asked_for(model) -> None:
+    """To the same end, bit for bit, also after a trajectory that was left halfway; an Euler step's estimate is the
+    latents before it and all that its velocity leads to."""
+    sampler = Sampler(model, SCHEDULE)
+    noise, labels = draw_noise(SHAPE, seed=5, indices=range(2)), torch.tensor([0, 3])
+    for step in sampler.steps(noise, labels):
+        if step.index == 2:
+            break
+    before, times = noise, [*SCHEDULE.spec.times.tolist(), 1.0]
+    for step in sampler.steps(noise, labels):
+        assert step.time == pytest.approx(times[step.index])
+        expected = before + (1 - step.time) * step.velocity
+        torch.testing.assert_close(step.estimate(times[step.index + 1]), expected, atol=1e-5, rtol=1e-4)
+        before = step.latents.clone()
+    assert torch.equal(before, sample(model, SCHEDULE, noise, labels))
+
+
 def test_what_is_not_finite_does_not_stay(model) -> None:
     """A callback that spoils a trajectory spoils that one only."""
     sampler = Sampler(model, SCHEDULE)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ddt_accel.backends.guided import backend_of, known_shape
 from ddt_accel.backends.sample import check_checkpoint
-from ddt_accel.errors import ConfigError, NumericsError
+from ddt_accel.errors import ConfigError, MemoryShortageError, NumericsError
 from ddt_accel.networks.split import SplitNetwork
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.noise import draw_noise
@@ -23,6 +24,20 @@ from ddt_accel.spec import is_whole
 StepNoise = Callable[[int], Tensor]
 # As in diffusers: (sampler, step, time, {"latents": x}) → None, or a mapping whose "latents" take the place of x.
 StepCallback = Callable[["Sampler", int, float, dict[str, Tensor]], dict[str, Tensor] | None]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Step:
+    """A step that has just been taken; both tensors are the sampler's buffers, of use until the next one is."""
+
+    index: int  # counted in evaluations, from 0
+    time: float  # of the evaluation, t_k
+    latents: Tensor  # where it led, x_{k+1} [B, C, H, W]
+    velocity: Tensor  # v_k [B, C, H, W], guided
+
+    def estimate(self, time: float) -> Tensor:
+        """The data [B, C, H, W] that the velocity leads to from the latents, which are of `time`: x + (1 − t) v."""
+        return torch.add(self.latents, self.velocity, alpha=1.0 - time)
 
 
 class Sampler:
@@ -61,7 +76,8 @@ class Sampler:
         """Images of `labels`, one for each, from the noise of as many `seeds`; one seed counts up from there.
 
         An image depends on its label and its seed alone, whatever it is drawn together with. Raises ConfigError for
-        impossible labels or seeds, and where a batch does not fit into memory, with the size of one that does.
+        impossible labels or seeds, MemoryShortageError where a batch does not fit into memory, with the size of one
+        that does.
         """
         given = labels.tolist() if isinstance(labels, Tensor) else labels
         if not isinstance(given, Sequence) or not given or not all(map(is_whole, given)):
@@ -115,7 +131,7 @@ class Sampler:
                 break
         fitting = self._fitting(noise, labels, step_noise)
         advice = f"one of {fitting} does" if fitting else "one image does not, either"
-        raise ConfigError(f"A batch of {len(noise)} does not fit into memory; {advice}.")
+        raise MemoryShortageError(f"A batch of {len(noise)} does not fit into memory; {advice}.")
 
     def _noise(self, seeds: Sequence[int], stream: int = 0) -> Tensor:
         return torch.cat([draw_noise(self.latent_shape, seed=seed, indices=[0], stream=stream) for seed in seeds])
@@ -123,22 +139,34 @@ class Sampler:
     def _step_noise(self, seeds: Sequence[int], k: int) -> Tensor:
         return self._noise(seeds, k + 1)
 
-    def _run(
-        self, noise: Tensor, labels: Tensor, step_noise: StepNoise | None, callback: StepCallback | None
-    ) -> Tensor:
+    def steps(self, noise: Tensor, labels: Tensor, *, step_noise: StepNoise | None = None) -> Iterator[Step]:
+        """The steps of one batch of `noise` [B, C, H, W] for `labels` [B], each taken when it is asked for, so that a
+        trajectory can be watched, or be left before its end.
+
+        One at a time: the next batch of this size takes the same buffers. The latents of the last step are where
+        `draw` ends; that they are finite is not checked.
+        """
+        return _steps(self._begun(noise, labels, step_noise))
+
+    def _begun(self, noise: Tensor, labels: Tensor, step_noise: StepNoise | None) -> Trajectory:
+        """The trajectory of batches of this size, at its beginning."""
         size = len(noise)
         if size in self._trajectories:
             self._trajectories[size].start(noise, labels)
             self._trajectories[size].step_noise = step_noise
         else:
             self._trajectories[size] = Trajectory(self.backend, self.program, noise, labels, step_noise=step_noise)
-        trajectory = self._trajectories[size]
+        return self._trajectories[size]
+
+    def _run(
+        self, noise: Tensor, labels: Tensor, step_noise: StepNoise | None, callback: StepCallback | None
+    ) -> Tensor:
+        trajectory = self._begun(noise, labels, step_noise)
         if callback is None:
             trajectory.run()
             return trajectory.end()
-        for k, evaluation in enumerate(self.program.evaluations):
-            trajectory.step(k)
-            changed = callback(self, k, evaluation.time, {"latents": trajectory.latents})
+        for step in _steps(trajectory):
+            changed = callback(self, step.index, step.time, {"latents": step.latents})
             if changed and "latents" in changed:
                 if changed["latents"].shape != trajectory.latents.shape:
                     raise ConfigError(
@@ -164,6 +192,12 @@ class Sampler:
                 break
             size //= 2
         return size
+
+
+def _steps(trajectory: Trajectory) -> Iterator[Step]:
+    for k, evaluation in enumerate(trajectory.program.evaluations):
+        trajectory.step(k)
+        yield Step(index=k, time=evaluation.time, latents=trajectory.latents, velocity=trajectory.velocity(k))
 
 
 def _first(count: int, step_noise: StepNoise, k: int) -> Tensor:

@@ -19,7 +19,8 @@ class LatentDecoder:
     """`Sampler(…, decode=LatentDecoder())`: float32 images [B, 3, 8H, 8W] in [−1, 1] of latents [B, 4, H, W].
 
     `source` is a Hugging Face repository or a folder that diffusers' AutoencoderKL reads; latents are scaled and
-    shifted as it says. At most `batch_size` images go through at a time: one takes far more memory there than in DDT.
+    shifted as it says. `LatentDecoder.of(vae)` takes one that is loaded already. At most `batch_size` images go through
+    at a time: one takes far more memory there than in DDT.
     Raises DependencyError without diffusers, CheckpointError where there is no such autoencoder.
     """
 
@@ -45,10 +46,20 @@ class LatentDecoder:
         except Exception as error:  # diffusers has no common exception type
             reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
             raise CheckpointError(f"No autoencoder can be loaded from {source} ({reason}).") from None
-        self.device, self.dtype, self.batch_size = torch.device(device), dtype, batch_size
+        self._take(vae.to(device), batch_size)
+
+    @classmethod
+    def of(cls, vae: Any, *, batch_size: int = 8) -> LatentDecoder:
+        """The same of an AutoencoderKL that is loaded already, where it lies and as it is."""
+        decoder = cls.__new__(cls)
+        decoder._take(vae, batch_size)
+        return decoder
+
+    def _take(self, vae: Any, batch_size: int) -> None:
+        self.device, self.dtype, self.batch_size = vae.device, vae.dtype, batch_size
         self.scaling_factor, self.channels = float(vae.config.scaling_factor), int(vae.config.latent_channels)
         self.shift_factor = float(getattr(vae.config, "shift_factor", None) or 0.0)
-        self._vae = vae.to(self.device).eval().requires_grad_(False)
+        self.vae = vae.eval().requires_grad_(False)
 
     def check(self, latent_shape: tuple[int, ...]) -> None:
         """Raises CheckpointError where latents of this shape, (C, H, W), are not the autoencoder's."""
@@ -61,11 +72,11 @@ class LatentDecoder:
     def tensors(self) -> dict[str, Tensor]:
         """All that pictures depend on, by name."""
         factors = torch.tensor([self.scaling_factor, self.shift_factor], dtype=torch.float64)
-        return {**self._vae.state_dict(), "factors": factors}
+        return {**self.vae.state_dict(), "factors": factors}
 
     @torch.inference_mode()
     def __call__(self, latents: Tensor) -> Tensor:
         self.check(tuple(latents.shape[1:]))
         scaled = (latents.to(self.device) / self.scaling_factor + self.shift_factor).to(self.dtype)
-        images = [self._vae.decode(part).sample.float() for part in scaled.split(self.batch_size)]
+        images = [self.vae.decode(part).sample.float() for part in scaled.split(self.batch_size)]
         return torch.cat(images).clamp(-1.0, 1.0)
