@@ -13,11 +13,12 @@ PACKAGE = Path(ddt_accel.__file__).parent
 # Each may import what stands before it, and itself.
 ORDER = ["errors", "stages", "artifacts", "locks", "cluster", "spec", "means", "schedule", "collection", "solver",
          "networks", "sampling", "backends", "integrations", "calibration", "exporting", "evaluation", "rivals",
-         "fitting", "comparison", "training", "report", "drawing", "workspace", "cli",
+         "fitting", "comparison", "training", "report", "drawing", "workspace", "serving", "cli",
          "__main__"]  # fmt: skip
 TORCHLESS = {"errors", "stages", "artifacts", "locks", "cluster", "spec", "means", "schedule", "collection", "solver"}
 HOMES = {"typer": "cli", "rich": "cli", "jinja2": "report", "matplotlib": "report", "huggingface_hub": "networks",
-         "ray": "cluster"}  # fmt: skip
+         "ray": "cluster serving",
+         "fastapi": "serving", "pydantic": "serving", "uvicorn": "serving", "prometheus_client": "serving"}  # fmt: skip
 
 
 def imports(path: Path) -> set[str]:

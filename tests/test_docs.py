@@ -65,7 +65,10 @@ SNIPPETS = {
 EXPORTS = {("ddt-accel", "export"): "ddt-accel-run/export", ("ddt-accel", "export", "--onnx"): "ddt-accel-run/export"}
 EXPORT_SNIPPET = 'ddt_accel.export(model, "engines")'
 # What is not run, with the reason; that its options exist is tested all the same.
-NOT_RUN = {"docs/how-to/tensorrt.md": "engines run on a GPU only; tests/test_engines.py builds them"}
+NOT_RUN = {
+    "docs/how-to/tensorrt.md": "engines run on a GPU only; tests/test_engines.py builds them",
+    "docs/how-to/serve.md": "a server does not end; tests/test_serving.py runs one",
+}
 FIRST = ("README.md", "docs/tutorial.md")  # pages that begin with an empty folder
 ONLY_FIRST = ("optimize", "bench")  # some seconds each: run on those pages, where they are the same
 
