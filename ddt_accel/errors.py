@@ -4,6 +4,7 @@ Each message says what was given, what was expected and what to do; the command 
 
 - DDTAccelError
     - ConfigError: an impossible setting (budget, step count, label, option)
+        - MemoryShortageError: a batch that does not fit into memory
     - ArtifactError: a file of ours that is damaged, foreign or belongs to something else
         - MismatchError: two intact artefacts that do not belong together
     - CheckpointError: weights that cannot be used
@@ -23,6 +24,10 @@ class DDTAccelError(Exception):
 
 class ConfigError(DDTAccelError, ValueError):
     """An impossible setting."""
+
+
+class MemoryShortageError(ConfigError):
+    """A batch that does not fit into memory."""
 
 
 class ArtifactError(DDTAccelError):

@@ -41,7 +41,7 @@ SLOW = {
     "test_file_systems", "test_fitting", "test_family_trajectories", "test_forecast", "test_rae_decoder",
     "test_gpu_benchmark", "test_guide", "test_inspect", "test_optimize", "test_optimizing", "test_plan",
     "test_replays", "test_report", "test_runs_of_images", "test_sampler", "test_samples", "test_sampling",
-    "test_search", "test_shards", "test_shipped", "test_studio_page",
+    "test_search", "test_serving", "test_shards", "test_shipped", "test_studio_page",
     "test_train_command", "test_workers",
 }  # fmt: skip
 

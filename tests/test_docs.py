@@ -70,6 +70,7 @@ NOT_RUN = {
     "docs/how-to/tensorrt.md": "engines run on a GPU only; tests/test_engines.py builds them",
     "docs/how-to/evaluate.md": "it takes the extra fid, a wheel of 81 MB; tests/test_evaluate.py has other weights",
     "docs/how-to/studio.md": "a page is served until somebody ends it; tests/test_studio_page.py does",
+    "docs/how-to/serve.md": "a server does not end; tests/test_serving.py runs one",
 }
 FIRST = ("README.md", "docs/tutorial.md")  # pages that begin with an empty folder
 ONLY_FIRST = ("optimize", "bench")  # some seconds each: run on those pages, where they are the same

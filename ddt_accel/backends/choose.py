@@ -117,7 +117,7 @@ def measure_all(
         except (torch.OutOfMemoryError, MemoryError):
             reasons[name] = NO_MEMORY
         except (DDTAccelError, RuntimeError) as error:
-            reasons[name] = NO_MEMORY if _is_no_memory(error) else str(error).partition("\n")[0]
+            reasons[name] = NO_MEMORY if is_no_memory(error) else str(error).partition("\n")[0]
         if name in reasons and torch.cuda.is_available():
             torch.cuda.empty_cache()  # what the failed one held is for the next
     if not seconds:
@@ -126,7 +126,7 @@ def measure_all(
     return seconds, reasons
 
 
-def _is_no_memory(error: Exception) -> bool:
+def is_no_memory(error: Exception) -> bool:
     """Whether a library other than PyTorch's GPU allocator ran out of memory, by what it says: PyTorch on a CPU, ONNX
     Runtime."""
     said = str(error)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddt_accel.backends.guided import backend_of, known_shape
 from ddt_accel.backends.sample import check_checkpoint
-from ddt_accel.errors import ConfigError, NumericsError
+from ddt_accel.errors import ConfigError, MemoryShortageError, NumericsError
 from ddt_accel.networks.split import SplitNetwork
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.noise import draw_noise
@@ -76,7 +76,8 @@ class Sampler:
         """Images of `labels`, one for each, from the noise of as many `seeds`; one seed counts up from there.
 
         An image depends on its label and its seed alone, whatever it is drawn together with. Raises ConfigError for
-        impossible labels or seeds, and where a batch does not fit into memory, with the size of one that does.
+        impossible labels or seeds, MemoryShortageError where a batch does not fit into memory, with the size of one
+        that does.
         """
         given = labels.tolist() if isinstance(labels, Tensor) else labels
         if not isinstance(given, Sequence) or not given or not all(map(is_whole, given)):
@@ -130,7 +131,7 @@ class Sampler:
                 break
         fitting = self._fitting(noise, labels, step_noise)
         advice = f"one of {fitting} does" if fitting else "one image does not, either"
-        raise ConfigError(f"A batch of {len(noise)} does not fit into memory; {advice}.")
+        raise MemoryShortageError(f"A batch of {len(noise)} does not fit into memory; {advice}.")
 
     def _noise(self, seeds: Sequence[int], stream: int = 0) -> Tensor:
         return torch.cat([draw_noise(self.latent_shape, seed=seed, indices=[0], stream=stream) for seed in seeds])
