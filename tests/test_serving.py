@@ -219,6 +219,10 @@ def test_mistakes_of_the_command_line_are_found_before_anything_begins(cli, tmp_
     line = ["serve", "-w", tmp_path]
     assert_sentence(cli(*line, "--host", "0.0.0.0"), "--host is 0.0.0.0, which other machines reach, and there is no")
     assert_sentence(cli(*line, "--autoscaling", "[2]"), "--autoscaling is '[2]'; give Ray Serve's settings as JSON")
+    assert_sentence(
+        cli(*line, "--autoscaling", '{"replicas": 1}'), "--autoscaling has replicas, which Ray Serve does not"
+    )
+    assert_sentence(cli(*line, "--autoscaling", '{"max_replicas": 0}'), "not what Ray Serve takes: max_replicas: ")
     assert_sentence(cli(*line, "--autoscaling", '{"min_replicas": 1}', "--workers", 2), "give one of them")
     assert_sentence(cli(*line, "--max-images", 0), "--max-images is 0; give at least 1")
     assert_sentence(cli(*line, "--api-key-file", tmp_path / "none"), "could not be read as a file of keys")

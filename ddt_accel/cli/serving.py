@@ -110,7 +110,7 @@ def serve(
     from ddt_accel.errors import ConfigError
     from ddt_accel.serving.keys import Keys
     from ddt_accel.serving.limits import Limits
-    from ddt_accel.serving.pool import Settings, check_ray, pool
+    from ddt_accel.serving.needs import check_ray
 
     keys = Keys.read(key_file)
     keys.check_host(host)
@@ -127,6 +127,9 @@ def serve(
     if ray is None and device.lower() != "cpu":
         check_device(device)
     check_ray()
+    from ddt_accel.serving.pool import Settings, check_scaling, pool
+
+    check_scaling(scaling)
     settings = PainterSettings(
         workspace=workspace,
         said=model_options(model, config, weights, latent_shape, guide),

@@ -9,8 +9,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
+
 from ddt_accel.cluster.instance import Site, crew_size, instance, resources
-from ddt_accel.errors import ConfigError, DependencyError, WorkerError
+from ddt_accel.errors import ConfigError, WorkerError, listed
 from ddt_accel.serving.answers import Drawn, Failed, Preview
 from ddt_accel.serving.limits import Limits
 from ddt_accel.serving.offer import Offer, Order
@@ -116,28 +118,29 @@ def _words(error: Exception) -> str:
     return f"Its process died ({type(error).__name__}{': ' + line if line else ''})."
 
 
-def check_ray() -> None:
-    """Raises DependencyError where what serves is not installed."""
+def check_scaling(given: Mapping[str, Any]) -> None:
+    """Raises ConfigError for settings of autoscaling that Ray Serve does not take."""
+    from ray.serve.config import AutoscalingConfig
+
+    fields = list(AutoscalingConfig.model_fields)
+    if unknown := sorted(set(given) - set(fields)):
+        raise ConfigError(
+            f"--autoscaling has {unknown[0]}, which Ray Serve does not take; it takes {listed(fields, 8)}."
+        )
     try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import uvicorn  # noqa: F401
-        from ray import serve  # noqa: F401
-    except ImportError as error:
-        raise DependencyError(
-            f"`ddt-accel serve` needs Ray Serve, which is not installed here ({error}): pip install "
-            "'ddt-accel[cluster]'."
-        ) from None
+        AutoscalingConfig(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "its settings"
+        raise ConfigError(f"--autoscaling is not what Ray Serve takes: {place}: {first['msg']}.") from None
 
 
 @contextmanager
 def pool(opening: Opening, settings: Settings) -> Iterator[tuple[Pool, Offer, int]]:
     """Replicas that are ready, what they offer, and how many they are to be; they are gone when the block ends.
 
-    Raises DependencyError where Ray Serve is not installed, what opening the network raised, and WorkerError where no
-    replica begins.
+    Raises what opening the network raised, and WorkerError where no replica begins.
     """
-    check_ray()
     from ray import serve
     from ray.exceptions import RayError
     from ray.serve.exceptions import RayServeException
@@ -162,10 +165,7 @@ def pool(opening: Opening, settings: Settings) -> Iterator[tuple[Pool, Offer, in
             "graceful_shutdown_wait_loop_s": 0.2,
             "max_constructor_retry_count": 1,
         }
-        try:
-            deployment = serve.deployment(name="replica", **options)(Replica)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"--autoscaling is not what Ray Serve takes: {_first_line(error)}") from None
+        deployment = serve.deployment(name="replica", **options)(Replica)
         serve.start(proxy_location="Disabled", logging_config=_QUIET)
         try:
             handle = serve.run(
@@ -173,7 +173,7 @@ def pool(opening: Opening, settings: Settings) -> Iterator[tuple[Pool, Offer, in
             )
             offer = handle.offer.remote().result(timeout_s=_PATIENCE)
         except (RuntimeError, TimeoutError, RayError, RayServeException) as error:
-            raise WorkerError(f"No replica could begin {site.words}: {_first_line(error)}") from None
+            raise WorkerError(f"No replica could begin {site.words}: {_last_line(error)}") from None
         try:
             if isinstance(offer, Failed):
                 raise offer.error or WorkerError(offer.text)
@@ -184,6 +184,6 @@ def pool(opening: Opening, settings: Settings) -> Iterator[tuple[Pool, Offer, in
                     serve.delete(NAME)
 
 
-def _first_line(error: Exception) -> str:
+def _last_line(error: Exception) -> str:
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__
