@@ -40,6 +40,7 @@ from ddt_accel.networks.checkpoints import describe
 from ddt_accel.networks.ddt.config import DDTConfig
 from ddt_accel.networks.ddt.network import DDT
 from ddt_accel.networks.locate import EMBEDDED, embedded_models
+from ddt_accel.networks.split import latent_shape_of
 
 
 @pytest.fixture(scope="module")
@@ -515,7 +516,8 @@ def test_embedded_models_load_and_keep_to_their_limits() -> None:
     assert "cifar10" in embedded_models()
     for name in embedded_models():
         model = load_model(name)
-        assert model.config.num_encoder_blocks >= 3 * model.config.num_decoder_blocks
+        counted = model.config.multiply_adds(latent_shape_of(model))
+        assert counted.encoder + counted.modulations >= 3 * counted.decoder
         assert len(model.source.class_names) == model.config.num_classes
         assert (EMBEDDED / f"{name}.safetensors").stat().st_size <= 10e6
         facts = describe(EMBEDDED / f"{name}.safetensors")
