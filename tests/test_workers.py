@@ -87,7 +87,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_whoever_is_killed_the_run_ends_in_the_same_bytes(cli, line, whole, tmp_path) -> None:
-    """First a worker, then the driver; in between a second driver is refused. No finished range is drawn again."""
+    """First a worker, then the driver; in between a second driver is refused. No finished range is drawn again.
+
+    What is said of a worker that is gone is in test_crew: whether it had a range by then is chance here.
+    """
     line += ["--workers", 2]
     run, command = tmp_path / "run", [sys.executable, "-m", "ddt_accel", *map(str, line)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as driver:
@@ -100,7 +103,6 @@ def test_whoever_is_killed_the_run_ends_in_the_same_bytes(cli, line, whole, tmp_
         driver.kill()
         assert driver.stderr is not None
         told = driver.stderr.read()
-    assert "is gone, and another takes images" in told
     kept = drawn(run)
     deadline = time.monotonic() + 60
     while any(text.startswith("ray::Worker") for number, (_, text) in processes().items() if number in begun):
@@ -151,6 +153,7 @@ def cluster(tmp_path_factory) -> Iterator[tuple[str, Path]]:
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, sys.path)]),
         "RAY_prestart_worker_first_driver": "0",  # the file is looked at when a process begins
+        "RAY_AUTH_MODE": "disabled",  # an instance that is begun like this has a token of its own, which nobody knows
     }
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
     with subprocess.Popen([sys.executable, "-c", CLUSTER], **pipes) as head:
@@ -158,7 +161,8 @@ def cluster(tmp_path_factory) -> Iterator[tuple[str, Path]]:
         head.stdin.close()
 
 
-def test_a_cluster_draws_the_same_images(cli, line, whole, cluster, tmp_path) -> None:
+def test_a_cluster_draws_the_same_images(cli, line, whole, cluster, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     address, flag = cluster
     line[line.index(COUNT)] = 4 * SIZE
     line += ["--ray", address]
