@@ -1,5 +1,5 @@
-"""What we enter with: solved schedules; these aligned with the unshared trajectory; what fits in closed form to the
-reference solution find; and what gradients fitted."""
+"""What we enter with: solved schedules; these aligned with the unshared trajectory; what fits in closed form
+find, to what all come close to; and what gradients fitted."""
 
 from __future__ import annotations
 

@@ -25,9 +25,8 @@ from ddt_accel.spec import SamplingSpec
 from ddt_accel.workspace import Workspace
 
 EXACT = "exact"
-KNOWN = (
-    Path(__file__).parent / "known.json"
-)  # how close the shipped fits were measured to end to the reference solution
+# How close the shipped fits were measured to end to the reference solution.
+KNOWN = Path(__file__).parent / "known.json"
 
 Say = Callable[[str], None]
 
