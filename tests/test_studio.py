@@ -19,10 +19,11 @@ from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.collection import Named, folder_for
 from ddt_accel.errors import ConfigError, MismatchError
 from ddt_accel.evaluation.fidelity import to_uint8
+from ddt_accel.offering import EXACT
 from ddt_accel.studio.pareto import plot
 from ddt_accel.studio.race import Race, decibels, difference
 from ddt_accel.studio.ruler import ruler
-from ddt_accel.studio.stops import EXACT, KNOWN, Stops, stops_of
+from ddt_accel.studio.stops import KNOWN, Stops, stops_of
 from ddt_accel.studio.visit import EVERY_CLASS, View, Visits
 from ddt_accel.studio.words import told
 from ddt_accel.workspace import Workspace

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ddt_accel.artifacts import checksum
-from ddt_accel.backends.sample import check_checkpoint
-from ddt_accel.collection import Named, folder_for, shipped_for
+from ddt_accel.collection import Named
 from ddt_accel.errors import ArtifactError, ConfigError
 from ddt_accel.evaluation.budgets import predicted_psnr
 from ddt_accel.evaluation.costs import SECONDS, counted_of, kept_costs
 from ddt_accel.networks.config import LatentShape
-from ddt_accel.networks.recipes import published_recipe
+from ddt_accel.offering import EXACT, at_hand
+from ddt_accel.offering import original as unshared
 from ddt_accel.report.numbers import FILE_NAME, Row, read_report
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.schedule import Schedule
 from ddt_accel.spec import SamplingSpec
 from ddt_accel.workspace import Workspace
 
-EXACT = "exact"
 # How close the shipped fits were measured to end to the reference solution.
 KNOWN = Path(__file__).parent / "known.json"
 
@@ -111,14 +109,8 @@ def stops_of(
     damaged, which is said. `name` is the network's, for how it was published to be sampled.
     """
     guide = None if backend.guide is None else backend.guide.checkpoint_sha256
-    kept, damaged = folder_for(place.folder, backend.checkpoint_sha256, guide)
-    for sentence in damaged:
-        say(f"A schedule is left out: {sentence}")
-    found = kept or shipped_for(backend.checkpoint_sha256, guide)
-    if given is not None:
-        check_checkpoint(given.schedule, backend)
-        found = [given, *(one for one in found if one.name != given.name)]
-    original = Schedule.full(_original(place, found, given, backend.checkpoint_sha256, name))
+    found = at_hand(backend, place, [] if given is None else [given], say)
+    original = Schedule.full(unshared(place, found, given, backend.checkpoint_sha256, name))
     sha256 = backend.checkpoint_sha256
     costs = kept_costs(place.costs_path, sha256 or "", say, guide_sha256=guide) or counted_of(backend, latent_shape)
     rows, known, own = _measured(place, sha256), _known(sha256), _known_of(original, sha256)
@@ -156,28 +148,6 @@ def _spread(spec: SamplingSpec) -> list[Named]:
     total = spec.num_evaluations
     budgets = sorted({max(1, total // part) for part in (10, 5, 2)} - {total})
     return [Named(name=f"even-{one}of{total}", schedule=Schedule.uniform(spec, one)) for one in budgets]
-
-
-def _original(
-    place: Workspace, found: Sequence[Named], given: Named | None, checkpoint_sha256: str | None, name: str
-) -> SamplingSpec:
-    """The sampler without sharing that all are beside, and that leads where the `given` schedule does: the calibrated
-    one, else that of the first schedule which is not fitted, else 50 Euler steps to where the first one leads; where
-    there is none, as the network was published, else the usual one."""
-    last = sorted(found, key=lambda one: one is given)  # what is given is beside the others' original, if they have one
-    specs = [one.schedule.spec for one in last if not one.schedule.is_fitted]
-    if place.calibration_path.exists():
-        with contextlib.suppress(ArtifactError):
-            calibration = place.calibration()
-            if calibration.checkpoint_sha256 == checkpoint_sha256:
-                specs.insert(0, calibration.spec)
-    leading = next((spec for spec in specs if given is None or spec.aim == given.schedule.spec.aim), None)
-    if leading is not None:
-        return leading
-    if found:
-        return found[0].schedule.spec.on_grid(50, timeshift=1.0, solver="euler")
-    recipe = published_recipe(name)
-    return SamplingSpec() if recipe is None else recipe.spec({})
 
 
 def _measured(place: Workspace, checkpoint_sha256: str | None) -> dict[str, Row]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from html import escape
 
-from ddt_accel.studio.stops import EXACT, Stop, Stops
+from ddt_accel.offering import EXACT
+from ddt_accel.studio.stops import Stop, Stops
 
 FITTED = "Fitted to the reference solution, not to the original, and may end closer to it than the original does."
 
