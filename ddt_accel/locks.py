@@ -94,34 +94,26 @@ def _joined(lock: Path, path: Path, alone: bool) -> int | None:
     """An open lock file that this process has locked, alone or with others; None where there are no locks."""
     if sys.platform == "win32":
         return None
-    patience = 0.0 if alone else _LEAVING
-    while (handle := _open(lock)) is not None:
-        held = False
-        try:
-            fcntl.flock(handle, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-            # Unless the one before has removed it: then this lock is on a file that nobody else will find.
-            held = os.path.samestat(os.fstat(handle), os.stat(lock))
-            if held:
-                os.ftruncate(handle, 0)
-                os.pwrite(handle, f"{_me()}\n".encode(), 0)
-                return handle
-        except BlockingIOError:
-            if patience <= 0:
-                raise BusyError(
-                    f"{_holder(handle)}, is at work on {path}; wait until it is done, or stop it first."
-                ) from None
-            patience -= _AGAIN
-            time.sleep(_AGAIN)
-        except FileNotFoundError:
-            pass
-        except OSError:  # no locks here
-            with contextlib.suppress(OSError):
-                lock.unlink()
-            return None
-        finally:
-            if not held:
-                os.close(handle)
-    return None
+
+    def take(handle: int) -> bool:
+        patience = 0.0 if alone else _LEAVING
+        while True:
+            try:
+                fcntl.flock(handle, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if patience <= 0:
+                    raise BusyError(
+                        f"{_holder(handle)}, is at work on {path}; wait until it is done, or stop it first."
+                    ) from None
+                patience -= _AGAIN
+                time.sleep(_AGAIN)
+        if not os.path.samestat(os.fstat(handle), os.stat(lock)):
+            return False
+        _write(handle, f"{_me()}\n".encode())
+        return True
+
+    return _locked(lock, take)
 
 
 def _acquired(lock: Path, path: Path, say: Say) -> int | None:
@@ -130,21 +122,31 @@ def _acquired(lock: Path, path: Path, say: Say) -> int | None:
         return None
     token = f"{_me()}\n{secrets.token_hex(8)}\n".encode()
     told = False
+
+    def take(handle: int) -> bool:
+        nonlocal told
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not told:
+                say(f"Waiting for {_holder(handle)}, to be done with {path} ...")
+                told = True
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        _write(handle, token)
+        return lock.read_bytes() == token
+
+    return _locked(lock, take)
+
+
+def _locked(lock: Path, take: Callable[[int], bool]) -> int | None:
+    """A handle of the lock file that `take` has locked; None where there are no locks.
+
+    `take` says whether it is the file that others find, too: the one before may have removed it, and it is opened anew.
+    """
     while (handle := _open(lock)) is not None:
         held = False
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not told:
-                    say(f"Waiting for {_holder(handle)}, to be done with {path} ...")
-                    told = True
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, token, 0)
-            # Unless the one before has removed it: then this lock is on a file that nobody else will find.
-            held = lock.read_bytes() == token
-            if held:
+            if held := take(handle):
                 return handle
         except FileNotFoundError:
             pass
@@ -156,6 +158,11 @@ def _acquired(lock: Path, path: Path, say: Say) -> int | None:
             if not held:
                 os.close(handle)
     return None
+
+
+def _write(handle: int, text: bytes) -> None:
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, text, 0)
 
 
 def _open(lock: Path) -> int | None:
