@@ -281,7 +281,7 @@ def test_pairs_of_samplers(place, cli, inception) -> None:
     write_run(place / "other", brighter, dataclasses.replace(IDENTITY, schedule_sha256="c" * 64))
     ran = cli("evaluate", "run", "-r", "real.npz", "--against", "other", "--inception", inception)
     assert ran.code == 0
-    file = place / "run" / "evaluation" / "real-against-other.json"
+    (file,) = (place / "run" / "evaluation").glob("real-*-against-other-*.json")
     assert f"Made: {file.relative_to(place)}" in ran.out
     assert "Next: ddt-accel bench" in ran.out
     found = read_json(file, FORMAT, VERSION)
@@ -297,6 +297,15 @@ def test_pairs_of_samplers(place, cli, inception) -> None:
     assert "fid" in told
     features = next((place / "run" / "evaluation" / "features").glob("*/*"))
     assert "float32 [8, 2048]" in cli("inspect", features).out
+
+
+def test_references_of_one_name_do_not_replace_each_other_s_results(place, cli, inception) -> None:
+    (place / "elsewhere").mkdir()
+    np.savez(place / "elsewhere" / "real.npz", arr_0=pictures(5))
+    for reference in ("real.npz", "elsewhere/real.npz", "real.npz"):
+        assert cli("evaluate", "run", "-r", reference, "--inception", inception).code == 0
+    results = list((place / "run" / "evaluation").glob("real-*.json"))
+    assert len({read_json(file, FORMAT, VERSION)["fid"] for file in results}) == len(results) == 2
 
 
 def test_what_cannot_be_evaluated(place, cli, inception) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import io
-import os
 from contextlib import redirect_stderr
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from ddt_accel.cli.console import say
+from ddt_accel.cli.opening import NetworkSettings
 from ddt_accel.drawing.identity import RunIdentity, backend_identity, schedule_identity
 from ddt_accel.schedule import Schedule
 
@@ -23,32 +21,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawerSettings:
-    """All that it takes to draw, whoever does it; paths are absolute where another process may have another folder."""
+class DrawerSettings(NetworkSettings):
+    """All that it takes to draw, whoever does it."""
 
-    workspace: Path
-    said: dict[str, Any]  # about the model, as `Workspace.load_model` takes it
     schedule: Schedule
-    backend: str
-    export_folder: Path | None
-    device: str
-    threads: int | None
     seed: int
     labels: str | None
-    batch_size: int
     at_once: int  # images that a batch really has, where there are fewer of them
-    decoder: str | None
-    decode_batch: int | None
-
-    def anywhere(self) -> DrawerSettings:
-        """The same for processes in other folders: what is a path here is absolute."""
-        from ddt_accel.workspace import ModelChoice
-
-        choice = asdict(ModelChoice(**self.said).resolved())
-        decoder = self.decoder
-        if decoder is not None and os.path.exists(local := os.path.expanduser(decoder)):
-            decoder = os.path.abspath(local)
-        return replace(self, said={name: choice[name] for name in self.said}, decoder=decoder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,27 +87,12 @@ class OpenDrawer:
 
 def open_drawer(settings: DrawerSettings) -> OpenDrawer:
     """Raises what opening the networks, --labels or --decoder are refused with."""
-    from ddt_accel.backends.decoders import BATCH, open_decoder
     from ddt_accel.backends.sampler import Sampler
-    from ddt_accel.cli.networks import open_networks
     from ddt_accel.drawing.drawer import Drawer
-    from ddt_accel.errors import ConfigError
-    from ddt_accel.workspace import Workspace
 
-    place = Workspace(settings.workspace, say)
-    opened = open_networks(
-        place, settings.backend, settings.export_folder, settings.said, settings.device, settings.at_once
-    )
+    _, opened, decoder = settings.open(settings.at_once)
     config = opened.backend.config
     labels = parse_labels(settings.labels, config.num_classes, opened.class_names)
-    decoder = None
-    if settings.decoder is not None:
-        if config.pixel_space:
-            raise ConfigError(
-                "--decoder makes pictures of latents, and this model draws pictures itself; leave it out."
-            )
-        batch = settings.decode_batch or BATCH
-        decoder = open_decoder(settings.decoder, opened.latent_shape, device=settings.device, batch_size=batch)
     drawer = Drawer(
         Sampler(opened.backend, settings.schedule, latent_shape=opened.latent_shape, batch_size=settings.batch_size),
         labels,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 from contextlib import ExitStack
@@ -103,7 +104,7 @@ def evaluate(
             theirs = stack.enter_context(opened(against, split=split))
             check_pairs(ours, theirs)
             check_size(ours, theirs.size, str(against))
-        beside = f"-against-{against.resolve().stem}" if against is not None else ""
+        beside = f"-against-{_called(against)}" if against is not None else ""
         path = out or ours.kept / f"{asked.name}{beside}.json"
         device = check_device(device)
         network = load_inception(inception, device=device)
@@ -169,7 +170,13 @@ def _reference(name: str | None, split: str, stack: ExitStack) -> _Asked:
     pictures = None
     if statistics is None or holds_pictures(path):
         pictures = stack.enter_context(opened(path, split=split))
-    return _Asked(name=path.resolve().stem, where=name, statistics=statistics, pictures=pictures)
+    return _Asked(name=_called(path), where=name, statistics=statistics, pictures=pictures)
+
+
+def _called(path: Path) -> str:
+    """A name for results about a file or folder, of which there are others of the same name elsewhere."""
+    place = path.resolve()
+    return f"{place.stem}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:6]}"
 
 
 def _features(pictures: Pictures, network: FeatureNetwork, batch_size: int) -> Features:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
 from contextlib import redirect_stderr
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ddt_accel.cli.console import say
+from ddt_accel.cli.opening import NetworkSettings
 
 if TYPE_CHECKING:
     from ddt_accel.cli.networks import Opened
@@ -20,36 +19,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PainterSettings:
-    """All that it takes to draw, whoever does it; paths are absolute where another process may have another folder."""
+class PainterSettings(NetworkSettings):
+    """All that it takes to draw, whoever does it."""
 
-    workspace: Path
-    said: dict[str, Any]  # about the model, as `Workspace.load_model` takes it
     given: tuple[Named, ...]  # schedules
     name: str | None  # what the model is called in answers
-    backend: str
-    export_folder: Path | None
-    device: str
-    threads: int | None
-    batch_size: int
-    decoder: str | None
-    decode_batch: int | None
-
-    def anywhere(self) -> PainterSettings:
-        """The same for processes in other folders."""
-        from ddt_accel.workspace import ModelChoice
-
-        choice = asdict(ModelChoice(**self.said).resolved())
-        decoder = self.decoder
-        if decoder is not None and os.path.exists(local := os.path.expanduser(decoder)):
-            decoder = os.path.abspath(local)
-        return replace(
-            self,
-            workspace=self.workspace.absolute(),
-            said={name: choice[name] for name in self.said},
-            export_folder=self.export_folder and self.export_folder.absolute(),
-            decoder=decoder,
-        )
 
 
 def open_painter(settings: PainterSettings, cores: int) -> tuple[Painter, Offer]:
@@ -70,24 +44,9 @@ def open_painter(settings: PainterSettings, cores: int) -> tuple[Painter, Offer]
 
 
 def _opened(settings: PainterSettings) -> tuple[Painter, Offer]:
-    from ddt_accel.backends.decoders import BATCH, open_decoder
-    from ddt_accel.cli.networks import open_networks
-    from ddt_accel.errors import ConfigError
     from ddt_accel.serving.painter import Painter
-    from ddt_accel.workspace import Workspace
 
-    place = Workspace(settings.workspace, say)
-    opened = open_networks(
-        place, settings.backend, settings.export_folder, settings.said, settings.device, settings.batch_size
-    )
-    decoder = None
-    if settings.decoder is not None:
-        if opened.backend.config.pixel_space:
-            raise ConfigError(
-                "--decoder makes pictures of latents, and this model draws pictures itself; leave it out."
-            )
-        batch = settings.decode_batch or BATCH
-        decoder = open_decoder(settings.decoder, opened.latent_shape, device=settings.device, batch_size=batch)
+    place, opened, decoder = settings.open(settings.batch_size)
     offer, schedules = _offered(settings, opened, place)
     painter = Painter(
         opened.backend, schedules, latent_shape=opened.latent_shape, batch_size=settings.batch_size, decode=decoder

@@ -11,6 +11,7 @@ import typer
 
 from ddt_accel.cli.console import emit, following, say
 from ddt_accel.cli.networks import BackendOption
+from ddt_accel.cli.opening import DecodeBatchOption, DecoderOption
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
     MOST_PNGS,
@@ -76,18 +77,8 @@ def sample(
         Path | None,
         typer.Option(help="Also write arr_0, uint8 NHWC, and arr_1, the labels, as ADM's evaluation reads them."),
     ] = None,
-    decoder: Annotated[
-        str | None,
-        typer.Option(
-            "--decoder",
-            "--vae",
-            help="Makes pictures of latents: the folder or Hugging Face repository of an autoencoder, Stable "
-            "Diffusion's or RAE's, or RAE's YAML.",
-        ),
-    ] = None,
-    decode_batch: Annotated[
-        int | None, typer.Option("--decode-batch", min=1, help="Latents that --decoder takes at a time.")
-    ] = None,
+    decoder: DecoderOption = None,
+    decode_batch: DecodeBatchOption = None,
     workers: WorkersOption = None,
     ray: RayOption = None,
     cpus_per_worker: CoresOption = None,
@@ -156,11 +147,11 @@ def sample(
         if path is not None:
             check_writable(path)
     settings = DrawerSettings(
-        workspace=workspace.absolute(),
+        workspace=workspace,
         said=model_options(model, config, weights, latent_shape, guide),
         schedule=plan,
         backend=backend,
-        export_folder=export_folder and export_folder.absolute(),
+        export_folder=export_folder,
         device=device if site is not None else device_here(device),
         threads=threads,
         seed=seed,

@@ -11,6 +11,7 @@ import typer
 
 from ddt_accel.cli.console import out, say
 from ddt_accel.cli.networks import BackendOption, check_backend
+from ddt_accel.cli.opening import DecodeBatchOption, DecoderOption
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
     BatchOption,
@@ -63,18 +64,8 @@ def serve(
     guide: GuideOption = None,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
-    decoder: Annotated[
-        str | None,
-        typer.Option(
-            "--decoder",
-            "--vae",
-            help="Makes pictures of latents: the folder or Hugging Face repository of "
-            "an autoencoder, Stable Diffusion's or RAE's, or RAE's YAML.",
-        ),
-    ] = None,
-    decode_batch: Annotated[
-        int | None, typer.Option("--decode-batch", min=1, help="Latents that --decoder takes at a time.")
-    ] = None,
+    decoder: DecoderOption = None,
+    decode_batch: DecodeBatchOption = None,
     batch_size: BatchOption = 16,
     batch_wait: Annotated[
         float, typer.Option("--batch-wait", min=0, help="Milliseconds that a batch stays open for further images.")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ddt_accel.cli.console import keeping, say
 from ddt_accel.cli.networks import BackendOption, open_networks
+from ddt_accel.cli.opening import DecoderOption, open_decoder_of
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
     ConfigOption,
@@ -22,13 +23,6 @@ from ddt_accel.cli.options import (
     WorkspaceOption,
     model_options,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
-
-    from ddt_accel.networks.config import LatentShape
 
 PORTS = range(7860, 7960)
 
@@ -48,12 +42,7 @@ def studio(
     guide: GuideOption = None,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
-    decoder: Annotated[
-        str | None,
-        typer.Option(
-            "--decoder", "--vae", help="Makes pictures of latents: the folder or repository of an autoencoder."
-        ),
-    ] = None,
+    decoder: DecoderOption = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in, without a password.")
     ] = "127.0.0.1",
@@ -82,26 +71,13 @@ def studio(
         class_names=opened.class_names,
         place=place,
         given=given,
-        decode=_decode(decoder, opened.backend.config.pixel_space, opened.latent_shape, device),
+        decode=open_decoder_of(opened, decoder, device),
         say=say,
     )
     _, address, _ = page.launch(server_name=host, server_port=listening, quiet=True, prevent_thread_lock=True)
     say(f"The studio: {address}   (Ctrl-C ends it)")
     with keeping(lambda: "The page is closed."):
         threading.Event().wait()  # Gradio's own waiting keeps Ctrl-C to itself
-
-
-def _decode(
-    decoder: str | None, pixels: bool, latent_shape: LatentShape, device: str
-) -> Callable[[Tensor], Tensor] | None:
-    from ddt_accel.backends.decoders import open_decoder
-    from ddt_accel.errors import ConfigError
-
-    if decoder is None:
-        return None
-    if pixels:
-        raise ConfigError("--decoder makes pictures of latents, and this model draws pictures itself; leave it out.")
-    return open_decoder(decoder, latent_shape, device=device)
 
 
 def _free(host: str, port: int | None) -> int:
