@@ -28,7 +28,7 @@ class Finder:
     """Finds what to fit, of so many `steps` or of any number, on any backend and without a gradient.
 
     What is found ends near the reference solution, or with `copying` near where the calibrated sampler does without
-    sharing. Costs are in terms of that. `folder` keeps the trajectories of either. The search goes as
+    sharing. Costs are in terms of the latter. `folder` keeps the trajectories of either. The search goes as
     far as `search` says. `on_stage` is called with what comes next and how many steps it takes, and returns what to
     call after each.
     """
