@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from contextlib import redirect_stderr
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddt_accel.cli.console import keeping, say, steps
+from ddt_accel.cli.opening import said_anywhere
 from ddt_accel.cli.workers import Tally
 
 if TYPE_CHECKING:
@@ -36,10 +37,7 @@ class CalibratorSettings:
     sensitivity_samples: int
 
     def anywhere(self) -> CalibratorSettings:
-        from ddt_accel.workspace import ModelChoice
-
-        choice = asdict(ModelChoice(**self.said).resolved())
-        return replace(self, said={name: choice[name] for name in self.said})
+        return replace(self, said=said_anywhere(self.said))
 
 
 @dataclass(frozen=True, kw_only=True)

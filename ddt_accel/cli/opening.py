@@ -47,16 +47,13 @@ class NetworkSettings:
 
     def anywhere(self) -> Self:
         """The same for processes in other folders: what is a path here is absolute."""
-        from ddt_accel.workspace import ModelChoice
-
-        choice = asdict(ModelChoice(**self.said).resolved())
         decoder = self.decoder
         if decoder is not None and os.path.exists(local := os.path.expanduser(decoder)):
             decoder = os.path.abspath(local)
         return replace(
             self,
             workspace=self.workspace.absolute(),
-            said={name: choice[name] for name in self.said},
+            said=said_anywhere(self.said),
             export_folder=self.export_folder and self.export_folder.absolute(),
             decoder=decoder,
         )
@@ -69,6 +66,14 @@ class NetworkSettings:
         place = Workspace(self.workspace, say)
         opened = open_networks(place, self.backend, self.export_folder, self.said, self.device, at_once)
         return place, opened, open_decoder_of(opened, self.decoder, self.device, self.decode_batch)
+
+
+def said_anywhere(said: dict[str, Any]) -> dict[str, Any]:
+    """The same about a model for processes in other folders."""
+    from ddt_accel.workspace import ModelChoice
+
+    choice = asdict(ModelChoice(**said).resolved())
+    return {name: choice[name] for name in said}
 
 
 def open_decoder_of(
