@@ -17,7 +17,7 @@ from threading import Thread
 
 import numpy as np
 import pytest
-from conftest import assert_sentence, typed
+from conftest import Result, assert_sentence, typed
 
 from ddt_accel import Calibration, SamplingSpec, Schedule, calibrate, load_model
 from ddt_accel.calibration.statistics import ARRAYS, COARSER, SHARED
@@ -123,6 +123,8 @@ def test_whoever_is_killed_the_run_ends_in_the_same_bytes(cli, line, whole, tmp_
         )  # and none of Ray's
 
 
+# An instance that is begun by ray.init has a token of its own, which nobody knows.
+OPEN = {"RAY_AUTH_MODE": "disabled"}
 CLUSTER = """
 import logging, os, sys
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -153,7 +155,7 @@ def cluster(tmp_path_factory) -> Iterator[tuple[str, Path]]:
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, sys.path)]),
         "RAY_prestart_worker_first_driver": "0",  # the file is looked at when a process begins
-        "RAY_AUTH_MODE": "disabled",  # an instance that is begun like this has a token of its own, which nobody knows
+        **OPEN,
     }
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
     with subprocess.Popen([sys.executable, "-c", CLUSTER], **pipes) as head:
@@ -161,16 +163,22 @@ def cluster(tmp_path_factory) -> Iterator[tuple[str, Path]]:
         head.stdin.close()
 
 
-def test_a_cluster_draws_the_same_images(cli, line, whole, cluster, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+def joined(*line: object) -> Result:
+    """The command in a process of its own: Ray decides once in a process whether it has a token."""
+    command = [sys.executable, "-m", "ddt_accel", *map(str, line)]
+    ran = subprocess.run(command, env=os.environ | OPEN, capture_output=True, text=True, check=False)
+    return Result(ran.returncode, ran.stdout, ran.stderr)
+
+
+def test_a_cluster_draws_the_same_images(line, whole, cluster, tmp_path) -> None:
     address, flag = cluster
     line[line.index(COUNT)] = 4 * SIZE
     line += ["--ray", address]
     flag.write_text("")
-    assert_sentence(cli(*line), "ddt-accel is not installed there, or in another version; install the same as here")
+    assert_sentence(joined(*line), "ddt-accel is not installed there, or in another version; install the same as here")
     flag.unlink()
-    assert_sentence(cli(*line, "--workers", 3), f"there is place for 1 in the cluster at {address};")
-    ran = cli(*line, "--json")
+    assert_sentence(joined(*line, "--workers", 3), f"there is place for 1 in the cluster at {address};")
+    ran = joined(*line, "--json")
     assert ran.code == 0, ran.err
     expected = contents(whole / "run" / "ranges")
     made = contents(tmp_path / "run" / "ranges")

@@ -26,6 +26,7 @@ _SILENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns of what it will do in the future
 }
+_MODE = "RAY_AUTH_MODE"
 _CORES = 4  # of a worker on a CPU, where nothing is said
 _ANSWER = 5.0  # seconds that the head of a cluster may take to answer
 _SETTINGS = 4  # the type of the frame that each end of HTTP/2 begins with
@@ -77,6 +78,7 @@ def instance(site: Site) -> Iterator[Any]:
     rays._worker_logs_enabled = False
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL, "namespace": "ddt-accel"}
     with ExitStack() as stack:
+        stack.callback(_restore, _MODE, os.environ.get(_MODE))  # Ray sets it, and would not look again at what it means
         with _handlers():  # Ray has its own, which would end this process without a word
             if site.address is None:
                 folder = stack.enter_context(_folder())
@@ -129,6 +131,13 @@ def crew_size(ray: Any, site: Site) -> tuple[int, int]:
 def resources(site: Site, cores: int) -> dict[str, float]:
     """What a worker asks Ray for: on this machine no cores, so that nobody waits for them."""
     return {"num_cpus": 0 if site.address is None else cores, "num_gpus": 1 if site.gpu else 0}
+
+
+def _restore(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
 
 
 def _cores() -> int:
