@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ddt_accel.errors import CheckpointError, ConfigError, listed
 from ddt_accel.networks.archives import ORDINARY
-from ddt_accel.networks.config import LatentShape, Source, SplitConfig
+from ddt_accel.networks.config import LatentShape, Source, SplitConfig, stated
 from ddt_accel.networks.contents import Contents, Entry, open_checkpoint
 from ddt_accel.networks.families import (
     blank_tensors,
@@ -180,7 +180,7 @@ def _contradicted(config: SplitConfig, chosen: WeightSet) -> str:
 
 
 def _shown(config: SplitConfig) -> str:
-    return ", ".join(f"{name} {value}" for name, value in asdict(config).items())
+    return ", ".join(f"{name} {value}" for name, value in stated(config).items())
 
 
 def _titled(config: SplitConfig) -> str:
