@@ -84,6 +84,7 @@ def load_model(
         sha256=identity(model),
         latent_shape=latent_shape,
         class_names=found.class_names,
+        widths=found.widths,
     )
     return model.eval().requires_grad_(False)
 
@@ -232,6 +233,7 @@ def describe(path: Path) -> dict[str, Any]:
         "configuration": _titled(config) if config else "unknown; give --config FILE.yaml",
         "latent shape": str(latent_shape) if latent_shape else "unknown",
         **({"kept between refreshes": _kept(config, latent_shape)} if config and latent_shape else {}),
+        **({"widths": list(settings.widths)} if settings.widths else {}),
         "classes": list(settings.class_names) if settings.class_names else "unnamed",
     }
 

@@ -163,6 +163,11 @@ class ConditionConfig:
         """How many blocks have heads and an MLP, the encoder's first."""
 
     @property
+    @abstractmethod
+    def encoder_blocks(self) -> int:
+        """How many of these are the encoder's."""
+
+    @property
     def heads(self) -> tuple[int, ...]:
         """Of each transformer block."""
         return self.block_heads or (self.num_groups,) * self.transformer_blocks
@@ -232,12 +237,13 @@ class ConditionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a network's weights came from."""
+    """Where a network's weights came from; `widths` are the nested ones that it was trained at, from 1 down."""
 
     name: str
     sha256: str
     latent_shape: LatentShape | None
     class_names: tuple[str, ...] | None
+    widths: tuple[float, ...] = ()
 
 
 C = TypeVar("C")

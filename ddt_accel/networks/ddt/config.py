@@ -91,6 +91,10 @@ class DDTConfig(ConditionConfig):
         return self.num_blocks
 
     @property
+    def encoder_blocks(self) -> int:
+        return self.num_encoder_blocks
+
+    @property
     def modulation_widths(self) -> tuple[int, ...]:
         """Six vectors for each decoder block, two for the final layer."""
         return (*(6 * self.hidden_size,) * self.num_decoder_blocks, 2 * self.hidden_size)

@@ -92,6 +92,10 @@ class PixNerdConfig(ConditionConfig):
         return self.num_cond_blocks
 
     @property
+    def encoder_blocks(self) -> int:
+        return self.num_cond_blocks
+
+    @property
     def modulation_widths(self) -> tuple[int, ...]:
         """Both weight matrices of each decoder block."""
         return (2 * self.nerf_mlpratio * self.hidden_size_x**2,) * self.num_decoder_blocks
