@@ -50,7 +50,7 @@ def two_classes(count: int = 64) -> ImageSet:
 def trained(tmp_path_factory) -> Path:
     """A checkpoint that has learned something at its only width."""
     folder = tmp_path_factory.mktemp("trained")
-    spec = TrainSpec(network=NETWORK, total_images=16 * 100, batch_size=16, learning_rate=4e-3, precision="fp32")
+    spec = TrainSpec(network=NETWORK, total_images=16 * 150, batch_size=16, learning_rate=4e-3, precision="fp32")
     run = Trainer(spec, two_classes(), folder, CPU, compiled=False)
     run.run(save_every=1000)
     return write_release(run.state_path, folder / "model.safetensors", latent_shape=(3, 8, 8))
@@ -76,7 +76,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_narrow_widths_are_learned_and_the_complete_network_is_kept(start: SplitNetwork, tmp_path: Path) -> None:
     data = two_classes()
-    run = fine_tuning(start, tmp_path, steps=50)
+    run = fine_tuning(start, tmp_path, steps=100)
     run.run(save_every=1000)
     path = write_release(run.state_path, tmp_path / "model.safetensors", latent_shape=(3, 8, 8))
     made = load_model(path)
