@@ -194,7 +194,7 @@ def test_what_does_not_fit_is_said_before_anything_is_read(cli, trained: Path, t
         (("--from", latents), "--from is a network that draws latents of 4 channels; give one that draws pictures"),
         (("--from", trained, "--dynamic", "nested", "--target", 1), "--target is 1; give a share between 0 and 1."),
         (("--from", trained, "--dynamic", "nested", "--target", 0.2), "--target is 0.2, and one of 4 heads, which"),
-        (("--from", single, "--dynamic", "nested"), "one of 1 heads, which always runs, is 1 of them"),
+        (("--from", single, "--dynamic", "nested"), "leaves heads out, and --from has one; give a network"),
         (("--from", narrower, "--dynamic", "nested"), "--from is a narrow network already; give the complete one"),
     ):  # fmt: skip
         ran = cli(*line, *options)

@@ -86,7 +86,7 @@ def held_out_table(
     rows = [("before", 1.0, begun.model)]
     for width in begun.widths or (1.0,):
         if width == 1:
-            rows.append(("complete", 1.0, made))
+            rows.append(("complete" if begun.widths else "after", 1.0, made))
         else:
             cost = width_costs(narrowable(made.config), tokens, width, width)
             rows.append((f"width {width:g}", cost, narrow(made, width)))

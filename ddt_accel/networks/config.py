@@ -178,9 +178,14 @@ class ConditionConfig:
         return self.block_channels or (swiglu_width(self.hidden_size),) * self.transformer_blocks
 
     @property
+    def complete(self) -> bool:
+        """Whether no block lacks a head or a channel."""
+        return self.block_heads is None and self.block_channels is None
+
+    @property
     def blocks_said(self) -> str:
         """For people: what narrow blocks have, with a comma before it; nothing of complete ones."""
-        if self.block_heads is None and self.block_channels is None:
+        if self.complete:
             return ""
         heads, channels = (
             str(low) if low == high else f"{low} to {high}"

@@ -47,8 +47,10 @@ def nested(model: SplitNetwork, narrowest: float) -> tuple[SplitNetwork, tuple[f
     config = narrowable(model.config)
     if not 0 < narrowest < 1:
         raise ConfigError(f"--target is {narrowest:g}; give a share between 0 and 1.")
-    if config.block_heads is not None or config.block_channels is not None:
+    if not config.complete:
         raise ConfigError("--from is a narrow network already; give the complete one that it came from.")
+    if config.num_groups < 2:
+        raise ConfigError("--dynamic nested leaves heads out, and --from has one; give a network with at least two.")
     least = 1 / config.num_groups
     if narrowest < least:
         raise ConfigError(

@@ -25,7 +25,7 @@ def gate(logits: Tensor, draw: Draw | None = None) -> Tensor:
     """
     if draw is None:
         return (logits > 0).type_as(logits)
-    first, second = draw(logits.shape)
+    first, second = (noise.to(logits) for noise in draw(logits.shape))
     soft = ((logits + first - second) / TEMPERATURE).sigmoid()
     # The difference is exactly 0: masks stay exactly 0 and 1.
     return (soft > 0.5).type_as(soft) + (soft - soft.detach())

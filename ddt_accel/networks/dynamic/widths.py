@@ -62,14 +62,14 @@ def narrow(model: SplitNetwork, encoder: float, decoder: float | None = None) ->
     `decoder` is `encoder` where nothing is said. Raises ConfigError for widths that it was not trained at.
     """
     decoder = encoder if decoder is None else decoder
-    widths = model.source.widths if model.source else ()
+    config = narrowable(model.config)
+    widths = model.source.widths if model.source and config.complete else ()
     if not widths:
         name = model.source.name if model.source else "The network"
         raise ConfigError(
             f"{name} was trained at one width; `ddt-accel train --from CHECKPOINT --dynamic nested` makes one that has "
             "several."
         )
-    config = narrowable(model.config)
     chosen = [next((one for one in widths if abs(one - given) < CLOSE), None) for given in (encoder, decoder)]
     if None in chosen:
         wrong = encoder if chosen[0] is None else decoder
