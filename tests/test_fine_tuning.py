@@ -241,5 +241,6 @@ def test_from_a_checkpoint_to_pictures_at_half_the_width(cli, trained: Path, tmp
     refused = cli("narrow", "--model", half, "--width", 0.5, "--out", tmp_path / "x")
     assert refused.code == 2
     assert "half.safetensors was trained at one width" in refused.err
+    assert "--model is missing; give a network with nested widths" in cli("narrow", "--out", tmp_path / "x").err
     refused = cli("narrow", "--model", tmp_path / "run", "--width", 0.6, "--out", tmp_path / "x")
     assert "The width is 0.6; the network was trained at 1, 0.75, 0.5." in refused.err
