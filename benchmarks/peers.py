@@ -14,7 +14,6 @@ Usage: python benchmarks/peers.py --published CLONE [--model NAME] [--device cud
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 import tempfile
@@ -56,7 +55,7 @@ def published_network(
     from src.models.denoiser import decoupled_improved_dit
 
     device = model.final_layer.linear.weight.device
-    network: Any = decoupled_improved_dit.DDT(**dataclasses.asdict(model.config)).to(device).eval()
+    network: Any = decoupled_improved_dit.DDT(**model.config.essence).to(device).eval()
     network.load_state_dict(model.state_dict())
     network = network.to(torch.bfloat16 if bf16 else torch.float32)
     if not compiled:

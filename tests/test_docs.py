@@ -52,8 +52,9 @@ ADDED = {
     "sample": {"--images": "2", "--batch-size": "2"},
     "bench": {"--images": "2", "--curve-images": "2", "--batch-size": "2"},
     "compare": {"--images": "2", "--batch-size": "2", "--rivals": "fewer steps,TaylorSeer"},
-    "train": {"--size": "8", "--hidden-size": "16", "--heads": "2", "--encoder-blocks": "1", "--decoder-blocks": "1",
-              "--batch-size": "2", "--images": "4"},
+    "train": {"--batch-size": "2", "--images": "4"},
+    "train runs/pictures": {"--size": "8", "--hidden-size": "16", "--heads": "2", "--encoder-blocks": "1",
+                            "--decoder-blocks": "1"},  # from scratch
 }  # fmt: skip
 SNIPPETS = {
     "num_steps=50": "num_steps=4",

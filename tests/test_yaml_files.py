@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,10 @@ import yaml
 from conftest import TINY
 
 from ddt_accel.errors import ConfigError
+from ddt_accel.networks.families import as_mapping
 from ddt_accel.networks.settings import read_yaml
 
-SETTINGS = asdict(TINY)
+SETTINGS = as_mapping(TINY)
 
 
 def written(path: Path, content: Any) -> Path:

@@ -24,6 +24,7 @@ from ddt_accel.cli import (
     evaluating,
     exports,
     fitting,
+    narrowing,
     optimizing,
     planning,
     sampling,
@@ -117,6 +118,7 @@ for command in (
     studio.studio,
     inspect,
     training.train,
+    narrowing.narrow,
 ):
     app.command(cls=Command)(command)
 

@@ -13,6 +13,8 @@ from ddt_accel.cli.console import emit, keeping, say, stages
 from ddt_accel.cli.learning import stoppable, watched
 from ddt_accel.cli.options import DeviceOption, JsonOption, ThreadsOption, check_device
 
+SCRATCH_IMAGES, SCRATCH_RATE = 4_200_000, 1.5e-3  # where nothing is said: those of the embedded models
+
 if TYPE_CHECKING:
     import torch
 
@@ -21,14 +23,39 @@ if TYPE_CHECKING:
 
 
 def train(
+    ctx: typer.Context,
     data: Annotated[Path, typer.Option(help="Image folder, a zip of one, or an npz with images and labels.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted one continues.")],
     images: Annotated[
-        int, typer.Option(min=1, help="Images to train on, repeats counted; more than before extend a run.")
-    ] = 4_200_000,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Images to train on, repeats counted; more than before extend a run. By default 4,200,000, with "
+            "--from 256,000.",
+            show_default=False,
+        ),
+    ] = None,
     size: Annotated[int, typer.Option(min=1, max=16384, help="Side of the images in pixels.")] = 32,
     split: Annotated[
         str | None, typer.Option(help="Which split, where the data has several; train by default.")
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="A checkpoint to go on from, as --model takes it elsewhere, instead of a fresh network; its shape is "
+            "the checkpoint's.",
+        ),
+    ] = None,
+    dynamic: Annotated[
+        str | None,
+        typer.Option(help="With --from: nested, to learn several widths, each a prefix of heads and channels."),
+    ] = None,
+    target: Annotated[
+        float | None,
+        typer.Option(
+            help="With --dynamic: the narrowest width, as a share of the heads; 0.5 by default.", show_default=False
+        ),
     ] = None,
     family: Annotated[
         str | None, typer.Option(help="Family of the network: ddt, the default, or pixnerd.", show_default=False)
@@ -43,9 +70,13 @@ def train(
     patch: Annotated[int, typer.Option(min=1, help="Side of a patch, which becomes one token, in pixels.")] = 4,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 128,
     learning_rate: Annotated[
-        float,
-        typer.Option(help="AdamW's peak; 500 steps of warm-up, at most a quarter of the run, then a cosine to 0."),
-    ] = 1.5e-3,
+        float | None,
+        typer.Option(
+            help="AdamW's peak; 500 steps of warm-up, at most a quarter of the run, then a cosine to 0. By default "
+            "0.0015, with --from 0.0003.",
+            show_default=False,
+        ),
+    ] = None,
     ema_decay: Annotated[
         float | None, typer.Option(help="Of the averaged weights, a step; by default fitted to the run: 1 - 16/steps.")
     ] = None,
@@ -65,6 +96,8 @@ def train(
     import torch
 
     from ddt_accel.artifacts import check_writable, write_atomic
+    from ddt_accel.cli import finetuning
+    from ddt_accel.cli.console import show
     from ddt_accel.locks import making
     from ddt_accel.networks.config import TrainShape
     from ddt_accel.networks.threads import use_threads
@@ -72,33 +105,40 @@ def train(
     from ddt_accel.training.images import load_images
     from ddt_accel.training.loop import Trainer
     from ddt_accel.training.release import write_release
+    from ddt_accel.training.start import divided, under_labels_of
     from ddt_accel.training.state import check_continues
     from ddt_accel.training.train_spec import TrainSpec
 
     # Everything that can be checked is, before the pictures are read.
-    target = torch.device(check_device(device))
-    shape = TrainShape(
-        patch=patch,
-        heads=heads,
-        hidden_size=hidden_size,
-        encoder_blocks=encoder_blocks,
-        decoder_blocks=decoder_blocks,
-        decoder_width=decoder_width,
-    )
-    network = _network(family, size, shape)
-    precision, why = _precision(precision, target)
+    place = torch.device(check_device(device))
+    begun = finetuning.beginning(ctx, start, dynamic, target)
+    if begun is None:
+        shape = TrainShape(
+            patch=patch,
+            heads=heads,
+            hidden_size=hidden_size,
+            encoder_blocks=encoder_blocks,
+            decoder_blocks=decoder_blocks,
+            decoder_width=decoder_width,
+        )
+        network = _network(family, size, shape)
+    else:
+        network, size = begun.config, begun.size
+    precision, why = _precision(precision, place)
     spec = TrainSpec(
         network=network,
-        total_images=images,
+        total_images=images or (SCRATCH_IMAGES if begun is None else finetuning.IMAGES),
         batch_size=batch_size,
-        learning_rate=learning_rate,
+        learning_rate=(SCRATCH_RATE if begun is None else finetuning.RATE) if learning_rate is None else learning_rate,
         ema_decay=ema_decay,
         label_dropout=label_dropout,
         flip=flip,
         seed=seed,
         precision=precision,
+        start=begun.identity if begun else None,
+        widths=begun.widths if begun else (),
     )
-    _check_memory(spec, size, target)
+    _check_memory(spec, size, place)
     state = out / "state.safetensors"
     check_writable(state)
     if state.exists():
@@ -109,11 +149,18 @@ def train(
         dataset = load_images(data, size=size, split=split, on_stage=on_stage)
     for line in dataset.lines:
         say(line)
-    spec = replace(spec, network=replace(network, num_classes=len(dataset.class_names)))
+    held_out = None
+    if begun is None:
+        spec = replace(spec, network=replace(network, num_classes=len(dataset.class_names)))
+    else:
+        dataset, note = under_labels_of(dataset, begun.model)
+        if note is not None:
+            say(note)
+        dataset, held_out = divided(dataset)
     with making(state, say):
-        trainer = Trainer(spec, dataset, out, target, compiled=compile)
+        trainer = Trainer(spec, dataset, out, place, compiled=compile, start=begun.model if begun else None)
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-        say(f"{parameters:,} parameters, {precision}{why}, {use_threads(threads, measure=target.type == 'cpu')}")
+        say(f"{parameters:,} parameters, {precision}{why}, {use_threads(threads, measure=place.type == 'cpu')}")
         if trainer.finished:
             say(f"Trained to its end already, which {state} holds; more --images extend it")
         elif trainer.step:
@@ -128,8 +175,13 @@ def train(
         curve = loss_curve(seen, [loss for _, loss in trainer.history])
         write_atomic(out / "loss.svg", curve.encode())
         path = write_release(trainer.state_path, out / "model.safetensors", latent_shape=(3, size, size))
+    told = {"model": str(path), "images": spec.num_steps * batch_size, "loss": trainer.history[-1][1]}
+    if begun is not None and held_out is not None:
+        table, told["held_out"] = finetuning.held_out_table(begun, path, held_out, batch_size=batch_size, device=place)
+        if not json:
+            show(table)
     emit(
-        {"model": str(path), "images": spec.num_steps * batch_size, "loss": trainer.history[-1][1]},
+        told,
         as_json=json,
         text=f"Trained on {spec.num_steps * batch_size:,} images, loss {trainer.history[-1][1]:.4f} → {path}\n"
         f"Next: ddt-accel optimize --quick --model {shlex.quote(str(path))}",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ddt_accel.errors import CheckpointError, ConfigError, listed
 from ddt_accel.networks.archives import ORDINARY
-from ddt_accel.networks.config import LatentShape, Source, SplitConfig
+from ddt_accel.networks.config import LatentShape, Source, SplitConfig, stated
 from ddt_accel.networks.contents import Contents, Entry, open_checkpoint
 from ddt_accel.networks.families import (
     blank_tensors,
@@ -84,6 +84,7 @@ def load_model(
         sha256=identity(model),
         latent_shape=latent_shape,
         class_names=found.class_names,
+        widths=found.widths,
     )
     return model.eval().requires_grad_(False)
 
@@ -180,7 +181,7 @@ def _contradicted(config: SplitConfig, chosen: WeightSet) -> str:
 
 
 def _shown(config: SplitConfig) -> str:
-    return ", ".join(f"{name} {value}" for name, value in asdict(config).items())
+    return ", ".join(f"{name} {value}" for name, value in stated(config).items())
 
 
 def _titled(config: SplitConfig) -> str:
@@ -232,6 +233,7 @@ def describe(path: Path) -> dict[str, Any]:
         "configuration": _titled(config) if config else "unknown; give --config FILE.yaml",
         "latent shape": str(latent_shape) if latent_shape else "unknown",
         **({"kept between refreshes": _kept(config, latent_shape)} if config and latent_shape else {}),
+        **({"widths": list(settings.widths)} if settings.widths else {}),
         "classes": list(settings.class_names) if settings.class_names else "unnamed",
     }
 

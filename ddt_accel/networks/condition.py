@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddt_accel.networks.config import LatentShape
+from ddt_accel.networks.config import ConditionConfig, LatentShape
+from ddt_accel.networks.dynamic.masks import BlockMasks
 from ddt_accel.networks.layers import Block, Embed, LabelEmbedder, TimestepEmbedder, patchify, rotary_table
 from ddt_accel.networks.prepared import Affine, Arithmetic, PreparedNetwork
 from ddt_accel.networks.prepared_layers import BlockWeights, NormWeights, PreparedBlock
@@ -30,16 +33,20 @@ class ConditionEncoder(SplitNetwork):
         self.patch, self._encoder_blocks, self.head_size = patch, encoder_blocks, head_size
         self._rotary: dict[tuple[int, int, str], tuple[Tensor, Tensor]] = {}
 
-    def encode(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """The encoder state [B, L, D]."""
+    def encode(self, x: Tensor, t: Tensor, y: Tensor, masks: Sequence[BlockMasks | None] | None = None) -> Tensor:
+        """The encoder state [B, L, D]; `masks` leave parts of its blocks out."""
         rotary = self.rotary_for(x)
         tokens = self.s_embedder(patchify(x, self.patch))
         # The timestep embedding may be kept in a higher precision than the rest.
         time = self.t_embedder(t)[:, None].type_as(tokens)
         condition = F.silu(time + self.y_embedder(y)[:, None])
-        for block in self.encoder_blocks:
-            tokens = block(tokens, block.adaLN_modulation(condition), rotary)
+        for block, mask in zip(self.encoder_blocks, masks or [None] * self._encoder_blocks, strict=True):
+            tokens = block(tokens, block.adaLN_modulation(condition), rotary, mask)
         return F.silu(time + tokens)
+
+    @abstractmethod
+    def masked(self, x: Tensor, t: Tensor, y: Tensor, masks: Sequence[BlockMasks]) -> Tensor:
+        """Velocity [B, C, H, W] with parts of the transformer blocks left out, of each what its masks say."""
 
     @property
     def encoder_blocks(self) -> list[Block]:
@@ -64,6 +71,14 @@ class ConditionEncoder(SplitNetwork):
         for parameter in self.t_embedder.mlp.parameters():
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.02)
+
+
+def config_blocks(config: ConditionConfig) -> list[Block]:
+    """The transformer blocks of such a network, fresh."""
+    return [
+        Block(config.hidden_size, heads, config.head_size, channels)
+        for heads, channels in zip(config.heads, config.channels, strict=True)
+    ]
 
 
 class PreparedCondition(PreparedNetwork):

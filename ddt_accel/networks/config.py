@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
-from typing import Any, ClassVar, Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from ddt_accel.errors import ConfigError
 from ddt_accel.spec import is_whole
@@ -118,8 +118,11 @@ class ConditionConfig:
 
     in_channels: int
     patch_size: int
+    num_groups: int  # attention heads of a complete block
     hidden_size: int
     num_classes: int
+    block_heads: tuple[int, ...] | None  # of each transformer block, where they are narrow
+    block_channels: tuple[int, ...] | None
 
     @property
     @abstractmethod
@@ -149,30 +152,111 @@ class ConditionConfig:
     def num_tokens(self, latent_shape: LatentShape) -> int:
         return count_patches(latent_shape, self.in_channels, self.patch_size)
 
-    def block_multiply_adds(self, tokens: int) -> float:
-        """Of one transformer block, without its modulations."""
+    @property
+    def head_size(self) -> int:
+        """d of every head, also where a block has fewer of them."""
+        return self.hidden_size // self.num_groups
+
+    @property
+    @abstractmethod
+    def transformer_blocks(self) -> int:
+        """How many blocks have heads and an MLP, the encoder's first."""
+
+    @property
+    @abstractmethod
+    def encoder_blocks(self) -> int:
+        """How many of these are the encoder's."""
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Of each transformer block."""
+        return self.block_heads or (self.num_groups,) * self.transformer_blocks
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Hidden features of each transformer block's MLP."""
+        return self.block_channels or (swiglu_width(self.hidden_size),) * self.transformer_blocks
+
+    @property
+    def complete(self) -> bool:
+        """Whether no block lacks a head or a channel."""
+        return self.block_heads is None and self.block_channels is None
+
+    @property
+    def blocks_said(self) -> str:
+        """For people: what narrow blocks have, with a comma before it; nothing of complete ones."""
+        if self.complete:
+            return ""
+        heads, channels = (
+            str(low) if low == high else f"{low} to {high}"
+            for low, high in ((min(numbers), max(numbers)) for numbers in (self.heads, self.channels))
+        )
+        return f", of which blocks have {heads}, and {channels} channels in their MLPs"
+
+    def narrowed(self, heads: Sequence[int], channels: Sequence[int]) -> Self:
+        """The same network with so many heads and hidden features in each transformer block."""
+        # This class is no dataclass itself, and all that are made of it are.
+        return replace(self, block_heads=tuple(heads), block_channels=tuple(channels))  # type: ignore[type-var]
+
+    def block_costs(self, tokens: int) -> list[tuple[float, float]]:
+        """Multiply-adds of each transformer block without its modulations: in attention, and in the MLP."""
         width = self.hidden_size
-        return block_multiply_adds(tokens, width, matrices=3 * width * swiglu_width(width))
+        return [
+            (tokens * (4 * width + 2 * tokens) * heads * self.head_size, tokens * 3 * width * channels)
+            for heads, channels in zip(self.heads, self.channels, strict=True)
+        ]
+
+    def blocks_multiply_adds(self, tokens: int, blocks: slice) -> float:
+        """Of some transformer blocks, without their modulations."""
+        return sum(attention + mlp for attention, mlp in self.block_costs(tokens)[blocks])
 
     def encoder_multiply_adds(self, tokens: int, blocks: int) -> float:
         """Of the encoder with its embedder and the condition."""
         width = self.hidden_size
         patch = tokens * self.in_channels * self.patch_size**2 * width
         condition = width**2 + 256 * width + blocks * 6 * width**2
-        return blocks * self.block_multiply_adds(tokens) + patch + condition
+        return self.blocks_multiply_adds(tokens, slice(blocks)) + patch + condition
+
+    @property
+    def block_values(self) -> int:
+        """Numbers a token that a training step keeps of transformer blocks, at least: of each its input, queries, keys
+        and values, and the two inner products of its MLP."""
+        queries_and_more = 3 * sum(self.heads) * self.head_size
+        return self.transformer_blocks * self.hidden_size + queries_and_more + 2 * sum(self.channels)
+
+    def check_blocks(self) -> None:
+        """Raises ConfigError where narrow blocks are none that the network can have; lists become tuples."""
+        complete = {"block_heads": self.num_groups, "block_channels": swiglu_width(self.hidden_size)}
+        for name, most in complete.items():
+            given = getattr(self, name)
+            if given is None:
+                continue
+            whole = isinstance(given, list | tuple) and all(is_whole(one) and 1 <= one <= most for one in given)
+            if not whole or len(given) != self.transformer_blocks:
+                raise ConfigError(
+                    f"{name} is {given!r}; give {self.transformer_blocks} whole numbers from 1 to {most}, one for each "
+                    "block, or leave it out."
+                )
+            object.__setattr__(self, name, tuple(int(one) for one in given))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a network's weights came from."""
+    """Where a network's weights came from; `widths` are the nested ones that it was trained at, from 1 down."""
 
     name: str
     sha256: str
     latent_shape: LatentShape | None
     class_names: tuple[str, ...] | None
+    widths: tuple[float, ...] = ()
 
 
 C = TypeVar("C")
+
+
+def stated(config: Any) -> dict[str, Any]:
+    """A family's settings by name, without those that are left open, which earlier files do not have."""
+    return {name: value for name, value in asdict(config).items() if value is not None}
 
 
 def from_mapping(kind: type[C], values: Mapping[str, Any]) -> C:

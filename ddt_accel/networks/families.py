@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 from ddt_accel.errors import CheckpointError, ConfigError
-from ddt_accel.networks.config import LatentShape, SplitConfig, TrainableConfig, TrainShape, from_mapping
+from ddt_accel.networks.config import LatentShape, SplitConfig, TrainableConfig, TrainShape, from_mapping, stated
 
 if TYPE_CHECKING:  # settings are read without PyTorch, which takes seconds to load
     from torch import Tensor
@@ -154,7 +154,7 @@ def fits(config: SplitConfig, shapes: Shapes) -> bool:
 
 def as_mapping(config: SplitConfig) -> dict[str, Any]:
     """The settings as files of ours keep them; `config_of` reads them back."""
-    return asdict(config) | ({} if config.family == UNNAMED else {"family": config.family})
+    return stated(config) | ({} if config.family == UNNAMED else {"family": config.family})
 
 
 def config_of(values: Mapping[str, Any]) -> SplitConfig:

@@ -1,7 +1,8 @@
 """The layers of DDT, with the published parameter names.
 
 Everything here is real arithmetic on static shapes plus a dynamic batch, so that the same code trains, samples and
-exports. Shapes: B samples, L tokens, D hidden size, H heads, d = D / H.
+exports. Shapes: B samples, L tokens, D hidden size, H heads of size d, F channels of an MLP. A complete block has D / d
+heads; a narrow one fewer.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ddt_accel.networks.dynamic.masks import BlockMasks
 
 TIMESTEP_FEATURES = 256
 TIMESTEP_MAX_PERIOD = 10.0
@@ -116,20 +119,23 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention with RMS-normalised, rotated queries and keys."""
 
-    def __init__(self, hidden_size: int, heads: int) -> None:
+    def __init__(self, hidden_size: int, heads: int, head_size: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
-        self.q_norm = RMSNorm(hidden_size // heads)
-        self.k_norm = RMSNorm(hidden_size // heads)
-        self.proj = nn.Linear(hidden_size, hidden_size)
+        self.qkv = nn.Linear(hidden_size, 3 * heads * head_size, bias=False)
+        self.q_norm = RMSNorm(head_size)
+        self.k_norm = RMSNorm(head_size)
+        self.proj = nn.Linear(heads * head_size, hidden_size)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None = None) -> Tensor:
+        """x [B, L, D]; a mask [B or 1, H] leaves heads out."""
         b, length, _ = x.shape
         q, k, v = self.qkv(x).reshape(b, length, 3, self.heads, -1).unbind(2)
         q = rotate(self.q_norm(q), *rotary)
         k = rotate(self.k_norm(k), *rotary)
         out = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        if mask is not None:
+            out = out * mask[:, :, None, None].type_as(out)
         projected: Tensor = self.proj(out.transpose(1, 2).reshape(b, length, -1))
         return projected
 
@@ -149,17 +155,21 @@ def attend_written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    """SwiGLU: `w2(SiLU(w1 x) · w3 x)` with int(2 · 4D / 3) hidden features."""
+    """SwiGLU: `w2(SiLU(w1 x) · w3 x)`, without biases."""
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, hidden_size: int, channels: int) -> None:
         super().__init__()
-        inner = int(2 * int(4.0 * hidden_size) / 3)
-        self.w1 = nn.Linear(hidden_size, inner, bias=False)
-        self.w3 = nn.Linear(hidden_size, inner, bias=False)
-        self.w2 = nn.Linear(inner, hidden_size, bias=False)
+        self.w1 = nn.Linear(hidden_size, channels, bias=False)
+        self.w3 = nn.Linear(hidden_size, channels, bias=False)
+        self.w2 = nn.Linear(channels, hidden_size, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x [B, L, D]; a mask [B or 1, F] leaves channels out."""
+        hidden = F.silu(self.w1(x)) * self.w3(x)
+        if mask is not None:
+            # Once, on the product: with both halves masked a closed channel would have no gradient to open it again.
+            hidden = hidden * mask[:, None].type_as(hidden)
+        out: Tensor = self.w2(hidden)
         return out
 
 
@@ -168,19 +178,24 @@ class Block(nn.Module):
 
     MODULATIONS = 6
 
-    def __init__(self, hidden_size: int, heads: int) -> None:
+    def __init__(self, hidden_size: int, heads: int, head_size: int, channels: int) -> None:
         super().__init__()
         self.norm1 = RMSNorm(hidden_size)
-        self.attn = Attention(hidden_size, heads)
+        self.attn = Attention(hidden_size, heads, head_size)
         self.norm2 = RMSNorm(hidden_size)
-        self.mlp = FeedForward(hidden_size)
+        self.mlp = FeedForward(hidden_size, channels)
         self.adaLN_modulation = nn.Sequential(nn.Linear(hidden_size, self.MODULATIONS * hidden_size))
 
-    def forward(self, x: Tensor, modulations: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(
+        self, x: Tensor, modulations: Tensor, rotary: tuple[Tensor, Tensor], masks: BlockMasks | None = None
+    ) -> Tensor:
         """x [B, L, D]; modulations [B, 1 or L, 6D] = `adaLN_modulation(condition)`."""
         shift1, scale1, gate1, shift2, scale2, gate2 = modulations.chunk(self.MODULATIONS, dim=-1)
-        x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1), rotary)
-        out: Tensor = x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
+        heads, channels = (None, None) if masks is None else (masks.heads, masks.channels)
+        x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1), rotary, heads)
+        if masks is not None and masks.tokens is not None:
+            gate2 = gate2 * masks.tokens(x).type_as(x)
+        out: Tensor = x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2), channels)
         return out
 
 

@@ -30,5 +30,5 @@ def save_network(model: SplitNetwork, path: Path) -> None:
     description = {"config": json.dumps(as_mapping(model.config)), "tensors_sha256": tensors_sha256(tensors)}
     if model.source is not None:
         known = asdict(model.source)
-        description |= {key: json.dumps(known[key]) for key in ("latent_shape", "class_names") if known[key]}
+        description |= {key: json.dumps(known[key]) for key in ("latent_shape", "class_names", "widths") if known[key]}
     write_atomic(path, safetensors.torch.save(tensors, description))

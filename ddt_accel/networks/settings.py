@@ -22,13 +22,15 @@ from ddt_accel.networks.yaml_files import Document, Place, read_document
 class Settings:
     """What says how a checkpoint is to be read, and where that was found.
 
-    `others` are the settings of further networks that stand there, such as a guide's.
+    `others` are the settings of further networks that stand there, such as a guide's; `widths` the nested ones that the
+    network was trained at.
     """
 
     config: SplitConfig | None = None
     others: tuple[SplitConfig, ...] = ()
     latent_shape: LatentShape | None = None
     class_names: tuple[str, ...] | None = None
+    widths: tuple[float, ...] = ()
     origin: str = "that was given"
 
     def for_weights(self, shapes: Shapes) -> Settings:
@@ -136,6 +138,7 @@ def _described(metadata: Mapping[str, str]) -> Settings:
         config=config_of(json.loads(metadata["config"])),
         latent_shape=_shape(shape) if shape else None,
         class_names=tuple(str(name) for name in names) if names else None,
+        widths=tuple(float(width) for width in json.loads(metadata.get("widths", "[]"))),
         origin="in its own header",
     )
 

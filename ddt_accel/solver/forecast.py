@@ -66,16 +66,18 @@ def forecast_error(gram: Array, sources: list[int], weights: Array, step: int) -
     return float(np.sqrt(max(0.0, squared)))
 
 
-def pair_errors(forecast: str, gram: Array, times: Array, *, sources: int = 2) -> Array:
+def pair_errors(
+    forecast: str, gram: Array, times: Array, *, sources: int = 2, targets: NDArray[np.intp] | None = None
+) -> Array:
     """e[a, b, i], [N, N, N]: the error at step i ≥ b of the forecast from the refreshes a < b.
 
-    From b alone for a = b, and everywhere with a single source.
+    From b alone for a = b, and everywhere with a single source. With `targets` [T] only those are foretold: [N, N, T].
     """
     n = len(gram)
     power = gram.diagonal()
-    a, b, i = np.ix_(range(n), range(n), range(n))
+    a, b, i = np.ix_(np.arange(n), np.arange(n), np.arange(n) if targets is None else targets)
     if forecast == "hold":
-        weight_a, weight_b = np.zeros((n, n, n)), np.ones((n, n, n))
+        weight_a, weight_b = np.zeros(np.broadcast(a, b, i).shape), np.ones(np.broadcast(a, b, i).shape)
     elif forecast == "linear":
         gap = times[b] - times[a]
         weight_b = np.where(gap > 0, (times[i] - times[a]) / np.where(gap > 0, gap, 1.0), 1.0)

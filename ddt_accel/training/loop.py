@@ -1,26 +1,31 @@
-"""Flow matching: how the embedded models were trained.
+"""Flow matching: how the embedded models were trained, and how checkpoints are fine-tuned.
 
 `x_t = t·x_1 + (1 − t)·ε` with `t = sigmoid(normal)`; the loss is `mean (v − (x_1 − ε))²`. Every random number is a
 function of (seed, step), and the state holds weights, moving average and moments, so a run that was killed continues
-to the same bits.
+to the same bits. A network with nested widths is trained complete and at one random width a batch.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from ddt_accel.artifacts import check_writable
 from ddt_accel.errors import ConfigError, MismatchError, NumericsError
+from ddt_accel.networks.condition import ConditionEncoder
+from ddt_accel.networks.dynamic.slicing import narrowable
 from ddt_accel.networks.families import build
 from ddt_accel.networks.split import SplitNetwork
 from ddt_accel.training.account import folded
 from ddt_accel.training.images import ImageSet
+from ddt_accel.training.nested import draw_width
 from ddt_accel.training.state import State, read_state, write_state
 from ddt_accel.training.train_spec import TrainSpec
 
@@ -28,15 +33,27 @@ HISTORY_EVERY = 100  # steps
 SAVE_SECONDS = 300.0
 GRADIENT_NORM = 1.0
 
+Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
+
 
 class Trainer:
     """One training run in a folder, which goes on where the folder's `state.safetensors` stands.
 
-    A state with fewer images to train on is extended: its steps stay as they are, and the learning rate goes on along
-    the cosine of the new length. Raises MismatchError for the state of any other run.
+    It begins with fresh weights, or with those of `start`, a network of the same settings. A state with fewer images to
+    train on is extended: its steps stay as they are, and the learning rate goes on along the cosine of the new length.
+    Raises MismatchError for the state of any other run.
     """
 
-    def __init__(self, spec: TrainSpec, data: ImageSet, folder: Path, device: torch.device, *, compiled: bool) -> None:
+    def __init__(
+        self,
+        spec: TrainSpec,
+        data: ImageSet,
+        folder: Path,
+        device: torch.device,
+        *,
+        compiled: bool,
+        start: SplitNetwork | None = None,
+    ) -> None:
         if len(data.class_names) != spec.network.num_classes:
             raise ConfigError(
                 f"{len(data.class_names)} classes in the images, {spec.network.num_classes} in the network."
@@ -47,8 +64,9 @@ class Trainer:
         self.images = torch.from_numpy(data.images)
         self.labels = torch.from_numpy(data.labels)
         torch.manual_seed(spec.seed)
-        self.model = build(spec.network).to(device)
-        self.velocity: Callable[[Tensor, Tensor, Tensor], Tensor] = _compiled(self.model) if compiled else self.model
+        fresh = build(spec.network) if start is None else copy.deepcopy(start)
+        self.model = fresh.to(device).train().requires_grad_(True)
+        self.velocity: Velocity = _compiled(self.model) if compiled else self.model
         self.average = {name: value.detach().clone() for name, value in self.model.named_parameters()}
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=spec.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
@@ -123,11 +141,13 @@ class Trainer:
         x1, labels, noise, t = (value.to(self.device) for value in (x1, labels, noise, t))
 
         mix = t[:, None, None, None]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
-            velocity = self.velocity(mix * x1 + (1 - mix) * noise, t, labels)
-        loss = (velocity.float() - (x1 - noise)).square().mean()
         self.optimizer.zero_grad()
-        loss.backward()
+        losses = []
+        for velocity_at in self._passes(generator):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
+                velocity = velocity_at(mix * x1 + (1 - mix) * noise, t, labels)
+            losses.append((velocity.float() - (x1 - noise)).square().mean())
+            losses[-1].backward()  # at once, so that only one pass is in memory
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_NORM)
         for group in self.optimizer.param_groups:
             group["lr"] = spec.learning_rate_at(self.step)
@@ -137,7 +157,15 @@ class Trainer:
         with torch.no_grad():
             parameters = dict(self.model.named_parameters())
             torch._foreach_lerp_(list(self.average.values()), [parameters[name] for name in self.average], 1 - decay)
-        return loss.detach()
+        return torch.stack([loss.detach() for loss in losses]).mean()
+
+    def _passes(self, generator: torch.Generator) -> list[Velocity]:
+        """The networks whose errors a step adds up: the complete one, and one narrow one where there are widths."""
+        if not self.spec.widths:
+            return [self.velocity]
+        model = cast(ConditionEncoder, self.model)
+        masks = draw_width(narrowable(model.config), self.spec.widths, generator)
+        return [self.velocity, lambda x, t, y: model.masked(x, t, y, masks)]
 
     def _indices(self) -> Tensor:
         """The images of this step: a new permutation every epoch, read on across epoch ends."""
@@ -192,7 +220,7 @@ class Trainer:
         self._window = [torch.tensor(loss, device=self.device) for loss in state.window]
 
 
-def _compiled(model: SplitNetwork) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _compiled(model: SplitNetwork) -> Velocity:
     from ddt_accel.backends.compiled import compiling  # PyTorch's compiler takes seconds to import
 
     program = torch.compile(model)

@@ -26,7 +26,8 @@ def write_release(state: Path, path: Path, *, latent_shape: tuple[int, int, int]
         tensors = {name.removeprefix(EMA): file.get_tensor(name).half() for name in names}
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
         raise NumericsError(f"{state} has weights beyond the range of float16; train with a lower learning rate.")
-    description = {key: metadata[key] for key in ("config", "class_names", "train_spec", "step")}
+    told = ("config", "class_names", "train_spec", "step", "widths")
+    description = {key: metadata[key] for key in told if key in metadata}
     description |= {"latent_shape": json.dumps(latent_shape), "tensors_sha256": tensors_sha256(tensors)}
     write_atomic(path, safetensors.torch.save(tensors, description))
     return path

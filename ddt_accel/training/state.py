@@ -49,6 +49,8 @@ def write_state(path: Path, spec: TrainSpec, state: State) -> None:
         "window": json.dumps(state.window),
         "tensors_sha256": tensors_sha256(cpu),
     }
+    if spec.widths:
+        metadata["widths"] = json.dumps(spec.widths)
     write_atomic(path, safetensors.torch.save(cpu, metadata))
 
 

@@ -20,7 +20,9 @@ class TrainSpec:
     """What determines a training run, beside its images.
 
     None for `warmup_steps` and `ema_decay` fits them to the length of the run: a quarter of its steps, at most 500, and
-    an average that remembers about its last sixteenth, `1 − 16 / steps` rounded to four digits, at most 0.9999.
+    an average that remembers about its last sixteenth, `1 − 16 / steps` rounded to four digits, at most 0.9999. `start`
+    is the identity of the network that fine-tuning begins with, None for fresh weights; `widths` are the nested ones
+    that are learned beside the complete network.
     """
 
     network: TrainableConfig
@@ -33,6 +35,8 @@ class TrainSpec:
     flip: bool = True
     seed: int = 0
     precision: str = "bf16"
+    start: str | None = None
+    widths: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.total_images < self.batch_size or self.batch_size < 1:
@@ -105,6 +109,8 @@ def _options(spec: Mapping[str, Any]) -> dict[str, Any]:
         "--flip": spec["flip"],
         "--seed": spec["seed"],
         "--precision": spec["precision"],
+        "--from": start[:12] if (start := spec.get("start")) else "no checkpoint",
+        "widths": ", ".join(f"{width:g}" for width in spec.get("widths", ())) or "one",
     }
 
 

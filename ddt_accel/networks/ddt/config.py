@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from ddt_accel.errors import ConfigError
@@ -14,12 +14,16 @@ from ddt_accel.networks.config import (
     TrainShape,
     check_heads,
     check_whole,
+    stated,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DDTConfig(ConditionConfig):
-    """The `init_args` of the published YAML; `num_groups` is the number of attention heads."""
+    """The `init_args` of the published YAML; `num_groups` is the number of attention heads.
+
+    A network of which parts were left out says how many heads and MLP channels each block has.
+    """
 
     family: ClassVar[str] = "ddt"
 
@@ -30,15 +34,18 @@ class DDTConfig(ConditionConfig):
     num_blocks: int
     num_encoder_blocks: int
     num_classes: int
+    block_heads: tuple[int, ...] | None = None
+    block_channels: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        check_whole(self, [field.name for field in fields(self)])
+        check_whole(self, [field.name for field in fields(self) if not field.name.startswith("block_")])
         check_heads(self.hidden_size, self.num_groups, ("hidden_size", "num_groups"))
         if self.num_encoder_blocks >= self.num_blocks:
             raise ConfigError(
                 f"num_encoder_blocks is {self.num_encoder_blocks} of {self.num_blocks} blocks; the decoder needs at "
                 "least one."
             )
+        self.check_blocks()
 
     @classmethod
     def tells(cls, values: Mapping[str, Any]) -> bool:
@@ -80,26 +87,33 @@ class DDTConfig(ConditionConfig):
         return self.num_blocks - self.num_encoder_blocks
 
     @property
+    def transformer_blocks(self) -> int:
+        return self.num_blocks
+
+    @property
+    def encoder_blocks(self) -> int:
+        return self.num_encoder_blocks
+
+    @property
     def modulation_widths(self) -> tuple[int, ...]:
         """Six vectors for each decoder block, two for the final layer."""
         return (*(6 * self.hidden_size,) * self.num_decoder_blocks, 2 * self.hidden_size)
 
     @property
     def essence(self) -> dict[str, Any]:
-        return asdict(self)
+        return stated(self)
 
     @property
     def description(self) -> str:
         return (
             f"{self.num_encoder_blocks} encoder and {self.num_decoder_blocks} decoder blocks of width "
-            f"{self.hidden_size}, {self.num_groups} heads, patches of {self.patch_size} × {self.patch_size}"
+            f"{self.hidden_size}, {self.num_groups} heads{self.blocks_said}, patches of "
+            f"{self.patch_size} × {self.patch_size}"
         )
 
     @property
     def kept_values(self) -> int:
-        """Numbers a token that a training step keeps, at least: of each block its input, queries, keys and values, and
-        the two inner products of its MLP."""
-        return 9 * self.num_blocks * self.hidden_size
+        return self.block_values
 
     def multiply_adds(self, latent_shape: LatentShape) -> MultiplyAdds:
         """At DDT-XL/2 and 256 px: encoder 93.2 G, modulations 12.9 G, decoder 25.4 G."""
@@ -108,7 +122,7 @@ class DDTConfig(ConditionConfig):
         return MultiplyAdds(
             encoder=self.encoder_multiply_adds(tokens, self.num_encoder_blocks),
             modulations=tokens * width * self.modulation_size,
-            decoder=self.num_decoder_blocks * self.block_multiply_adds(tokens) + ends,
+            decoder=self.blocks_multiply_adds(tokens, slice(self.num_encoder_blocks, None)) + ends,
         )
 
 

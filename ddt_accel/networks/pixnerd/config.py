@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from ddt_accel.errors import ConfigError
@@ -14,6 +14,7 @@ from ddt_accel.networks.config import (
     TrainShape,
     check_heads,
     check_whole,
+    stated,
 )
 
 
@@ -22,7 +23,8 @@ class PixNerdConfig(ConditionConfig):
     """The `init_args` of the published YAML.
 
     `num_groups` is the number of attention heads, `num_cond_blocks` the encoder's share of all blocks; `hidden_size_x`
-    is the width h of the network that draws one patch, `nerf_mlpratio` the ratio r of its hidden features to that.
+    is the width h of the network that draws one patch, `nerf_mlpratio` the ratio r of its hidden features to that. A
+    network of which parts were left out says how many heads and MLP channels each encoder block has.
     """
 
     family: ClassVar[str] = "pixnerd"
@@ -36,15 +38,18 @@ class PixNerdConfig(ConditionConfig):
     num_cond_blocks: int
     nerf_mlpratio: int = 4
     num_classes: int
+    block_heads: tuple[int, ...] | None = None
+    block_channels: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        check_whole(self, [field.name for field in fields(self)])
+        check_whole(self, [field.name for field in fields(self) if not field.name.startswith("block_")])
         check_heads(self.hidden_size, self.num_groups, ("hidden_size", "num_groups"))
         if self.num_cond_blocks >= self.num_blocks:
             raise ConfigError(
                 f"num_cond_blocks is {self.num_cond_blocks} of {self.num_blocks} blocks; the decoder needs at least "
                 "one."
             )
+        self.check_blocks()
 
     @classmethod
     def tells(cls, values: Mapping[str, Any]) -> bool:
@@ -83,28 +88,35 @@ class PixNerdConfig(ConditionConfig):
         return self.num_blocks - self.num_cond_blocks
 
     @property
+    def transformer_blocks(self) -> int:
+        return self.num_cond_blocks
+
+    @property
+    def encoder_blocks(self) -> int:
+        return self.num_cond_blocks
+
+    @property
     def modulation_widths(self) -> tuple[int, ...]:
         """Both weight matrices of each decoder block."""
         return (2 * self.nerf_mlpratio * self.hidden_size_x**2,) * self.num_decoder_blocks
 
     @property
     def essence(self) -> dict[str, Any]:
-        return {"family": self.family, **asdict(self)}
+        return {"family": self.family, **stated(self)}
 
     @property
     def description(self) -> str:
         return (
-            f"{self.num_cond_blocks} encoder blocks of width {self.hidden_size}, {self.num_groups} heads, and "
-            f"{self.num_decoder_blocks} decoder blocks of width {self.hidden_size_x} a pixel, patches of "
-            f"{self.patch_size} × {self.patch_size}"
+            f"{self.num_cond_blocks} encoder blocks of width {self.hidden_size}, {self.num_groups} heads"
+            f"{self.blocks_said}, and {self.num_decoder_blocks} decoder blocks of width {self.hidden_size_x} a pixel, "
+            f"patches of {self.patch_size} × {self.patch_size}"
         )
 
     @property
     def kept_values(self) -> int:
-        """Numbers a token that a training step keeps, at least: of each encoder block its input, queries, keys and
-        values, and the two inner products of its MLP; of each decoder block its weights, and its pixels' features."""
+        """Of each decoder block its weights, and its pixels' features, beside what encoder blocks keep."""
         pixels = self.patch_size**2 * (1 + self.nerf_mlpratio) * self.hidden_size_x
-        return 9 * self.num_cond_blocks * self.hidden_size + self.modulation_size + self.num_decoder_blocks * pixels
+        return self.block_values + self.modulation_size + self.num_decoder_blocks * pixels
 
     def multiply_adds(self, latent_shape: LatentShape) -> MultiplyAdds:
         """At PixNerd-XL/16 and 256 px: encoder 110.4 G, modulations 19.3 G, decoder 4.32 G."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddt_accel.networks.condition import ConditionEncoder
+from ddt_accel.networks.condition import ConditionEncoder, config_blocks
+from ddt_accel.networks.dynamic.masks import BlockMasks
 from ddt_accel.networks.layers import (
-    Block,
     Embed,
     LabelEmbedder,
     RMSNorm,
@@ -36,7 +37,7 @@ class PixNerd(ConditionEncoder):
         super().__init__(
             patch=config.patch_size,
             encoder_blocks=config.num_cond_blocks,
-            head_size=config.hidden_size // config.num_groups,
+            head_size=config.head_size,
         )
         self.config = config
         width, inner = config.hidden_size, config.hidden_size_x
@@ -45,7 +46,7 @@ class PixNerd(ConditionEncoder):
         self.t_embedder = TimestepEmbedder(width)
         self.y_embedder = LabelEmbedder(config.num_classes, width)
         self.final_layer = PixelLayer(inner, config.in_channels)
-        encoder = [Block(width, config.num_groups) for _ in range(config.num_cond_blocks)]
+        encoder = config_blocks(config)
         decoder = [PatchBlock(width, inner, config.nerf_mlpratio) for _ in range(config.num_decoder_blocks)]
         self.blocks = nn.ModuleList([*encoder, *decoder])
         self.register_buffer("_waves", waves(config.patch_size), persistent=False)
@@ -65,6 +66,9 @@ class PixNerd(ConditionEncoder):
             pixels = block(pixels, weights)
         drawn = self.final_layer(pixels).transpose(-1, -2).flatten(-2)
         return unpatchify(drawn, self.patch, x.shape[-2], x.shape[-1])
+
+    def masked(self, x: Tensor, t: Tensor, y: Tensor, masks: Sequence[BlockMasks]) -> Tensor:
+        return self.decode(x, self.encode(x, t, y, masks))
 
     @property
     def decoder_blocks(self) -> list[PatchBlock]:
