@@ -106,6 +106,8 @@ def serve(
     keys = Keys.read(key_file)
     keys.check_host(host)
     limits = Limits(images=max_images, body_bytes=max_body, queue=max_queue, timeout=timeout)
+    if not batch_wait < float("inf"):
+        raise ConfigError(f"--batch-wait is {batch_wait:g}; give milliseconds, 0 or more.")
     scaling = _scaling(autoscaling)
     check_backend(backend)
     if decode_batch is not None and decoder is None:
@@ -152,7 +154,10 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         out.print(f"Serving at http://{shown}:{place.getsockname()[1]}")
         out.file.flush()
-        run(application(replicas, offer, limits, keys), place, drain=limits.timeout, on_stop=_stopping)
+        left = run(application(replicas, offer, limits, keys), place, drain=limits.timeout, on_stop=_stopping)
+    if left:
+        say(f"{left} request{' was' if left == 1 else 's were'} not answered.")
+        raise typer.Exit(1)
     say("All requests are answered.")
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 from pydantic import ValidationError
 
@@ -19,7 +20,6 @@ from ddt_accel.serving.offer import Offer, Order
 from ddt_accel.serving.replica import Opening, Replica
 from ddt_accel.serving.request import RefusedError
 
-NAME = "ddt-accel"
 ATTEMPTS = 4  # replicas that are asked, one after the other, where they die of it
 _PATIENCE = 600.0  # seconds until the first replica is ready
 _AGAIN = 5  # seconds in which a replica is replaced
@@ -41,11 +41,11 @@ class Settings:
 class Pool:
     """All replicas as one; which of them answers is Ray Serve's choice."""
 
-    def __init__(self, serve: Any, handle: Any) -> None:
+    def __init__(self, serve: Any, handle: Any, name: str) -> None:
         from ray.exceptions import RayError
         from ray.serve.exceptions import RayServeException
 
-        self._serve, self._handle = serve, handle
+        self._serve, self._handle, self._name = serve, handle, name
         self._dead: tuple[type[Exception], ...] = (RayError, RayServeException)
         self.retried = 0
 
@@ -96,7 +96,7 @@ class Pool:
         return await asyncio.to_thread(self._running)
 
     def _running(self) -> int:
-        found = self._serve.status().applications.get(NAME)
+        found = self._serve.status().applications.get(self._name)
         every = found.deployments.values() if found is not None else ()
         return sum(int(one.replica_states.get("RUNNING", 0)) for one in every)
 
@@ -165,11 +165,12 @@ def pool(opening: Opening, settings: Settings) -> Iterator[tuple[Pool, Offer, in
             "graceful_shutdown_wait_loop_s": 0.2,
             "max_constructor_retry_count": 1,
         }
+        name = f"ddt-accel-{uuid4().hex[:12]}"  # a cluster may have several servers
         deployment = serve.deployment(name="replica", **options)(Replica)
         serve.start(proxy_location="Disabled", logging_config=_QUIET)
         try:
             handle = serve.run(
-                deployment.bind(opening, cores, settings.wait), name=NAME, route_prefix=None, logging_config=_QUIET
+                deployment.bind(opening, cores, settings.wait), name=name, route_prefix=None, logging_config=_QUIET
             )
             offer = handle.offer.remote().result(timeout_s=_PATIENCE)
         except (RuntimeError, TimeoutError, RayError, RayServeException) as error:
@@ -177,11 +178,11 @@ def pool(opening: Opening, settings: Settings) -> Iterator[tuple[Pool, Offer, in
         try:
             if isinstance(offer, Failed):
                 raise offer.error or WorkerError(offer.text)
-            yield Pool(serve, handle), offer, count
+            yield Pool(serve, handle, name), offer, count
         finally:
             if site.address is not None:  # else all of Ray ends here
                 with suppress(Exception):
-                    serve.delete(NAME)
+                    serve.delete(name)
 
 
 def _last_line(error: Exception) -> str:

@@ -13,6 +13,8 @@ from fastapi import FastAPI
 
 from ddt_accel.errors import ConfigError
 
+_BACKLOG = 2048  # connections that wait to be accepted, as uvicorn has it
+
 
 class _Quiet(uvicorn.Server):
     """Leaves signals to whoever runs it."""
@@ -30,22 +32,34 @@ def listening(host: str, port: int) -> socket.socket:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((host, port))
     except (OSError, OverflowError) as error:
-        raise ConfigError(
-            f"{host}:{port} cannot be listened at: {getattr(error, 'strerror', None) or error}; give another --port, "
-            "or 0 for one that is free."
-        ) from None
+        raise _taken(host, port, error) from None
     return found
 
 
-def run(app: FastAPI, place: socket.socket, *, drain: float, on_stop: Callable[[str], None]) -> None:
+def _taken(host: str, port: int, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"{host}:{port} cannot be listened at: {getattr(error, 'strerror', None) or error}; give another --port, or 0 "
+        "for one that is free."
+    )
+
+
+def run(app: FastAPI, place: socket.socket, *, drain: float, on_stop: Callable[[str], None]) -> int:
     """Answers until SIGTERM or SIGINT; then nobody new is let in, and those who wait are answered within `drain`
-    seconds. A second signal ends it at once."""
+    seconds. A second signal ends it at once. Returns how many were not answered.
+
+    Raises ConfigError where another process listens at that port by now.
+    """
+    try:
+        place.listen(_BACKLOG)
+    except OSError as error:
+        host, port, *_ = place.getsockname()
+        raise _taken(host, port, error) from None
     config = uvicorn.Config(
         app, log_level="critical", access_log=False, lifespan="off", timeout_graceful_shutdown=int(drain) or 1
     )
     server = _Quiet(config)
 
-    async def answer() -> None:
+    async def answer() -> int:
         loop = asyncio.get_running_loop()
 
         def stop(name: str) -> None:
@@ -56,5 +70,6 @@ def run(app: FastAPI, place: socket.socket, *, drain: float, on_stop: Callable[[
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, stop, signal.Signals(signum).name)
         await server.serve(sockets=[place])
+        return len(server.server_state.tasks)  # with those that were cancelled
 
-    asyncio.run(answer())
+    return asyncio.run(answer())

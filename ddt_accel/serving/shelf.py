@@ -13,6 +13,7 @@ from ddt_accel.offering import EXACT, at_hand, original
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.schedule import Schedule
 from ddt_accel.serving.offer import Served
+from ddt_accel.studio.stops import Stops
 from ddt_accel.workspace import Workspace
 
 _OWN = "schedule"  # the workspace's own, which is what nobody who asks for no quality gets
@@ -56,11 +57,14 @@ def served(
     return tuple(sorted(told, key=lambda one: one.cost))
 
 
-def qualities(schedules: dict[str, Schedule], shelf: tuple[Served, ...], default: str | None) -> dict[str, str]:
+def qualities(
+    schedules: dict[str, Schedule], shelf: tuple[Served, ...], stops: Stops, default: str | None
+) -> dict[str, str]:
     """draft is the cheapest schedule that leads where the exact one does, high the dearest; standard is `default`, the
-    workspace's own, or halfway."""
+    workspace's own, or where the page's slider would stand at first, among these `stops`."""
     aim = schedules[EXACT].spec.aim
     ours = [one.name for one in shelf if one.name != EXACT and one.cost < 1 and schedules[one.name].spec.aim == aim]
     ours = ours or [EXACT]
-    usual = default or (_OWN if _OWN in schedules else ours[len(ours) // 2])
+    first = stops.stops[stops.first].name
+    usual = default or (_OWN if _OWN in schedules else first if first in schedules else ours[-1])
     return {"draft": ours[0], "standard": usual, "high": ours[-1], "exact": EXACT}
