@@ -141,7 +141,7 @@ def serve(
     place = listening(host, port)
     say(f"Beginning replicas {site.words} ...")
     wanted = Settings(site=site, limits=limits, batch_size=batch_size, wait=batch_wait / 1000, autoscaling=scaling)
-    with place, pool(partial(open_painter, settings), wanted) as (replicas, offer, count):
+    with place, pool(partial(open_painter, settings), wanted, say) as (replicas, offer, count):
         from ddt_accel.serving.app import application
 
         for line in offer.said:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from threading import Timer
 from typing import Any
 from uuid import uuid4
 
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 
 from ddt_accel.cluster.instance import Site, crew_size, instance, resources
 from ddt_accel.errors import ConfigError, WorkerError, listed
+from ddt_accel.locks import Say
 from ddt_accel.serving.answers import Drawn, Failed, Preview
 from ddt_accel.serving.limits import Limits
 from ddt_accel.serving.offer import Offer, Order
@@ -22,6 +24,7 @@ from ddt_accel.serving.request import RefusedError
 
 ATTEMPTS = 4  # replicas that are asked, one after the other, where they die of it
 _PATIENCE = 600.0  # seconds until the first replica is ready
+_LONG = 30.0  # seconds after which it is said what is waited for
 _AGAIN = 5  # seconds in which a replica is replaced
 _QUIET = {"log_level": "CRITICAL", "enable_access_log": False}
 
@@ -136,7 +139,7 @@ def check_scaling(given: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def pool(opening: Opening, settings: Settings) -> Iterator[tuple[Pool, Offer, int]]:
+def pool(opening: Opening, settings: Settings, say: Say) -> Iterator[tuple[Pool, Offer, int]]:
     """Replicas that are ready, what they offer, and how many they are to be; they are gone when the block ends.
 
     Raises what opening the network raised, and WorkerError where no replica begins.
@@ -168,21 +171,41 @@ def pool(opening: Opening, settings: Settings) -> Iterator[tuple[Pool, Offer, in
         name = f"ddt-accel-{uuid4().hex[:12]}"  # a cluster may have several servers
         deployment = serve.deployment(name="replica", **options)(Replica)
         serve.start(proxy_location="Disabled", logging_config=_QUIET)
-        try:
-            handle = serve.run(
-                deployment.bind(opening, cores, settings.wait), name=name, route_prefix=None, logging_config=_QUIET
-            )
-            offer = handle.offer.remote().result(timeout_s=_PATIENCE)
-        except (RuntimeError, TimeoutError, RayError, RayServeException) as error:
-            raise WorkerError(f"No replica could begin {site.words}: {_last_line(error)}") from None
-        try:
+        with _deleted(serve, site, name):
+            try:
+                with _told_after(_LONG, say, f"No replica is ready {site.words} yet; others may have its cores."):
+                    handle = serve.run(
+                        deployment.bind(opening, cores, settings.wait), name=name, route_prefix=None,
+                        logging_config=_QUIET,
+                    )  # fmt: skip
+                    offer = handle.offer.remote().result(timeout_s=_PATIENCE)
+            except (RuntimeError, TimeoutError, RayError, RayServeException) as error:
+                raise WorkerError(f"No replica could begin {site.words}: {_last_line(error)}") from None
             if isinstance(offer, Failed):
                 raise offer.error or WorkerError(offer.text)
             yield Pool(serve, handle, name), offer, count
-        finally:
-            if site.address is not None:  # else all of Ray ends here
-                with suppress(Exception):
-                    serve.delete(name)
+
+
+@contextmanager
+def _deleted(serve: Any, site: Site, name: str) -> Iterator[None]:
+    """What was begun under that name ends with the block; on this machine all of Ray does."""
+    try:
+        yield
+    finally:
+        if site.address is not None:
+            with suppress(Exception):
+                serve.delete(name)
+
+
+@contextmanager
+def _told_after(seconds: float, say: Say, sentence: str) -> Iterator[None]:
+    timer = Timer(seconds, say, [sentence])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _last_line(error: Exception) -> str:
