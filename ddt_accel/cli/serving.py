@@ -126,7 +126,7 @@ def serve(
     settings = PainterSettings(
         workspace=workspace,
         said=model_options(model, config, weights, latent_shape, guide),
-        given=tuple(_named(path) for path in schedule or ()),
+        given=_given(schedule or []),
         name=name,
         backend=backend,
         export_folder=export_folder,
@@ -165,12 +165,21 @@ def _stopping(name: str) -> None:
     say(f"{name}: nobody new is let in, and those who wait are answered. Once more ends it at once.")
 
 
-def _named(path: Path) -> Named:
-    """A schedule by what it is called in requests: the shipped name, or the file's without its ending."""
+def _given(paths: list[Path]) -> tuple[Named, ...]:
+    """Schedules by what they are called in requests: the shipped name, or the file's without its ending."""
     from ddt_accel.collection import Named
+    from ddt_accel.errors import ConfigError
     from ddt_accel.schedule import Schedule
+    from ddt_accel.serving.offer import RESERVED
 
-    return Named(name=path.stem if path.suffix == ".json" else path.name, schedule=Schedule.load(path))
+    found: dict[str, Named] = {}
+    for path in paths:
+        name = path.stem if path.suffix == ".json" else path.name
+        if name in found or name in RESERVED:
+            other = "another --schedule" if name in found else "a quality"
+            raise ConfigError(f"--schedule {path} would be called {name}, as {other} is; rename the file.")
+        found[name] = Named(name=name, schedule=Schedule.load(path))
+    return tuple(found.values())
 
 
 def _scaling(given: str | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ddt_accel.networks.config import LatentShape
 from ddt_accel.offering import EXACT, at_hand, original
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.schedule import Schedule
-from ddt_accel.serving.offer import Served
+from ddt_accel.serving.offer import RESERVED, Served
 from ddt_accel.studio.stops import Stops
 from ddt_accel.workspace import Workspace
 
@@ -24,6 +24,10 @@ def schedules_for(
 ) -> dict[str, Schedule]:
     """The schedules `at_hand` of a network by name, and as `exact` the original that they stand beside."""
     found = at_hand(backend, place, given, say)
+    for one in found:
+        if one.name in RESERVED:
+            say(f"A schedule is left out: it is called {one.name}, as a quality is; rename its file.")
+    found = [one for one in found if one.name not in RESERVED]
     unshared = original(place, found, given[0] if given else None, backend.checkpoint_sha256, model)
     return {**{one.name: one.schedule for one in found}, EXACT: Schedule.full(unshared)}
 
