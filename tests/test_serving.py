@@ -108,7 +108,14 @@ def server(tiny_model_path, tmp_path_factory) -> Iterator[Running]:
         yield Running(process, int(said.strip().rpartition(":")[2]))
         assert process.stdout.read() == ""
         told = (folder / "err").read_text()
-        begins = ("Beginning", "tiny by", "Only this machine", "SIGTERM: nobody new", "All requests")
+        begins = (
+            "Beginning",
+            "No replica is ready on this machine yet.",
+            "tiny by",
+            "Only this machine",
+            "SIGTERM: nobody new",
+            "All requests",
+        )
         assert all(line.startswith(begins) for line in told.splitlines()), told  # and nothing of Ray's
     finally:
         process.kill()
@@ -157,6 +164,8 @@ def test_an_answer_depends_on_its_request_alone(server, expected) -> None:
         answers = list(threads.map(server.ask, bodies))
     assert_answered(answers, bodies, expected)
     assert server.ask(path="/health")[1] == {"status": "ok", "replicas": REPLICAS}
+    processes = [server.process.pid, *server.replicas()]
+    assert len({os.getpriority(os.PRIO_PROCESS, one) for one in processes}) == 1  # Ray's own would be behind all others
 
 
 def test_streams_end_in_the_image(server, expected) -> None:

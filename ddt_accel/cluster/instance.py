@@ -25,6 +25,7 @@ _STORE = 512 << 20
 _SILENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns of what it will do in the future
+    "RAY_worker_niceness": "0",  # else 15: whatever else runs on the machine would come first
 }
 _MODE = "RAY_AUTH_MODE"
 _CORES = 4  # of a worker on a CPU, where nothing is said

@@ -171,9 +171,10 @@ def pool(opening: Opening, settings: Settings, say: Say) -> Iterator[tuple[Pool,
         name = f"ddt-accel-{uuid4().hex[:12]}"  # a cluster may have several servers
         deployment = serve.deployment(name="replica", **options)(Replica)
         serve.start(proxy_location="Disabled", logging_config=_QUIET)
+        taken = "" if site.address is None else "; others may have the cores or GPUs for it"
         with _deleted(serve, site, name):
             try:
-                with _told_after(_LONG, say, f"No replica is ready {site.words} yet; others may have its cores."):
+                with _told_after(_LONG, say, f"No replica is ready {site.words} yet{taken}."):
                     handle = serve.run(
                         deployment.bind(opening, cores, settings.wait), name=name, route_prefix=None,
                         logging_config=_QUIET,
