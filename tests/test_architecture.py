@@ -92,6 +92,12 @@ def test_public_names_resolve_and_are_lazy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_model_is_loaded_without_the_compiler() -> None:
+    """Which takes seconds of every command that draws."""
+    code = "import sys, ddt_accel; ddt_accel.load_model('cifar10'); assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_help_loads_no_heavy_package() -> None:
     code = (
         "import sys; sys.argv = ['ddt-accel', '--help']\n"

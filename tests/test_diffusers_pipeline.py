@@ -68,6 +68,8 @@ def test_it_draws_what_the_sampler_draws(pipe, tiny_model_path) -> None:
     assert torch.equal(drawn, expected)
     numbers = torch.tensor([1, 3, 0, 1, 2])
     assert torch.equal(pipe(numbers, 6, 1.5, seeded(3), "latent", return_dict=False)[0], expected)
+    assert torch.equal(pipe(numbers.numpy(), generator=seeded(3), output_type="latent").images, expected)
+    assert pipe(numbers.numpy()[0]).images[0].size == (8, 8)
 
 
 def test_a_generator_gives_the_same_picture_in_any_batch(pipe) -> None:
@@ -175,6 +177,12 @@ def test_what_it_refuses(pipe, tiny_model_path, tmp_path) -> None:
         ({"class_labels": ["eel"]}, "no class 'eel'; give a number from 0 to 3, or a name such as ant, bee"),
         ({"class_labels": [4]}, "no class 4"),
         ({"class_labels": []}, "labels are"),
+        ({"class_labels": None}, "no class None"),
+        ({"class_labels": torch.tensor([1.0])}, r"no class 1\.0"),
+        ({"class_labels": [[1]]}, r"no class \[1\]"),
+        ({"class_labels": [0], "num_inference_steps": "6"}, "num_inference_steps is '6'; give a number"),
+        ({"class_labels": [0], "generator": 5}, "generator is 5; give torch.Generator"),
+        ({"class_labels": [0, 1], "generator": [1, 2]}, "generator is 1; give"),
         ({"class_labels": [0], "output_type": "jpg"}, "output_type is 'jpg'"),
         ({"class_labels": [0], "generator": [seeded(0)] * 2}, "2 generators for 1 images"),
     ):

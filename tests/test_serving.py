@@ -32,7 +32,7 @@ SCHEDULES = {
     "fast": Schedule.uniform(SPEC, 2), "other": Schedule.uniform(SPEC, 4),
     "slow": Schedule.uniform(SamplingSpec(num_steps=300), 150),
 }  # fmt: skip
-BATCH, QUEUE, REPLICAS = 4, 20, 2
+BATCH, QUEUE, REPLICAS = 4, 6, 2
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,14 @@ def server(tiny_model_path, tmp_path_factory) -> Iterator[Running]:
         yield Running(process, int(said.strip().rpartition(":")[2]))
         assert process.stdout.read() == ""
         told = (folder / "err").read_text()
-        begins = ("Beginning", "tiny by", "Only this machine", "SIGTERM: nobody new", "All requests")
+        begins = (
+            "Beginning",
+            "No replica is ready on this machine yet.",
+            "tiny by",
+            "Only this machine",
+            "SIGTERM: nobody new",
+            "All requests",
+        )
         assert all(line.startswith(begins) for line in told.splitlines()), told  # and nothing of Ray's
     finally:
         process.kill()
@@ -126,20 +133,28 @@ def pixels(document: Any) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def expected(tiny_model_path) -> Callable[[dict[str, Any]], np.ndarray]:
+def expected(tiny_model_path) -> Callable[[list[dict[str, Any]]], list[np.ndarray]]:
+    """The images of requests, those of a schedule drawn at once."""
     model = load_model(tiny_model_path)
-    samplers = {name: Sampler(model, schedule) for name, schedule in SCHEDULES.items()}
 
-    def drawn(body: dict[str, Any]) -> np.ndarray:
-        return to_uint8(samplers[body["quality"]]([body["prompt"]] * body["n"], body["seed"])).astype(int)
+    def drawn(bodies: list[dict[str, Any]]) -> list[np.ndarray]:
+        found: dict[int, np.ndarray] = {}
+        for name in {body["quality"] for body in bodies}:
+            mine = [k for k, body in enumerate(bodies) if body["quality"] == name]
+            every = [(k, bodies[k]["prompt"], bodies[k]["seed"] + i) for k in mine for i in range(bodies[k]["n"])]
+            _, labels, seeds = (list(column) for column in zip(*every, strict=True))
+            images = to_uint8(Sampler(model, SCHEDULES[name])(labels, seeds)).astype(int)
+            for k in mine:
+                found[k] = images[[whose == k for whose, _, _ in every]]
+        return [found[k] for k in range(len(bodies))]
 
     return drawn
 
 
 def assert_answered(answers: list[tuple[int, Any, Any]], bodies: list[dict[str, Any]], expected) -> None:
-    for (status, document, _), body in zip(answers, bodies, strict=True):
+    for (status, document, _), images in zip(answers, expected(bodies), strict=True):
         assert status == 200, document
-        assert np.abs(np.stack(pixels(document)) - expected(body)).max() <= 1
+        assert np.abs(np.stack(pixels(document)) - images).max() <= 1
 
 
 def test_an_answer_depends_on_its_request_alone(server, expected) -> None:
@@ -149,6 +164,8 @@ def test_an_answer_depends_on_its_request_alone(server, expected) -> None:
         answers = list(threads.map(server.ask, bodies))
     assert_answered(answers, bodies, expected)
     assert server.ask(path="/health")[1] == {"status": "ok", "replicas": REPLICAS}
+    processes = [server.process.pid, *server.replicas()]
+    assert len({os.getpriority(os.PRIO_PROCESS, one) for one in processes}) == 1  # Ray's own would be behind all others
 
 
 def test_streams_end_in_the_image(server, expected) -> None:
@@ -158,7 +175,16 @@ def test_streams_end_in_the_image(server, expected) -> None:
     told = [json.loads(line[6:]) for line in connection.getresponse().read().splitlines() if line[:6] == b"data: "]
     connection.close()
     assert [one["type"].rpartition(".")[2] for one in told] == ["partial_image", "completed"]
-    assert np.abs(pixels({"data": told[1:]})[0] - expected(body)[0]).max() <= 1
+    assert np.abs(pixels({"data": told[1:]})[0] - expected([body])[0]).max() <= 1
+
+
+def test_who_leaves_is_no_longer_waited_for(server) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
+    body = json.dumps(asked(1, 0, "slow", n=16))
+    connection.request("POST", "/v1/images/generations", body, {"content-type": "application/json"})
+    until(lambda: "ddt_accel_requests_open 1.0" in metrics(server))
+    connection.close()
+    until(lambda: 'ddt_accel_requests_total{code="499"} 1.0' in metrics(server))
 
 
 def test_mistakes_are_sentences(server) -> None:
@@ -181,7 +207,7 @@ def test_those_beyond_the_queue_are_told_when_to_come_again(server) -> None:
 
 
 def test_a_replica_that_is_killed_costs_no_answer(server, expected) -> None:
-    bodies = [asked(k % 4, k, "slow", n=2) for k in range(8)]
+    bodies = [asked(k % 4, k, "slow", n=2) for k in range(QUEUE)]
     victim = server.replicas()[0]
     with ThreadPoolExecutor(len(bodies)) as threads:
         answers = [threads.submit(server.ask, body) for body in bodies]
@@ -227,6 +253,12 @@ def test_mistakes_of_the_command_line_are_found_before_anything_begins(cli, tmp_
     assert_sentence(cli(*line, "--max-images", 0), "--max-images is 0; give at least 1")
     assert_sentence(cli(*line, "--api-key-file", tmp_path / "none"), "could not be read as a file of keys")
     assert_sentence(cli(*line, "--schedule", "nowhere"), "There is no schedule at nowhere")
+    SCHEDULES["fast"].save(tmp_path / "draft.json")
+    assert_sentence(cli(*line, "--schedule", tmp_path / "draft.json"), "would be called draft, as a quality is; rename")
+    SCHEDULES["fast"].save(tmp_path / "cifar10-5of50.json")
+    twice = ["--schedule", "cifar10-5of50", "--schedule", tmp_path / "cifar10-5of50.json"]
+    assert_sentence(cli(*line, *twice), "would be called cifar10-5of50, as another --schedule is")
+    assert_sentence(cli(*line, "--batch-wait", "inf"), "--batch-wait is inf; give milliseconds")
     assert_sentence(cli(*line, "--decode-batch", 2), "--decode-batch is of --decoder, and there is none")
 
 

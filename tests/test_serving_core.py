@@ -254,7 +254,7 @@ class Alone:
     retried = 0
 
     def __init__(self, replica: Replica) -> None:
-        self.replica, self.orders = replica, list[Order]()
+        self.replica, self.orders, self.left = replica, list[Order](), list[str]()
 
     async def draw(self, order: Order) -> Drawn:
         self.orders.append(order)
@@ -274,9 +274,22 @@ class Alone:
 
 
 class Stuck(Alone):
+    """Answers nobody, and tells whose request was given up."""
+
     async def draw(self, order: Order) -> Drawn:
-        await asyncio.sleep(3600)
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            self.left.append("draw")
+            raise
         raise AssertionError
+
+    async def stream(self, order: Order) -> AsyncIterator[Preview | Drawn]:
+        try:
+            await asyncio.sleep(3600)
+            yield await self.draw(order)
+        finally:
+            self.left.append("stream")
 
     async def running(self) -> int:
         return 0
@@ -299,14 +312,18 @@ def alone_pool(opened) -> Alone:
 
 
 def asked(
-    app: Any, method: str, path: str, body: bytes = b"", gone: bool = False, **headers: str
-) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body of an answer."""
+    app: Any, method: str, path: str, body: bytes = b"", gone: bool = False, leaves: bool = False, slow: bool = False,
+    **headers: str,
+) -> tuple[int, dict[str, str], bytes]:  # fmt: skip
+    """Status, headers and body of an answer, of which a client that is `gone` takes nothing; one `leaves` after its
+    request, and a `slow` one never ends that."""
     sent: list[dict[str, Any]] = []
     parts = [body[k : k + 150] for k in range(0, len(body), 150)] or [b""]
 
     async def receive() -> dict[str, Any]:
-        if not parts:
+        if leaves and not parts:
+            return {"type": "http.disconnect"}
+        if not parts or (slow and len(parts) == 1):
             await asyncio.sleep(3600)
         return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
 
@@ -348,6 +365,9 @@ REFUSED = [
     (400, None, "The body is no JSON object", b"{"),
     (400, None, "The body is no JSON object", b"[]"),
     (400, None, "The body is no JSON object", b""),
+    (400, None, "The body is no JSON object", b'{"prompt": "\xff"}'),
+    (400, None, "The body is no JSON object", b"[" * 390),
+    (400, "prompt", 'prompt is "\\ud800"; give the number of a class', b'{"prompt": "\\ud800"}'),
     (400, "prompt", "prompt is missing; give the name or the number of a class.", {}),
     (400, "prompt", "prompt is unicorn; give the number of a class, 0 to 3, or a name such as ant, bee, cat, dog.",
      {"prompt": "unicorn"}),
@@ -424,6 +444,18 @@ def test_qualities_are_schedules(app) -> None:
     assert (model["id"], model["class_names"]) == ("tiny", ["ant", "bee", "cat", "dog"])
 
 
+def test_the_standard_of_the_embedded_model_is_no_worse_than_what_costs_less(tmp_path) -> None:
+    """Where the page's slider stands at first: the cheapest that ends as close to the reference."""
+    settings = PainterSettings(
+        workspace=tmp_path / "run", said={"source": "cifar10"}, given=(), name=None, backend="torch",
+        export_folder=None, device="cpu", threads=1, batch_size=4, decoder=None, decode_batch=None,
+    )  # fmt: skip
+    offer = open_painter(settings, 1)[1]
+    assert offer.qualities == {
+        "draft": "cifar10-fitted-4of6", "standard": "cifar10-fitted-6of9", "high": "cifar10-25of50", "exact": "exact",
+    }  # fmt: skip
+
+
 def test_streams_have_previews_and_end_in_the_images(app) -> None:
     status, headers, answer = generated(app, prompt=3, n=2, seed=1, stream=True, partial_images=2, quality="four")
     assert (status, headers["content-type"].split(";")[0]) == (200, "text/event-stream")
@@ -448,6 +480,18 @@ def test_who_leaves_a_stream_before_its_begin_leaves_nothing_open(app) -> None:
     assert "ddt_accel_requests_open 0.0" in told
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_nothing_is_drawn_for_who_has_left(opened, alone_pool, stream: bool) -> None:
+    pool = Stuck(alone_pool.replica)
+    app = application(pool, opened[1], LIMITS, Keys())
+    body = json.dumps({"prompt": 1, "stream": stream}).encode()
+    asked(app, "POST", "/v1/images/generations", body, leaves=True)
+    assert pool.left == ["stream" if stream else "draw"]
+    told = asked(app, "GET", "/metrics")[2].decode()
+    assert 'ddt_accel_requests_total{code="499"} 1.0' in told
+    assert "ddt_accel_requests_open 0.0" in told
+
+
 def test_metrics_count_what_was_done(app) -> None:
     generated(app, prompt=1, n=5)
     generated(app, prompt=1)
@@ -469,6 +513,9 @@ def test_who_waits_too_long_is_told(opened, alone_pool) -> None:
     status, _, answer = generated(app, prompt=1)
     assert (status, json.loads(answer)["error"]["message"]) == (504, "There was no image within 0.05 s.")
     assert asked(app, "GET", "/health")[0] == 503
+    status, headers, answer = asked(app, "POST", "/v1/images/generations", b"{", slow=True)
+    assert (status, json.loads(answer)["error"]["message"]) == (408, "The body did not come within 0.05 s.")
+    assert headers["connection"] == "close"
 
 
 def test_a_batch_that_fails_is_500_in_a_sentence(app, opened, monkeypatch) -> None:
@@ -483,7 +530,8 @@ def test_a_batch_that_fails_is_500_in_a_sentence(app, opened, monkeypatch) -> No
 
 
 def test_only_who_has_a_key_is_let_in(opened, alone_pool, tmp_path) -> None:
-    (tmp_path / "keys").write_text(f"# of the team\n{KEY}\n\n{'x' * 16}\n")
+    umlauts = "ü" * 16
+    (tmp_path / "keys").write_text(f"# of the team\n{KEY}\r\n\n{'x' * 16}\n{umlauts}")
     keys = Keys.read(tmp_path / "keys")
     keys.check_host("0.0.0.0")
     app = application(alone_pool, opened[1], LIMITS, keys)
@@ -491,7 +539,7 @@ def test_only_who_has_a_key_is_let_in(opened, alone_pool, tmp_path) -> None:
         status, told, answer = asked(app, "GET", "/v1/models", **headers)
         assert (status, told["www-authenticate"]) == (401, "Bearer")
         assert KEY not in answer.decode()
-    for key in (KEY, "x" * 16):
+    for key in (KEY, "x" * 16, umlauts):
         assert asked(app, "GET", "/v1/models", authorization=f"Bearer {key}")[0] == 200
     assert asked(app, "GET", "/health")[0] == 200
 

@@ -220,6 +220,12 @@ def test_guidance_is_free_where_nothing_was_calibrated(visits, stops) -> None:
     np.testing.assert_array_equal(strong[0], strong[1])
 
 
+def test_guidance_reaches_as_far_as_the_schedules_do(backend, stops, tmp_path) -> None:
+    assert stops.guidance == (1, 8)
+    Schedule.uniform(SamplingSpec(num_steps=2, guidance=12.0), 1).save(tmp_path / "strong.json")
+    assert stops_of(backend, SHAPE, Workspace(tmp_path), None, print).guidance == (1, 12)
+
+
 def test_previews_are_what_the_network_sees(backend, stops) -> None:
     """At the first step x + (1 − t) v is noise and velocity; what makes pictures of latents makes those, too."""
     frames = list(Race(backend, SHAPE, decode=torch.neg).drawn(stops.original.schedule, [2], 9))

@@ -59,10 +59,13 @@ def _offered(settings: PainterSettings, opened: Opened, place: Workspace) -> tup
     from ddt_accel.networks.class_names import names_of
     from ddt_accel.serving.offer import Offer
     from ddt_accel.serving.shelf import qualities, schedules_for, served
+    from ddt_accel.studio.stops import stops_of
 
     backend, given = opened.backend, list(settings.given)
     schedules = schedules_for(backend, place, given, say, model=opened.name)
     shelf = served(schedules, backend, opened.latent_shape, place, say)
+    first = given[0] if given else None
+    stops = stops_of(backend, opened.latent_shape, place, first, lambda _: None, name=opened.name)  # said above
     classes = backend.config.num_classes
     offer = Offer(
         model=settings.name or opened.name,
@@ -72,7 +75,7 @@ def _offered(settings: PainterSettings, opened: Opened, place: Workspace) -> tup
         width=opened.latent_shape[2],
         height=opened.latent_shape[1],
         schedules=shelf,
-        qualities=qualities(schedules, shelf, given[0].name if given else None),
+        qualities=qualities(schedules, shelf, stops, None if first is None else first.name),
         batch_size=settings.batch_size,
     )
     return offer, schedules

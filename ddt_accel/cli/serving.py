@@ -106,6 +106,8 @@ def serve(
     keys = Keys.read(key_file)
     keys.check_host(host)
     limits = Limits(images=max_images, body_bytes=max_body, queue=max_queue, timeout=timeout)
+    if not batch_wait < float("inf"):
+        raise ConfigError(f"--batch-wait is {batch_wait:g}; give milliseconds, 0 or more.")
     scaling = _scaling(autoscaling)
     check_backend(backend)
     if decode_batch is not None and decoder is None:
@@ -124,7 +126,7 @@ def serve(
     settings = PainterSettings(
         workspace=workspace,
         said=model_options(model, config, weights, latent_shape, guide),
-        given=tuple(_named(path) for path in schedule or ()),
+        given=_given(schedule or []),
         name=name,
         backend=backend,
         export_folder=export_folder,
@@ -139,7 +141,7 @@ def serve(
     place = listening(host, port)
     say(f"Beginning replicas {site.words} ...")
     wanted = Settings(site=site, limits=limits, batch_size=batch_size, wait=batch_wait / 1000, autoscaling=scaling)
-    with place, pool(partial(open_painter, settings), wanted) as (replicas, offer, count):
+    with place, pool(partial(open_painter, settings), wanted, say) as (replicas, offer, count):
         from ddt_accel.serving.app import application
 
         for line in offer.said:
@@ -152,7 +154,10 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         out.print(f"Serving at http://{shown}:{place.getsockname()[1]}")
         out.file.flush()
-        run(application(replicas, offer, limits, keys), place, drain=limits.timeout, on_stop=_stopping)
+        left = run(application(replicas, offer, limits, keys), place, drain=limits.timeout, on_stop=_stopping)
+    if left:
+        say(f"{left} request{' was' if left == 1 else 's were'} not answered.")
+        raise typer.Exit(1)
     say("All requests are answered.")
 
 
@@ -160,12 +165,21 @@ def _stopping(name: str) -> None:
     say(f"{name}: nobody new is let in, and those who wait are answered. Once more ends it at once.")
 
 
-def _named(path: Path) -> Named:
-    """A schedule by what it is called in requests: the shipped name, or the file's without its ending."""
+def _given(paths: list[Path]) -> tuple[Named, ...]:
+    """Schedules by what they are called in requests: the shipped name, or the file's without its ending."""
     from ddt_accel.collection import Named
+    from ddt_accel.errors import ConfigError
     from ddt_accel.schedule import Schedule
+    from ddt_accel.serving.offer import RESERVED
 
-    return Named(name=path.stem if path.suffix == ".json" else path.name, schedule=Schedule.load(path))
+    found: dict[str, Named] = {}
+    for path in paths:
+        name = path.stem if path.suffix == ".json" else path.name
+        if name in found or name in RESERVED:
+            other = "another --schedule" if name in found else "a quality"
+            raise ConfigError(f"--schedule {path} would be called {name}, as {other} is; rename the file.")
+        found[name] = Named(name=name, schedule=Schedule.load(path))
+    return tuple(found.values())
 
 
 def _scaling(given: str | None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ddt_accel.errors import WorkerError
 from ddt_accel.locks import Say
 
 MOST_BACK = 3  # times that a unit is given back by workers that died with it
+_OTHERWISE = "Without Ray, --shard I/N shares a run among processes."
 _WAIT = 30.0  # seconds without news after which it is said what is waited for
 
 
@@ -219,5 +220,5 @@ class _Turns:
 @contextmanager
 def crew(site: Site, say: Say, words: Callable[[Any], str]) -> Iterator[Crew]:
     """Workers at a site, who are gone when the block ends."""
-    with instance(site) as ray:
+    with instance(site, otherwise=_OTHERWISE) as ray:
         yield Crew(ray, site, say, words)

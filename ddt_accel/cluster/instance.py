@@ -25,6 +25,7 @@ _STORE = 512 << 20
 _SILENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns of what it will do in the future
+    "RAY_worker_niceness": "0",  # else 15: whatever else runs on the machine would come first
 }
 _MODE = "RAY_AUTH_MODE"
 _CORES = 4  # of a worker on a CPU, where nothing is said
@@ -58,9 +59,9 @@ class Site:
 
 
 @contextlib.contextmanager
-def instance(site: Site) -> Iterator[Any]:
+def instance(site: Site, *, otherwise: str = "") -> Iterator[Any]:
     """The module `ray`, connected; an instance of this machine ends with the block, and with this process however that
-    ends.
+    ends. `otherwise` is the sentence on what does without Ray.
 
     Raises DependencyError where Ray is not installed, ConfigError where no cluster answers, WorkerError where Ray does
     not begin.
@@ -70,10 +71,8 @@ def instance(site: Site) -> Iterator[Any]:
         import ray
         from ray._private import worker as rays
     except ImportError as error:
-        raise DependencyError(
-            f"--workers and --ray need Ray, which is not installed here ({error}): pip install 'ddt-accel[cluster]'. "
-            "Without it --shard I/N shares a run among processes."
-        ) from None
+        said = f"--workers and --ray need Ray, which is not installed here ({error}): pip install 'ddt-accel[cluster]'."
+        raise DependencyError(f"{said} {otherwise}".strip()) from None
     # It would print on standard output that a worker died, which is told in other words; nothing public stops it.
     rays._worker_logs_enabled = False
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL, "namespace": "ddt-accel"}
@@ -90,10 +89,8 @@ def instance(site: Site) -> Iterator[Any]:
             except Exception as error:  # it has no one exception for this
                 line = str(error).partition("\n")[0]
                 if site.address is None:
-                    raise WorkerError(
-                        f"Ray could not be started here: {line} Where the machine is busy, try again later; without "
-                        "Ray, --shard I/N shares a run among processes."
-                    ) from None
+                    said = f"Ray could not be started here: {line} Where the machine is busy, try again later."
+                    raise WorkerError(f"{said} {otherwise}".strip()) from None
                 raise ConfigError(
                     f"Ray could not join the cluster at {site.address}: {line} Run this on one of its machines, with "
                     "the versions of Ray and Python that it has."

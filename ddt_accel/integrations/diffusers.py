@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -151,8 +151,13 @@ class DDTPipeline(DiffusionPipeline):
 
     def get_label_ids(self, label: str | Sequence[str]) -> list[int]:
         """The class numbers of names; raises ConfigError for a name that is none."""
-        names = [label] if isinstance(label, str) else label
-        return [number_of(name, self.network.config.num_classes, self.class_names) for name in names]
+        return self._numbers(label)
+
+    def _numbers(self, labels: object) -> list[int]:
+        """The class numbers of names or numbers, or of one; raises ConfigError for what is neither."""
+        given = labels.tolist() if isinstance(labels, Tensor | np.ndarray | np.generic) else labels
+        each = given if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+        return [number_of(cast(Any, one), self.network.config.num_classes, self.class_names) for one in each]
 
     @torch.no_grad()
     def __call__(
@@ -175,11 +180,8 @@ class DDTPipeline(DiffusionPipeline):
         if output_type not in OUTPUT_TYPES:
             raise ConfigError(f"output_type is {output_type!r}; give one of {', '.join(OUTPUT_TYPES)}.")
         self._check(num_inference_steps, guidance_scale)
-        given = class_labels.tolist() if isinstance(class_labels, Tensor) else class_labels
-        given = [given] if isinstance(given, str | int) else list(given)
-        config = self.network.config
-        labels = [number_of(label, config.num_classes, self.class_names) for label in given]
-        decode = None if output_type == "latent" or config.pixel_space else self._decoder()
+        labels = self._numbers(class_labels)
+        decode = None if output_type == "latent" or self.network.config.pixel_space else self._decoder()
         sampler, steps = self.sampler, self.schedule.spec.num_evaluations
         batches = -(-len(labels) // self.batch_size)
         stepwise = callback_on_step_end is not None or not captures(sampler.backend.device)
@@ -217,6 +219,8 @@ class DDTPipeline(DiffusionPipeline):
         ):
             if asked is None or asked == has:
                 continue
+            if isinstance(asked, bool) or not isinstance(asked, int | float):
+                raise ConfigError(f"{name} is {asked!r}; give a number, or leave it out: the schedule is for {has:g}.")
             others = shipped_for(self.schedule.checkpoint_sha256, self.schedule.guide_sha256)
             fields = [(one.name, one.schedule.spec) for one in others]
             having = [
@@ -237,6 +241,8 @@ class DDTPipeline(DiffusionPipeline):
 def seeds_of(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[int]:
     """A seed for each image: the next of one generator, that of PyTorch for None, or the next of each of several."""
     generators = [generator] * count if not isinstance(generator, Sequence) else list(generator)
+    if wrong := [one for one in generators if one is not None and not isinstance(one, torch.Generator)]:
+        raise ConfigError(f"generator is {wrong[0]!r}; give torch.Generator().manual_seed(…), or one for each image.")
     if len(generators) != count:
         raise ConfigError(f"There are {len(generators)} generators for {count} images; give one, or one for each.")
 

@@ -83,8 +83,18 @@ def prepare(model: SplitNetwork, latent_shape: LatentShape, arithmetic: Arithmet
 def blank_tensors(config: SplitConfig) -> dict[str, Tensor]:
     """The tensors of a network by name, without contents, so that absurd sizes take no memory."""
     import torch
+    from torch.overrides import TorchFunctionMode
 
-    with torch.device("meta"):
+    class Unfilled(TorchFunctionMode):
+        """Fills nothing with random numbers: for tensors without contents PyTorch would load its compiler to do so."""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            given = kwargs or {}
+            if getattr(func, "__module__", None) == "torch.nn.init":
+                return given["tensor"] if "tensor" in given else args[0]
+            return func(*args, **given)
+
+    with torch.device("meta"), Unfilled():
         return build(config).state_dict()
 
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import logging
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
@@ -24,9 +25,10 @@ from ddt_accel.serving.keys import Keys
 from ddt_accel.serving.limits import Limits
 from ddt_accel.serving.metrics import CONTENT_TYPE, Metrics
 from ddt_accel.serving.offer import Offer, Order
-from ddt_accel.serving.request import ImageRequest, RefusedError, refused
+from ddt_accel.serving.request import ImageRequest, RefusedError, no_json, refused
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 Events = AsyncGenerator[Preview | Drawn, None]
 
 
@@ -44,18 +46,20 @@ class Pool(Protocol):
         """How many replicas there are that can answer."""
 
 
-_REFUSALS = {400: "a field is wrong", 401: "no key", 404: "no such model", 413: "too long", 429: "too many wait",
-             500: "the batch failed", 503: "no replica", 504: "too late"}  # fmt: skip
+_REFUSALS = {400: "a field is wrong", 401: "no key", 404: "no such model", 408: "the body came too slowly",
+             413: "too long", 429: "too many wait", 500: "the batch failed", 503: "no replica",
+             504: "too late"}  # fmt: skip
+_GONE = 499  # the client is no longer there
 
 
 def application(pool: Pool, offer: Offer, limits: Limits, keys: Keys) -> FastAPI:
     """Everything a client sees; its description as OpenAPI is at /docs."""
     app = FastAPI(
         title="ddt-accel", version=__version__, openapi_url="/docs", docs_url=None, redoc_url=None,
-        description=f"Images of {offer.model}.",
+        description=f"Images of {offer.model}.", redirect_slashes=False,
     )  # fmt: skip
     server = _Server(pool, offer, limits)
-    app.add_middleware(Gate, keys=keys, most=limits.body_bytes)
+    app.add_middleware(Gate, keys=keys, most=limits.body_bytes, within=limits.timeout)
     app.add_exception_handler(RefusedError, _on_refused)
     app.add_exception_handler(RequestValidationError, server.on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
@@ -72,7 +76,7 @@ def application(pool: Pool, offer: Offer, limits: Limits, keys: Keys) -> FastAPI
 class _Tally:
     """How a request ends."""
 
-    code = 499  # its client has gone
+    code = _GONE
 
 
 class _Stream(StreamingResponse):
@@ -93,27 +97,31 @@ class _Server:
         self._usual = 1.0  # seconds that a request takes, of late
         self._open = 0
 
-    async def generate(self, request: ImageRequest) -> Response:
+    async def generate(self, request: ImageRequest, client: Request) -> Response:
         """Draws images of a class."""
         began = time.monotonic()
         if request.stream:
-            return await self._streamed(request, began)
+            return await self._streamed(request, client, began)
         with self._counted(began) as tally:
             order = self._offer.order(request, self._limits)
-            drawn = await self._within(self._pool.draw(order), began)
+            drawn = await self._within(_while_there(client, self._pool.draw(order)), began)
+            if drawn is None:
+                return Response(status_code=_GONE)
             self._drawn(order, drawn, began)
             tally.code = 200
         if request.response_format == "png":
             return Response(drawn.pngs[0], media_type="image/png", headers={"x-seed": str(order.seeds[0])})
         return JSONResponse(self._document(order, drawn.pngs))
 
-    async def _streamed(self, request: ImageRequest, began: float) -> Response:
+    async def _streamed(self, request: ImageRequest, client: Request, began: float) -> Response:
         """What goes wrong before the first event has a status of its own."""
         async with contextlib.AsyncExitStack() as stack:
             tally = stack.enter_context(self._counted(began))
             order = self._offer.order(request, self._limits)
             events = await stack.enter_async_context(contextlib.aclosing(self._pool.stream(order)))
-            first = await self._within(anext(events), began)
+            first = await self._within(_while_there(client, anext(events)), began)
+            if first is None:
+                return Response(status_code=_GONE)
             return _Stream(self._events(order, events, first, began, tally), stack.pop_all())
         raise AssertionError
 
@@ -198,6 +206,23 @@ class _Server:
         return Response(self._metrics.text(self._pool.retried), media_type=CONTENT_TYPE)
 
 
+async def _while_there(client: Request, work: Awaitable[T]) -> T | None:
+    """What becomes of the work, or None where its client goes before that: then it is cancelled."""
+
+    async def left() -> None:
+        while (await client.receive())["type"] != "http.disconnect":
+            pass
+
+    at_work, gone = asyncio.ensure_future(work), asyncio.ensure_future(left())
+    try:
+        await asyncio.wait((at_work, gone), return_when=asyncio.FIRST_COMPLETED)
+        return at_work.result() if at_work.done() else None
+    finally:
+        at_work.cancel()
+        gone.cancel()
+        await asyncio.gather(at_work, gone, return_exceptions=True)
+
+
 def _base64(png: bytes) -> str:
     return base64.b64encode(png).decode("ascii")
 
@@ -219,10 +244,13 @@ async def _on_refused(_: Request, error: Exception) -> Response:
 
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 400:  # FastAPI's own, of a body that could not be decoded
+        return answer(no_json())
     said = {404: f"There is no {request.url.path}; /docs says what there is.",
             405: f"{request.method} is not for {request.url.path}; /docs says what is."}  # fmt: skip
     return answer(RefusedError(error.status_code, said.get(error.status_code, f"{error.detail}.")))
 
 
-async def _on_bug(_: Request, error: Exception) -> Response:
+async def _on_bug(request: Request, error: Exception) -> Response:
+    _log.error("%s %s could not be answered", request.method, request.url.path, exc_info=error)
     return answer(RefusedError(500, f"The server has a mistake: {type(error).__name__}."))

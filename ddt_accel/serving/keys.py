@@ -40,7 +40,8 @@ class Keys:
         if not self.keys:
             return True
         kind, _, given = (authorization or "").partition(" ")
-        found = [hmac.compare_digest(given.strip().encode(), key) for key in self.keys]
+        sent = given.strip().encode("latin-1")  # as headers are decoded
+        found = [hmac.compare_digest(sent, key) for key in self.keys]
         return any(found) and kind.lower() == "bearer"
 
     def check_host(self, host: str) -> None:

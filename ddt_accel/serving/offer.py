@@ -14,6 +14,7 @@ from ddt_accel.serving.limits import Limits
 from ddt_accel.serving.request import MOST_SEED, ImageRequest, RefusedError, shown
 
 QUALITIES = ("draft", "standard", "high", "exact")
+RESERVED = ("auto", *QUALITIES)  # what no schedule is called
 _NEAR = 4  # names that a sentence proposes
 
 
@@ -95,7 +96,6 @@ class Offer:
         )
 
     def _schedule(self, quality: str) -> Served:
-        """A schedule's own name goes before a quality."""
         by_name = {one.name: one for one in self.schedules}
         name = quality if quality in by_name else self.qualities.get("standard" if quality == "auto" else quality)
         if name is None:

@@ -7,21 +7,24 @@ import logging
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from threading import Timer
 from typing import Any
+from uuid import uuid4
 
 from pydantic import ValidationError
 
 from ddt_accel.cluster.instance import Site, crew_size, instance, resources
 from ddt_accel.errors import ConfigError, WorkerError, listed
+from ddt_accel.locks import Say
 from ddt_accel.serving.answers import Drawn, Failed, Preview
 from ddt_accel.serving.limits import Limits
 from ddt_accel.serving.offer import Offer, Order
 from ddt_accel.serving.replica import Opening, Replica
 from ddt_accel.serving.request import RefusedError
 
-NAME = "ddt-accel"
 ATTEMPTS = 4  # replicas that are asked, one after the other, where they die of it
 _PATIENCE = 600.0  # seconds until the first replica is ready
+_LONG = 30.0  # seconds after which it is said what is waited for
 _AGAIN = 5  # seconds in which a replica is replaced
 _QUIET = {"log_level": "CRITICAL", "enable_access_log": False}
 
@@ -41,11 +44,11 @@ class Settings:
 class Pool:
     """All replicas as one; which of them answers is Ray Serve's choice."""
 
-    def __init__(self, serve: Any, handle: Any) -> None:
+    def __init__(self, serve: Any, handle: Any, name: str) -> None:
         from ray.exceptions import RayError
         from ray.serve.exceptions import RayServeException
 
-        self._serve, self._handle = serve, handle
+        self._serve, self._handle, self._name = serve, handle, name
         self._dead: tuple[type[Exception], ...] = (RayError, RayServeException)
         self.retried = 0
 
@@ -96,7 +99,7 @@ class Pool:
         return await asyncio.to_thread(self._running)
 
     def _running(self) -> int:
-        found = self._serve.status().applications.get(NAME)
+        found = self._serve.status().applications.get(self._name)
         every = found.deployments.values() if found is not None else ()
         return sum(int(one.replica_states.get("RUNNING", 0)) for one in every)
 
@@ -136,7 +139,7 @@ def check_scaling(given: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def pool(opening: Opening, settings: Settings) -> Iterator[tuple[Pool, Offer, int]]:
+def pool(opening: Opening, settings: Settings, say: Say) -> Iterator[tuple[Pool, Offer, int]]:
     """Replicas that are ready, what they offer, and how many they are to be; they are gone when the block ends.
 
     Raises what opening the network raised, and WorkerError where no replica begins.
@@ -165,23 +168,45 @@ def pool(opening: Opening, settings: Settings) -> Iterator[tuple[Pool, Offer, in
             "graceful_shutdown_wait_loop_s": 0.2,
             "max_constructor_retry_count": 1,
         }
+        name = f"ddt-accel-{uuid4().hex[:12]}"  # a cluster may have several servers
         deployment = serve.deployment(name="replica", **options)(Replica)
         serve.start(proxy_location="Disabled", logging_config=_QUIET)
-        try:
-            handle = serve.run(
-                deployment.bind(opening, cores, settings.wait), name=NAME, route_prefix=None, logging_config=_QUIET
-            )
-            offer = handle.offer.remote().result(timeout_s=_PATIENCE)
-        except (RuntimeError, TimeoutError, RayError, RayServeException) as error:
-            raise WorkerError(f"No replica could begin {site.words}: {_last_line(error)}") from None
-        try:
+        taken = "" if site.address is None else "; others may have the cores or GPUs for it"
+        with _deleted(serve, site, name):
+            try:
+                with _told_after(_LONG, say, f"No replica is ready {site.words} yet{taken}."):
+                    handle = serve.run(
+                        deployment.bind(opening, cores, settings.wait), name=name, route_prefix=None,
+                        logging_config=_QUIET,
+                    )  # fmt: skip
+                    offer = handle.offer.remote().result(timeout_s=_PATIENCE)
+            except (RuntimeError, TimeoutError, RayError, RayServeException) as error:
+                raise WorkerError(f"No replica could begin {site.words}: {_last_line(error)}") from None
             if isinstance(offer, Failed):
                 raise offer.error or WorkerError(offer.text)
-            yield Pool(serve, handle), offer, count
-        finally:
-            if site.address is not None:  # else all of Ray ends here
-                with suppress(Exception):
-                    serve.delete(NAME)
+            yield Pool(serve, handle, name), offer, count
+
+
+@contextmanager
+def _deleted(serve: Any, site: Site, name: str) -> Iterator[None]:
+    """What was begun under that name ends with the block; on this machine all of Ray does."""
+    try:
+        yield
+    finally:
+        if site.address is not None:
+            with suppress(Exception):
+                serve.delete(name)
+
+
+@contextmanager
+def _told_after(seconds: float, say: Say, sentence: str) -> Iterator[None]:
+    timer = Timer(seconds, say, [sentence])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _last_line(error: Exception) -> str:

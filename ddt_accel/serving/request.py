@@ -26,7 +26,8 @@ class RefusedError(DDTAccelError):
     def document(self) -> dict[str, Any]:
         """As the field's servers tell errors."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return {"error": {"message": str(self), "type": kind, "param": self.field, "code": None}}
+        field = None if self.field is None else _sendable(self.field)
+        return {"error": {"message": _sendable(str(self)), "type": kind, "param": field, "code": None}}
 
 
 class ImageRequest(BaseModel):
@@ -60,13 +61,18 @@ class ImageRequest(BaseModel):
 EXAMPLE = '{"prompt": "cat", "n": 2, "seed": 0}'
 
 
+def no_json() -> RefusedError:
+    """For a body that is none of a request."""
+    return RefusedError(400, f"The body is no JSON object; send one as application/json, such as {EXAMPLE}.")
+
+
 def refused(errors: Sequence[Mapping[str, Any]]) -> RefusedError:
     """The sentence for what Pydantic found first; where a body stands around the request, its place is left out."""
     first = errors[0]
     place = [one for one in first["loc"] if one != "body"]
     field = str(place[0]) if place and first["type"] != "json_invalid" else None
     if first["type"] == "json_invalid" or field is None:
-        return RefusedError(400, f"The body is no JSON object; send one as application/json, such as {EXAMPLE}.")
+        return no_json()
     fields = ImageRequest.model_fields
     if first["type"] == "extra_forbidden":
         names = listed(list(fields), most=len(fields))
@@ -84,3 +90,8 @@ def shown(given: Any) -> str:
     except (TypeError, ValueError):
         text = repr(given)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+
+
+def _sendable(text: str) -> str:
+    """JSON can name half of a character, which no answer can hold: it is named again."""
+    return text.encode(errors="backslashreplace").decode()

@@ -12,7 +12,8 @@ from ddt_accel.networks.config import LatentShape
 from ddt_accel.offering import EXACT, at_hand, original
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.schedule import Schedule
-from ddt_accel.serving.offer import Served
+from ddt_accel.serving.offer import RESERVED, Served
+from ddt_accel.studio.stops import Stops
 from ddt_accel.workspace import Workspace
 
 _OWN = "schedule"  # the workspace's own, which is what nobody who asks for no quality gets
@@ -23,6 +24,10 @@ def schedules_for(
 ) -> dict[str, Schedule]:
     """The schedules `at_hand` of a network by name, and as `exact` the original that they stand beside."""
     found = at_hand(backend, place, given, say)
+    for one in found:
+        if one.name in RESERVED:
+            say(f"A schedule is left out: it is called {one.name}, as a quality is; rename its file.")
+    found = [one for one in found if one.name not in RESERVED]
     unshared = original(place, found, given[0] if given else None, backend.checkpoint_sha256, model)
     return {**{one.name: one.schedule for one in found}, EXACT: Schedule.full(unshared)}
 
@@ -56,11 +61,14 @@ def served(
     return tuple(sorted(told, key=lambda one: one.cost))
 
 
-def qualities(schedules: dict[str, Schedule], shelf: tuple[Served, ...], default: str | None) -> dict[str, str]:
+def qualities(
+    schedules: dict[str, Schedule], shelf: tuple[Served, ...], stops: Stops, default: str | None
+) -> dict[str, str]:
     """draft is the cheapest schedule that leads where the exact one does, high the dearest; standard is `default`, the
-    workspace's own, or halfway."""
+    workspace's own, or where the page's slider would stand at first, among these `stops`."""
     aim = schedules[EXACT].spec.aim
     ours = [one.name for one in shelf if one.name != EXACT and one.cost < 1 and schedules[one.name].spec.aim == aim]
     ours = ours or [EXACT]
-    usual = default or (_OWN if _OWN in schedules else ours[len(ours) // 2])
+    first = stops.stops[stops.first].name
+    usual = default or (_OWN if _OWN in schedules else first if first in schedules else ours[-1])
     return {"draft": ours[0], "standard": usual, "high": ours[-1], "exact": EXACT}

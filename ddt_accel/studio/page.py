@@ -55,6 +55,8 @@ def build(visits: Visits, *, model: str, backend: str) -> gr.Blocks:
     classes = [("every class in turn", EVERY_CLASS)]
     classes += [(names[k] if names else f"class {k}", k) for k in range(visits.num_classes)]
 
+    weakest, strongest = stops.guidance
+
     def drawn(*given: Any) -> Iterator[tuple[Any, ...]]:
         for view in visits.drawing(*given):
             # Something is handed over after every step, so that Gradio can stop it there.
@@ -87,7 +89,7 @@ def build(visits: Visits, *, model: str, backend: str) -> gr.Blocks:
                 with gr.Row(equal_height=True):
                     label = gr.Dropdown(classes, value=EVERY_CLASS, label="Class", min_width=150, scale=3)
                     pictures = gr.Slider(1, MOST_PICTURES, value=4, step=1, label="Pictures", min_width=150, scale=3)
-                    guidance = gr.Slider(1, 8, step=0.1, min_width=150, scale=3, **guidance_at(first))
+                    guidance = gr.Slider(weakest, strongest, step=0.1, min_width=150, scale=3, **guidance_at(first))
                     seed = gr.Number(0, label="Seed", precision=0, min_width=100, scale=2)
                     die = gr.Button("Roll", icon=_HERE / "die.svg", min_width=60, scale=1, elem_id="die")
                 place = gr.Slider(

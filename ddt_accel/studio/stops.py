@@ -85,6 +85,12 @@ class Stops:
         return self.original
 
     @property
+    def guidance(self) -> tuple[float, float]:
+        """From where to where it can be set; every schedule's own is in between, for Gradio refuses what is beyond."""
+        own = [stop.schedule.spec.guidance for stop in self.stops]
+        return min(1.0, *own), max(8.0, *own)
+
+    @property
     def first(self) -> int:
         """Where the slider stands at first: at the `given` schedule; else at the cheapest that ends as close to the
         exact solution as the original does, or within 35 dB of it; else halfway."""
