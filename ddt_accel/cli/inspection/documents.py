@@ -70,6 +70,7 @@ def report(path: Path) -> Told:
         row.name: f"{counted(len(row.refresh_steps), 'encoder run')} in {counted(row.num_evaluations, 'step')}, "
         f"{row.seconds * 1000:.1f} ms per image, {row.speedup:.2f}x"
         + (f", {row.to_unshared:.1f} dB to the unshared images" if row.to_unshared is not None else "")
+        + (f", {row.to_reference:.1f} dB to the reference solution" if row.to_reference is not None else "")
         for row in found.rows
     }
     return Told(facts={"kind": "report", "images": found.num_images, **rows, **found.conditions})
