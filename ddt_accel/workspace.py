@@ -161,13 +161,17 @@ class Workspace:
     def schedule(self, path: Path | None = None) -> Schedule:
         return Schedule.load(path or self.schedule_path)
 
-    def speeds(self, conditions: Mapping[str, Any]) -> dict[str, float] | None:
-        """Seconds of backends by name, if they were measured under these conditions."""
+    def speeds(self, conditions: Mapping[str, Any]) -> tuple[int, dict[str, float]] | None:
+        """Seconds of backends by name, and of which batch, if they were measured under these conditions.
+
+        Larger batches than asked for will do: to measure again for a few images takes longer than to draw them.
+        """
         try:
             kept, seconds = read_speeds(self.speeds_path)
         except ArtifactError:
             return None  # there is none, or none that is of use
-        return seconds if kept == conditions else None
+        batch = int(kept["batch"])
+        return (batch, seconds) if kept | {"batch": min(batch, conditions["batch"])} == conditions else None
 
     def keep_speeds(self, conditions: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
         content = {"conditions": dict(conditions), "seconds": dict(seconds)}
@@ -192,6 +196,7 @@ def read_speeds(path: Path) -> tuple[dict[str, Any], dict[str, float]]:
         seconds = {str(name): float(taken) for name, taken in content["seconds"].items()}
         if not seconds:
             raise ValueError("it names no backend")
-        return dict(content["conditions"]), seconds
+        conditions = dict(content["conditions"])
+        return conditions | {"batch": int(conditions["batch"])}, seconds
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path} makes no sense ({error}); remove it.") from None

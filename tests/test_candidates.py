@@ -69,7 +69,8 @@ def test_the_finished_model_of_a_training_run(cli, tmp_path: Path) -> None:
     assert ran.code == 0, ran.err
     assert load_model(tmp_path / "run").source.name == "model.safetensors"
     (tmp_path / "run" / "model.safetensors").unlink()
-    assert load_model(tmp_path / "run").source.name == "state.safetensors"
+    state = load_model(tmp_path / "run").source
+    assert (state.name, state.latent_shape) == ("state.safetensors", (3, 16, 16))
 
 
 @pytest.mark.parametrize("name", ["x.ckpt", "x.CKPT", "x.PT", "x.pth", "x.pth.tar", "x.bin", "inside/x.SafeTensors"])

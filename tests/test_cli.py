@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -107,7 +108,9 @@ def test_inspect_explains(cli, workspace, file: str, said: str) -> None:
 
 def test_inspect_explains_reports_and_checkpoints(cli, workspace, tiny_model_path) -> None:
     assert cli("bench", "-w", workspace, "-n", 2, "--curve-images", 2).code == 0
-    assert "unshared" in cli("inspect", workspace / "report.json").out
+    explained = cli("inspect", workspace / "report.json", "--json")
+    said = json.loads(explained.out)["unshared"]
+    assert re.match(r"6 encoder runs in 6 steps, .* dB to the reference solution$", said)
     assert "ant, bee, cat, dog" in cli("inspect", tiny_model_path).out
 
 

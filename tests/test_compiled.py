@@ -263,7 +263,10 @@ def test_auto_measures_once(cli, tiny_model_path, tmp_path, monkeypatch) -> None
         return {name: 1.0 + (name != "torch") for name in found}, {}
 
     monkeypatch.setattr("ddt_accel.backends.choose.measure_all", at_once)
-    assert "Measuring" in cli("sample", *where, "--backend", "auto", "-n", "3").err  # another batch
+    fewer = cli("sample", *where, "--backend", "auto", "-n", "3").err
+    assert "Measuring" not in fewer
+    assert "Measured in batches of 4: " in fewer
+    assert "Measuring" in cli("sample", *where, "--backend", "auto", "-n", "5").err
     explained = cli("inspect", speeds)
     assert explained.code == 0
     assert "compiled" in explained.out

@@ -70,11 +70,11 @@ LAYOUTS = {
     "an empty class": ["cat/a.png", "cat/b.png", "dog/a.png", "fish/"],
 }  # fmt: skip
 LEFT_OUT = {
-    "a folder around": "1 not pictures (.txt)",
+    "a folder around": "1 of another kind (.txt)",
     "macOS": "3 hidden",
     "hidden": "5 hidden",
     "pictures beside the classes": "1 outside the class folders",
-    "other files": "2 not pictures (.json, no suffix), 2 in a format that cannot be read (.heic)",
+    "other files": "2 of another kind (.json, no suffix), 2 in a format that cannot be read (.heic)",
 }
 
 

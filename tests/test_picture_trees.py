@@ -133,7 +133,7 @@ def build(tree: Tree, place: Path) -> tuple[Path, list[tuple[str, str, File]], d
     inner.mkdir(parents=True)
     pictures, counts = (
         [],
-        {"hidden": 0, "not pictures": 0, "in a format that cannot be read": 0, "behind broken links": 0},
+        {"hidden": 0, "of another kind": 0, "in a format that cannot be read": 0, "behind broken links": 0},
     )
     if tree.split:
         (inner.parent / "val" / "other").mkdir(parents=True)
@@ -167,7 +167,7 @@ def build(tree: Tree, place: Path) -> tuple[Path, list[tuple[str, str, File]], d
                 counts["behind broken links"] += 1
             else:
                 (below / f"{index}.{'heic' if file.kind == 'format' else 'txt'}").write_bytes(b"")
-                counts["in a format that cannot be read" if file.kind == "format" else "not pictures"] += 1
+                counts["in a format that cannot be read" if file.kind == "format" else "of another kind"] += 1
     pictures.sort(key=lambda picture: picture[:2])
     return root, pictures, {reason: count for reason, count in counts.items() if count}
 

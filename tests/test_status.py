@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from ddt_accel.artifacts import checksum, write_json
 from ddt_accel.evaluation.costs import SECONDS, Costs, counted_costs
 from ddt_accel.report.numbers import FORMAT, VERSION
 from ddt_accel.solver.solve import solve_curve
+from ddt_accel.workspace import Workspace
 
 
 def told(cli, folder: Path) -> dict:
@@ -87,15 +89,23 @@ def test_what_was_measured_and_what_comes_next(cli, workspace) -> None:
         return told(cli, workspace)["next"]
 
     assert following() == ["ddt-accel bench", "ddt-accel sample"]
-    assert cli("bench", "-w", workspace, "-n", 2, "--curve-images", 2).code == 0
+    benched = cli("bench", "-w", workspace, "-n", 2, "--curve-images", 2)
+    assert benched.code == 0
+    assert re.search(r"^Does sharing pay here\? (Yes|No|No clear difference|Not known)\. ", benched.out, re.MULTILINE)
     assert cli("sample", "-w", workspace, "-n", 3).code == 0
     report = json.loads((workspace / "report.json").read_text())
     (solved,) = [m for m in report["measurements"] if m["name"] == "solved"]
+    (first,) = [m for m in report["measurements"] if m["name"] == report["headline"]]
+    said = f"it begins with {first['name']}, {first['speedup']:.2f} times as fast"
+    assert said in " ".join(cli("status", "-w", workspace).out.split())
     found = told(cli, workspace)
     (row,) = found["schedules"]
     assert row["measured_db"] == pytest.approx(solved["psnr"]["mean"])
     assert row["measured_ms"] == pytest.approx(1000 * solved["seconds"])
     assert (found["next"], found["samples"]["pictures"]) == (["ddt-accel sample"], 3)
+    Workspace(workspace).keep_speeds({"batch": 2, "device": "cpu"}, {"torch": 1.0, "onnx": 2.0})
+    assert following() == ["ddt-accel sample --backend auto"]
+    (workspace / "speeds.json").unlink()
 
     schedule = Schedule.load(workspace / "schedule.json")
     spec = schedule.spec

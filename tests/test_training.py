@@ -49,6 +49,7 @@ def data() -> ImageSet:
 @pytest.fixture(autouse=True)
 def log_often(monkeypatch) -> None:
     monkeypatch.setattr(loop, "HISTORY_EVERY", 4)
+    monkeypatch.setattr(loop, "HISTORY_ENTRIES", 1)
 
 
 def trainer(data: ImageSet, folder: Path, spec: TrainSpec = SPEC) -> Trainer:
@@ -70,6 +71,7 @@ def whole(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "HISTORY_EVERY", 4)
+        patch.setattr(loop, "HISTORY_ENTRIES", 1)
         trainer(two_classes(), folder).run(save_every=100)
     return folder
 
@@ -129,6 +131,15 @@ def test_a_run_is_extended_to_more_images(data: ImageSet, tmp_path: Path) -> Non
     assert not torch.equal(changed["denoiser.x_embedder.proj.weight"], weights["denoiser.x_embedder.proj.weight"])
     with pytest.raises(MismatchError, match="--images 384, not 192"):
         trainer(data, tmp_path)
+
+
+def test_a_short_run_has_a_curve_and_the_loss_of_its_end(data: ImageSet, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.undo()
+    losses: list[float] = []
+    run = trainer(data, tmp_path, dataclasses.replace(SPEC, total_images=45 * 8))
+    run.run(save_every=100, report=lambda step, loss: losses.append(loss.item()))
+    assert [step for step, _ in run.history] == [*range(2, 46, 2), 45]
+    assert run.history[-1][1] == pytest.approx(losses[-1])
 
 
 def test_it_learns(data: ImageSet, tmp_path: Path) -> None:

@@ -139,6 +139,7 @@ def _report(study: Study, folder: Path, commands: list[str], workspace: Path, *,
 
     from ddt_accel.report.render import as_json as numbers
     from ddt_accel.report.render import write_report
+    from ddt_accel.report.words import busy, pays
 
     page, *_ = write_report(study, folder)
     if not as_json:
@@ -159,10 +160,12 @@ def _report(study: Study, folder: Path, commands: list[str], workspace: Path, *,
                 *([_mean(study.limit[m.name], 1)] if study.limits else []),
             )
         show(table)
+    verdict, why = pays(study)
+    told = [busy(study), f"Does sharing pay here? {verdict}. {why}", f"Report: {page}"]
     emit(
         {**numbers(study), "report": str(page)},
         as_json=as_json,
-        text=f"Report: {page}\n{following(*commands, workspace=workspace)}",
+        text="\n".join([*filter(None, told), following(*commands, workspace=workspace)]),
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddt_accel.cli.console import following, given
 from ddt_accel.fitting.search import STEPS
-from ddt_accel.report.headline import rival
+from ddt_accel.report.headline import as_long, rival
 from ddt_accel.report.words import BUSY, figures
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def facts(study: Study, choice: Choice, target: Target) -> dict[str, Any]:
     """The same for programs."""
     rows = {row.name: row for row in study.measurements}
     mine, unshared, fewer = rows[study.chosen], study.measurements[0], study.fewer.get(study.chosen)
-    other = rival(study.chosen, study.measurements, study.schedules, study.near)
+    other = rival(study.chosen, study.paces, study.schedules, study.near)
     schedule = study.schedule
     return {
         "target": {name: value for name, value in asdict(target).items() if value is not None},
@@ -65,6 +65,7 @@ def facts(study: Study, choice: Choice, target: Target) -> dict[str, Any]:
             "shares": schedule.shares,
             "other": other,
             "other_shares": study.schedules[other].shares,
+            "as_long": as_long(other, study.chosen, study.paces, study.schedules),
             "gain_db": _as_dict(study.near.gain(study.chosen, other)),
         },
         "conditions": study.conditions,
@@ -113,10 +114,10 @@ def _fewer_steps(study: Study) -> str:
     if name is None:
         return "Fewer steps in the same time: there are none to compare with."
     rows = {row.name: row for row in study.measurements}
-    row, mine = rows[name], rows[study.chosen]
-    times = row.seconds / mine.seconds
+    row = rows[name]
+    times = study.paces[name] / study.paces[study.chosen]
     # One step more than the schedule's time affords is what stands beside it.
-    same = times <= 1 + 1.5 / row.num_steps
+    same = abs(times - 1) <= 1.5 / row.num_steps
     long = "in the same time" if same else f"in {times:.1f} times the time here"
     said = f"Fewer steps {long}, {name} without sharing ({row.seconds * 1000:.1f} ms), end at "
     return f"{said}{_told(study.limit[name])}; this schedule {_gained(study.near.gain(study.chosen, name))}."
@@ -125,13 +126,15 @@ def _fewer_steps(study: Study) -> str:
 def _sharing(study: Study) -> str:
     schedule = study.schedule
     runs = f"the encoder runs at {schedule.budget} of {schedule.spec.num_evaluations} evaluations"
-    name = rival(study.chosen, study.measurements, study.schedules, study.near)
+    name = rival(study.chosen, study.paces, study.schedules, study.near)
     if name is None:
         return f"Sharing: {runs}; nothing of the other kind was measured that takes no longer."
     gain = study.near.gain(study.chosen, name)
     mine, other = study.schedules[study.chosen].shares, study.schedules[name].shares
     if gain is None or gain.low <= 0 <= gain.high:
         verdict = "makes no clear difference here"
+    elif gain.low > 0 and not as_long(name, study.chosen, study.paces, study.schedules):
+        verdict = "is not compared here with anything that takes as long"
     else:
         verdict = f"{'pays' if mine == (gain.low > 0) else 'does not pay'} here"
     kind = "with" if other else "without"

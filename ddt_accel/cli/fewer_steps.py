@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ddt_accel.cli.sentences import counted
+
 if TYPE_CHECKING:
     from ddt_accel.calibration.statistics import Calibration
     from ddt_accel.evaluation.budgets import Beside, Target
@@ -79,7 +81,7 @@ def fewer_told(schedule: Schedule, found: Beside | None, calibration: Calibratio
     images = calibration.coarser_sum[:, 0].max()
     said = (
         f"Fewer steps at this cost: {found.steps}, {found.speedup:.2f} times as fast, with {copying}"
-        f"{found.reference:.1f} dB to the reference solution, measured on {images:.0f} calibrated images."
+        f"{found.reference:.1f} dB to the reference solution, measured on {counted(round(images), 'calibrated image')}."
     )
     missed = MISSED if calibration.shared_sum.any() else MISSED_UNMEASURED
     return f"{said}\n{verdict(schedule, found, target, missed=missed)}"

@@ -203,15 +203,15 @@ def _fastest(
         return _open(place, name, folder, said, device, batch).backend
 
     names = ["compiled", "torch", *exports]
-    seconds = place.speeds(conditions)
-    if seconds is None and not compiling:
+    known = place.speeds(conditions)
+    if known is None and not compiling:
         fewer = {**conditions, "left out": "compiled"}
-        seconds = place.speeds(fewer)
-        if seconds is not None or compiling is False:
+        known = place.speeds(fewer)
+        if known is not None or compiling is False:
             names.remove("compiled")
             conditions = fewer
 
-    def measured() -> dict[str, float]:
+    def measured() -> tuple[int, dict[str, float]]:
         keeps = True
         try:
             check_writable(place.speeds_path)
@@ -226,14 +226,16 @@ def _fastest(
             say(f"  {name}: {reason}")
         if keeps and set(reasons.values()) <= {NO_MEMORY}:  # what failed otherwise may run another time
             place.keep_speeds(conditions, seconds)
-        return seconds
+        return batch, seconds
 
-    if seconds is None:
+    if known is None:
         with making(place.speeds_path, say):  # whoever waits finds them measured
-            seconds = place.speeds(conditions) or measured()
+            known = place.speeds(conditions) or measured()
+    images, seconds = known
     fastest_first = sorted(seconds.items(), key=itemgetter(1))
     chosen = fastest_first[0][0]
-    shown = ", ".join(f"{name} {1e3 * taken / batch:.1f} ms" for name, taken in fastest_first)
+    shown = ", ".join(f"{name} {1e3 * taken / images:.1f} ms" for name, taken in fastest_first)
     untried = "" if "compiled" in names else "; not tried: --backend compiled"
-    say(f"Backend: {chosen}. Measured: one encoder and five decoder runs, per image: {shown}{untried}")
+    many = "" if images == batch else f" in batches of {images}"
+    say(f"Backend: {chosen}. Measured{many}: one encoder and five decoder runs, per image: {shown}{untried}")
     return chosen

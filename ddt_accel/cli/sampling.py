@@ -29,6 +29,7 @@ from ddt_accel.cli.options import (
     device_here,
     model_options,
 )
+from ddt_accel.cli.sentences import counted
 from ddt_accel.cli.workers import CoresOption, RayOption, WorkersOption, crew_at, site_of
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ def sample(
         text=(f"Shard {part} of " if part is not None else "")
         + f"{images} image{'' if images == 1 else 's'}, "
         + (f"{each:.3f} s each, " if each is not None else "all of them drawn before, ")
-        + f"{plan.budget} encoder runs of {plan.spec.num_evaluations}"
+        + f"{counted(plan.budget, 'encoder run')} of {plan.spec.num_evaluations}"
         + (f", compiled in {compiling:.0f} s before" if compiling else "")
         + f" → {folder}"
         + (f"\nAt a glance: {drawn.sheet}" if drawn.sheet else "")

@@ -15,6 +15,15 @@ _IN_A_WORKSPACE = re.compile(
 )
 
 
+def counted(count: int, thing: str) -> str:
+    """As many of a thing.
+
+    >>> counted(1, "encoder run"), counted(9, "encoder run")
+    ('1 encoder run', '9 encoder runs')
+    """
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
 def spoken(sentence: str, workspace: Path | None) -> str:
     """The sentence for who typed a command in that workspace, which the commands that it names repeat.
 

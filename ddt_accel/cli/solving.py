@@ -16,6 +16,7 @@ from ddt_accel.cli.fewer_steps import costs_of, fewer_facts, fewer_told, left_ou
 from ddt_accel.cli.options import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption
 from ddt_accel.cli.preparation import keep
 from ddt_accel.cli.refining import improve
+from ddt_accel.cli.sentences import counted
 
 if TYPE_CHECKING:
     from ddt_accel.calibration.statistics import Calibration
@@ -123,7 +124,7 @@ def solve(
         costs = costs_of(place, calibrated)
         curve = solve_curve(statistics, evaluations, method)
         chosen = choose(curve, target, costs)
-        say(f"By {costs.unit} ({costs.conditions}): {len(chosen[0].refresh_steps)} encoder runs.")
+        say(f"By {costs.unit} ({costs.conditions}): {counted(chosen[0].budget, 'encoder run')}.")
         if unreached := unreached_told(curve, chosen[0], target):
             say(unreached)
     schedule, certificate = chosen

@@ -55,6 +55,8 @@ def next_commands(found: Holdings) -> tuple[str, ...]:
             "ddt-accel export", "ddt-accel sample --backend torch"
         )  # fmt: skip
     by = "" if found.has("export") else " --backend trt --device cuda"
+    if measured and found.has("export") and found.has("backends"):
+        return ("ddt-accel sample --backend auto",)  # which of them is fastest was measured
     return (f"ddt-accel sample{by}",) if measured else (f"ddt-accel bench{by}", f"ddt-accel sample{by}")
 
 

@@ -117,19 +117,24 @@ def _relaxed(target: Target) -> Target:
     )
 
 
-def rival(headline: str, rows: Sequence[Measurement], schedules: Mapping[str, Schedule], near: Nearness) -> str | None:
+def rival(
+    headline: str, paces: Mapping[str, float], schedules: Mapping[str, Schedule], near: Nearness
+) -> str | None:  # fmt: skip
     """The nearest row of the other kind, with sharing or without, that takes no longer than the headline by more than
-    one of its own steps."""
-    by_name = {row.name: row for row in rows}
-    mine, kind = by_name[headline], schedules[headline].shares
+    one of its own steps; `paces` are the seconds of each row."""
+    kind = schedules[headline].shares
     others = [
-        row.name
-        for row in rows
-        if row.name != headline
-        and schedules[row.name].shares != kind
-        and row.seconds * (1 - 1 / row.num_steps) <= mine.seconds
+        name
+        for name, seconds in paces.items()
+        if schedules[name].shares != kind and seconds * (1 - 1 / schedules[name].spec.num_steps) <= paces[headline]
     ]
     return max(others, key=near.mean, default=None)
+
+
+def as_long(other: str, headline: str, paces: Mapping[str, float], schedules: Mapping[str, Schedule]) -> bool:
+    """Whether a row takes about as long as the headline, within a step of its own and the scatter of times: to be
+    nearer than a row that is much faster proves nothing."""
+    return paces[other] * (1 + 1 / schedules[other].spec.num_steps) >= (1 - SCATTER) * paces[headline]
 
 
 def _decibels(target: Target) -> float | None:

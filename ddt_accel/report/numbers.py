@@ -43,6 +43,7 @@ class Report:
     num_images: int
     checkpoint_sha256: str | None  # None in reports of earlier versions
     rows: tuple[Row, ...]
+    headline: str | None  # the row that it begins with; None in reports of earlier versions
     conditions: Mapping[str, str]
 
 
@@ -54,6 +55,7 @@ def read_report(path: Path) -> Report:
             num_images=int(content["num_images"]),
             checkpoint_sha256=content.get("checkpoint_sha256"),
             rows=tuple(_row(m, content.get("limits_db", {})) for m in content["measurements"]),
+            headline=content.get("headline"),
             conditions={str(key): str(value) for key, value in content["conditions"].items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

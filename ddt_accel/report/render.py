@@ -105,6 +105,7 @@ def _context(study: Study) -> dict[str, Any]:
         "busy": words.busy(study),
         "host": words.host(study),
         "pays": words.pays(study),
+        "equal_time": words.equal_time(study),
         "pairs": [(pace, other, study.near.gain(pace, other)) for pace, other in study.fewer.items()],
         "to_reference": study.near.to_reference,
         "limit": study.limit,

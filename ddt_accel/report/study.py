@@ -56,6 +56,7 @@ class Study:
     curves: dict[str, list[Measurement]]  # by way of being faster, their times added up from those of the parts
     curve_limits: dict[str, Values]  # dB to the reference solution of the first `curve_images`, by name
     disturbance: float  # the largest share by which a measured time differs from that of its parts
+    paces: dict[str, float]  # seconds of each measurement to compare them by, which may be those of their parts
     num_images: int
     curve_images: int
     seed: int
@@ -167,6 +168,7 @@ def conduct(
         curves={way: [points[name] for name in (UNSHARED, *found)] for way, found in ways.items()},
         curve_limits=curve_limits,
         disturbance=table.disturbance(costs),
+        paces=table.paces(costs),
         num_images=num_images,
         curve_images=curve_images,
         seed=seed,

@@ -28,6 +28,8 @@ TRIES = 3
 SAME_TIME = 0.15
 # So much longer than a schedule take the steps that stand beside it, by prediction: they shall not be too few.
 MARGIN = 1.01
+# Times that differ more than this from the sum of their parts say little.
+DISTURBED = 0.25
 
 
 @dataclass(kw_only=True)
@@ -70,10 +72,11 @@ class Table:
         """Measures what a user would do instead of the rows `paces`: take as many steps without sharing as take as
         long, with the integrator that is best on the images `choosing`. Returns the new rows' names by pace."""
         spec, costs = next(iter(self.schedules.values())).spec, self.costs(bench, paces[0])
-        seconds = {paces[0]: self.measurements[paces[0]].seconds}
+        taken, tries = self.paces(costs), TRIES if self.disturbance(costs) < DISTURBED else 1
+        seconds = {paces[0]: taken[paces[0]]}
         for name in paces[1:]:
-            if name != self.rows[0].name and abs(self.measurements[name].seconds / seconds[paces[0]] - 1) > SAME_TIME:
-                seconds[name] = self.measurements[name].seconds
+            if name != self.rows[0].name and abs(taken[name] / seconds[paces[0]] - 1) > SAME_TIME:
+                seconds[name] = taken[name]
 
         def price(grid: SamplingSpec) -> float:
             return costs.of(Schedule.full(grid))
@@ -81,20 +84,22 @@ class Table:
         found = {}
         if spec.num_steps > 1:
             for pace, grid in _closest(bench, spec, seconds, price, choosing, reference_steps).items():
-                found[pace] = self._as_slow(bench, pace, grid, price)
+                found[pace] = self._as_slow(bench, pace, grid, price, tries)
         return found
 
-    def _as_slow(self, bench: Bench, pace: str, grid: SamplingSpec, price: Callable[[SamplingSpec], float]) -> str:
+    def _as_slow(
+        self, bench: Bench, pace: str, grid: SamplingSpec, price: Callable[[SamplingSpec], float], tries: int
+    ) -> str:  # fmt: skip
         """Adds the unshared sampler of a grid in as many steps as take at least as long as a row, within about one.
 
         Measured in turn with that row. Where it turns out faster, or slower by more, the number of steps is adjusted
-        and measured again.
+        and measured again, `tries` times in all.
         """
         tried: dict[int, tuple[Measurement, Tensor, Schedule]] = {}
         full = next(iter(self.schedules.values()))
         steps, goal = grid.num_steps, self.measurements[pace].seconds
         seconds_per_step = [price(grid) / steps]
-        while steps not in tried and len(tried) < TRIES:
+        while steps not in tried and len(tried) < tries:
             grid = dataclasses.replace(grid, num_steps=steps)
             name = steps_name(grid)
             unshared = dataclasses.replace(
@@ -175,6 +180,13 @@ class Table:
         if self.ends is None:
             return found, {}
         return found, {name: bench.decibels(latents, self.ends[:images]) for name, latents in drawn.items()}
+
+    def paces(self, costs: Costs) -> dict[str, float]:
+        """Seconds of each row to compare rows by: as measured, or, where other work on the machine disturbed that,
+        added up from those of its parts, which were measured for longer."""
+        if self.disturbance(costs) < DISTURBED:
+            return {name: row.seconds for name, row in self.measurements.items()}
+        return {name: costs.of(schedule) for name, schedule in self.schedules.items()}
 
     def disturbance(self, costs: Costs) -> float:
         """The largest share by which a measured time differs from that of its parts: how busy the machine was."""

@@ -6,7 +6,7 @@ import math
 
 from ddt_accel.evaluation.budgets import Target
 from ddt_accel.evaluation.fidelity import Interval
-from ddt_accel.report.headline import rival
+from ddt_accel.report.headline import as_long, rival
 from ddt_accel.report.study import GIVEN, UNSHARED, Study
 from ddt_accel.report.ways import PUBLISHED, SOLVED, UNIFORM
 from ddt_accel.schedule import FITTED, Schedule
@@ -92,13 +92,18 @@ def pays(study: Study) -> tuple[str, str]:
     mine, near = study.headline, study.near
     sharing = study.schedules[mine].shares
     kind = "without sharing" if sharing else "with sharing"
-    other = rival(mine, study.measurements, study.schedules, near)
+    other = rival(mine, study.paces, study.schedules, near)
     slower = other is None
     if other is None:  # what stands beside it may have been measured to take some steps longer
         other = study.fewer.get(mine)
     if other is None:
         return "Not known" if sharing else "No", f"Nothing {kind} was measured that takes no longer than the headline."
     gain = near.gain(mine, other)
+    if gain is not None and gain.low > 0 and not as_long(other, mine, study.paces, study.schedules):
+        return "Not known", (
+            f"Nothing {kind} was measured in about the same time. The nearest that takes no longer is much faster, and "
+            f"{gain.mean:.1f} dB further: {figures(study, other)}."
+        )
     said = f"The nearest {kind} in about the same time: {figures(study, other)}."
     if gain is None or gain.low <= 0 <= gain.high:
         return "No clear difference", f"{said} The headline ends as near{_interval(gain)}."
@@ -128,6 +133,16 @@ def busy(study: Study) -> str:
     return (
         f"The machine was busy: times differ by up to {study.disturbance:.0%} from those of their parts. Measure again "
         "on a quiet one before you rely on speed-ups."
+    )
+
+
+def equal_time(study: Study) -> str:
+    """How it was found which number of steps without sharing takes as long as a schedule."""
+    if all(study.paces[row.name] == row.seconds for row in study.measurements):
+        return "The number of steps is the smallest that was measured to take at least as long."
+    return (
+        "The machine was too busy to measure what takes as long. The number of steps is the smallest whose parts do, "
+        "as measured along the baseline."
     )
 
 

@@ -30,7 +30,7 @@ _UNREADABLE = {
 }  # fmt: skip
 
 HIDDEN, OUTSIDE = "hidden", "outside the class folders"
-FORMAT, OTHER = "in a format that cannot be read", "not pictures"
+FORMAT, OTHER = "in a format that cannot be read", "of another kind"
 BESIDE, TWICE = "in folders beside those of the split", "of a name that another has"
 BROKEN, AGAIN = "behind broken links", "behind links to folders already read"
 

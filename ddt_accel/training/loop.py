@@ -30,6 +30,7 @@ from ddt_accel.training.state import State, read_state, write_state
 from ddt_accel.training.train_spec import TrainSpec
 
 HISTORY_EVERY = 100  # steps
+HISTORY_ENTRIES = 20  # of short runs, at least, so that their curve is one and their last loss is that of the end
 SAVE_SECONDS = 300.0
 GRADIENT_NORM = 1.0
 
@@ -99,12 +100,13 @@ class Trainer:
         where the loss is no number; the state stays the last that was saved.
         """
         check_writable(self.state_path)
+        every = min(HISTORY_EVERY, max(1, self.spec.num_steps // HISTORY_ENTRIES))
         saved_at, saved = time.monotonic(), self.step
         while not self.finished and not stop():
             loss = self._train_step()
             self.step += 1
             self._window.append(loss)
-            if self.step % HISTORY_EVERY == 0 or self.finished:
+            if self.step % every == 0 or self.finished:
                 self.history.append((self.step, self._mean_loss()))
                 self._window = []
             report(self.step, loss)
@@ -197,7 +199,8 @@ class Trainer:
             data_sha256=self.data_sha256,
             tensors=tensors,
         )
-        write_state(self.state_path, self.spec, state)
+        _, height, width, channels = self.images.shape
+        write_state(self.state_path, self.spec, state, latent_shape=(channels, height, width))
 
     def _load(self) -> None:
         state = read_state(self.state_path, self.spec)

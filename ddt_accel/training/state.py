@@ -36,13 +36,14 @@ class State:
     tensors: dict[str, Tensor]
 
 
-def write_state(path: Path, spec: TrainSpec, state: State) -> None:
-    """Writes the whole state atomically."""
+def write_state(path: Path, spec: TrainSpec, state: State, *, latent_shape: tuple[int, int, int]) -> None:
+    """Writes the whole state atomically, with what it says as a checkpoint: which pictures the network is for."""
     cpu = {name: value.cpu().contiguous() for name, value in state.tensors.items()}
     metadata = {
         "config": json.dumps(as_mapping(spec.network)),
         "train_spec": json.dumps(spec.as_mapping()),
         "class_names": json.dumps(state.class_names),
+        "latent_shape": json.dumps(latent_shape),
         "data_sha256": state.data_sha256,
         "step": str(state.step),
         "history": json.dumps(state.history),

@@ -10,6 +10,7 @@ from ddt_accel.cli import evaluating
 from ddt_accel.cli.costing import share_of_unshared
 from ddt_accel.cli.holdings import images_of
 from ddt_accel.cli.inspection.told import Told
+from ddt_accel.cli.sentences import counted
 from ddt_accel.drawing import run_folder
 from ddt_accel.evaluation import costs
 from ddt_accel.evaluation.budgets import predicted_psnr
@@ -66,9 +67,10 @@ def report(path: Path) -> Told:
     """Every schedule that was measured, in a line."""
     found = numbers.read_report(path)
     rows = {
-        row.name: f"{len(row.refresh_steps)} encoder runs in {row.num_evaluations} steps, "
+        row.name: f"{counted(len(row.refresh_steps), 'encoder run')} in {counted(row.num_evaluations, 'step')}, "
         f"{row.seconds * 1000:.1f} ms per image, {row.speedup:.2f}x"
         + (f", {row.to_unshared:.1f} dB to the unshared images" if row.to_unshared is not None else "")
+        + (f", {row.to_reference:.1f} dB to the reference solution" if row.to_reference is not None else "")
         for row in found.rows
     }
     return Told(facts={"kind": "report", "images": found.num_images, **rows, **found.conditions})

@@ -18,6 +18,7 @@ from ddt_accel.cli.inspection.documents import run_of_images
 from ddt_accel.cli.inspection.exports import export
 from ddt_accel.cli.inspection.foreign import foreign
 from ddt_accel.cli.inspection.told import Told
+from ddt_accel.cli.sentences import counted
 from ddt_accel.cli.status import as_facts
 from ddt_accel.drawing.run_folder import FILE_NAME as RUN
 from ddt_accel.errors import ArtifactError
@@ -49,6 +50,10 @@ def _export(path: Path) -> Told | None:
     return export(path) if (path / MANIFEST).exists() else None
 
 
+def _runs(budget: int, evaluations: int) -> str:
+    return f"{counted(budget, 'encoder run')} in {counted(evaluations, 'step')}"
+
+
 def workspace(path: Path) -> Told | None:
     """All that a workspace holds, as `status` tells it."""
     place = Workspace(path)
@@ -59,7 +64,7 @@ def workspace(path: Path) -> Told | None:
     words = {"kind": "workspace"} | {name: one.text for name, one in found.held.items()}
     if found.schedules:
         words["schedules"] = ", ".join(
-            f"{row.name} ({row.damage or f'{row.encoder_runs} encoder runs in {row.evaluations} steps'})"
+            f"{row.name} ({row.damage or _runs(row.encoder_runs or 0, row.evaluations or 0)})"
             for row in found.schedules
         )
     try:
@@ -81,7 +86,7 @@ def _schedules(path: Path) -> Told | None:
     told = {}
     for schedule, name in found:
         predicted = predicted_psnr(schedule)
-        told[name] = f"{schedule.budget} encoder runs in {schedule.spec.num_evaluations} steps" + (
+        told[name] = _runs(schedule.budget, schedule.spec.num_evaluations) + (
             f", predicted {predicted:.1f} dB" if predicted is not None else ""
         )
     return Told(facts={"kind": "folder of schedules", "schedules": len(found), **told})
@@ -103,7 +108,7 @@ def _run(path: Path) -> Told | None:
             "kind": "run of training",
             "images": f"{seen:,} of {int(spec.get('total_images', 0)):,}",
             "step": step,
-            **({"loss": history[-1][1]} if history else {}),
+            **({"loss": float(f"{history[-1][1]:.4f}")} if history else {}),
             "classes": json.loads(told.get("class_names", "[]")),
             "model": str(model) if model.exists() else "not finished; the same `ddt-accel train` goes on",
         }
