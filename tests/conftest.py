@@ -30,7 +30,7 @@ from ddt_accel.networks.ddt.config import DDTConfig
 from ddt_accel.networks.ddt.network import DDT
 
 TINY = DDTConfig(
-    in_channels=3, patch_size=2, num_groups=2, hidden_size=16, num_blocks=3, num_encoder_blocks=2, num_classes=4
+    in_channels=3, patch_size=2, num_groups=2, hidden_size=16, num_blocks=2, num_encoder_blocks=1, num_classes=4
 )
 
 # Modules that export, compile, fit, build engines or start many processes; `make test-quick` leaves them out, and what

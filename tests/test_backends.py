@@ -34,6 +34,8 @@ TOLERANCE = {
 }  # fmt: skip
 ON_GPU = {"torch": 1e-4, "onnx-fp32": 1e-3, "onnx-tensorrt": 1e-3, "compiled-fp32": 1e-3, "compiled-bf16": 1e-1,
           "compiled-states": 1e-3}  # fmt: skip
+# Each program that PyTorch compiles takes many seconds: those of one precision are enough for what is no arithmetic.
+COMPILED_ONCE = [kind for kind in TOLERANCE if kind not in ("compiled-bf16", "compiled-states")]
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 
 
@@ -48,7 +50,11 @@ def compiled(tiny_model_path) -> Callable[[str, str], CompiledBackend]:
     )
 
 
-@pytest.fixture(params=[*TOLERANCE, *(pytest.param(f"{kind} on cuda", marks=GPU) for kind in ON_GPU)])
+ON_CUDA = [pytest.param(f"{kind} on cuda", marks=GPU) for kind in ON_GPU]
+compiled_once = pytest.mark.parametrize("backend", [*COMPILED_ONCE, *ON_CUDA], indirect=True)
+
+
+@pytest.fixture(params=[*TOLERANCE, *ON_CUDA])
 def backend(request, tiny_model_path, compiled):
     name, _, place = request.param.partition(" on ")
     runner, _, kind = name.partition("-")
@@ -83,20 +89,30 @@ def test_trajectories(backend, tiny_model_path, solver: str, budget: int | None)
     assert close(sample(opened, schedule, noise, labels), expected, tolerance)
 
 
-def test_forecasts(backend, tiny_model_path) -> None:
+@pytest.mark.parametrize(
+    ("backend", "sources"),
+    [
+        *((kind, sources) for kind in TOLERANCE for sources in ((2,) if kind == "compiled-bf16" else (1, 2, 3))),
+        *(pytest.param(f"{kind} on cuda", sources, marks=GPU) for kind in ON_GPU for sources in (1, 2, 3)),
+    ],
+    indirect=["backend"],
+)
+def test_forecasts(backend, tiny_model_path, sources: int) -> None:
+    opened, tolerance = backend
+    rows = {1: {1: ((0, 0.8),)}, 2: {4: ((2, -1.0), (3, 2.0))}, 3: {5: ((0, 0.5), (2, -1.5), (3, 2.0))}}[sources]
     schedule = Schedule(
         spec=SamplingSpec(num_steps=6, guidance=1.5),
         refresh_steps=(0, 2, 3),
-        forecasts={1: ((0, 0.8),), 4: ((2, -1.0), (3, 2.0)), 5: ((0, 0.5), (2, -1.5), (3, 2.0))},
+        forecasts=rows,
         mean_modulations=np.random.default_rng(0).normal(size=(6, 8 * 16)).astype(np.float32) / 4,
     )
     program = compile_program(schedule)
     noise, labels = draw_noise(SHAPE, seed=2, indices=range(2)), torch.tensor([0, 3])
-    opened, tolerance = backend
     expected = run(TorchBackend(load_model(tiny_model_path)), program, noise, labels)
     assert close(run(opened, program, noise, labels), expected, 2 * tolerance)
 
 
+@compiled_once
 def test_forecasts_from_as_many_states_as_there_are(backend, tiny_model_path) -> None:
     """Decoders that make forecasts take up to three; what is more is made before them."""
     network, tolerance = backend
@@ -112,6 +128,7 @@ def test_forecasts_from_as_many_states_as_there_are(backend, tiny_model_path) ->
     assert close(sample(network, schedule, noise, labels), expected, tolerance)
 
 
+@compiled_once
 def test_branches_with_refreshes_of_their_own(backend, tiny_model_path) -> None:
     schedule = Schedule(
         spec=SamplingSpec(num_steps=6, guidance=1.5),
@@ -126,6 +143,7 @@ def test_branches_with_refreshes_of_their_own(backend, tiny_model_path) -> None:
     assert close(run(opened, program, noise, labels), expected, 2 * tolerance)
 
 
+@compiled_once
 def test_batches_of_any_size(backend) -> None:
     opened, tolerance = backend
     schedule = Schedule.uniform(SamplingSpec(num_steps=4), 2)

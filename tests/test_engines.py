@@ -100,12 +100,12 @@ def test_attention_can_be_fused(model, tmp_path, monkeypatch) -> None:
 
     check = building._check_attention
     monkeypatch.setattr(building, "_check_attention", counted)
-    export(model, tmp_path, format="tensorrt", precision="fp16", engines=RTX)
+    export(model, tmp_path, format="tensorrt", precision="bf16", engines=RTX)
     assert sum("SOFTMAX" in one for one in layers) == model.config.num_blocks
     monkeypatch.setattr(exporting, "write_network", write_network)  # anew: no network tells what its code is
     monkeypatch.setattr(PreparedBlock, "_attend", lambda self, *given: attend_written_out(*given))
     with pytest.raises(ConfigError, match="stands between scores and softmax"):
-        export(model, tmp_path, format="tensorrt", precision="fp16", engines=RTX)
+        export(model, tmp_path, format="tensorrt", precision="bf16", engines=RTX)
 
 
 @builds
@@ -279,14 +279,8 @@ def test_every_cut_can_be_built(model, tmp_path, precision: str, cache: str, sou
 
 
 @builds
-def test_tensors_that_are_not_those_of_the_table_are_refused(model, tmp_path) -> None:
-    cut = Cut(sources=2)
-    points = reference_points(model, SHAPE, sources=2, cache="modulations")
-    inputs, _ = exporting._examples(points, cut)
-    path = tmp_path / "decoder.onnx"
-    exporting.write_network(
-        DecoderNetwork(prepare(model, SHAPE, Arithmetic.of("fp32")), cut), inputs["decoder"], "velocity", path
-    )
+def test_tensors_that_are_not_those_of_the_table_are_refused(model, exports, tmp_path) -> None:
+    path, cut = exports("forecasts") / "decoder.onnx", Cut(sources=2)
     table = tensor_table(model.config, SHAPE, cut)["decoder"]
     library = find_library("tensorrt-rtx")
     for wrong in (

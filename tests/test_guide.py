@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import assert_sentence, typed
+from conftest import assert_sentence, typed, write_tiny_model
 from torch import Tensor
 
 from ddt_accel import (
@@ -402,22 +402,11 @@ def commanded(once) -> Path:
     def make(folder: Path) -> None:
         like = FOLDER / "config_AG.yaml"
         for command in (
-            [
-                "calibrate",
-                "--model",
-                MODEL,
-                "--guide",
-                GUIDE,
-                "--like",
-                like,
-                "--samples",
-                2,
-                "--sensitivity-samples",
-                1,
-            ],
+            ["calibrate", "--model", MODEL, "--guide", GUIDE, "--like", like, "--samples", 2,
+             "--sensitivity-samples", 1],
             ["solve", "--budget", 4, "--split"],
             ["export", "--onnx"],
-        ):
+        ):  # fmt: skip
             assert typed(*command, "--workspace", folder) == 0
 
     return once("commanded-guide", make)
@@ -445,14 +434,15 @@ def test_by_the_command_line(commanded, tmp_path, cli, guide) -> None:
     assert cli("solve", "--pareto", "--workspace", folder).code == 0
 
 
-def test_engines_of_both(commanded, tmp_path, cli) -> None:
+def test_engines_of_both(tiny_model_path, tmp_path, cli) -> None:
     if importlib.util.find_spec("tensorrt_rtx") is None:
         pytest.skip("TensorRT for RTX is not installed")
-    folder = shutil.copytree(commanded, tmp_path / "run")
-    ran = cli("export", "--trt", "--engine", "tensorrt-rtx", "--batch", "1:2:4", "--workspace", folder)
+    other = write_tiny_model(tmp_path / "other.safetensors", seed=1)
+    ran = cli("export", "--trt", "--engine", "tensorrt-rtx", "--batch", "1:2:4", "--model", tiny_model_path, "--guide",
+              other, "--workspace", tmp_path / "run")  # fmt: skip
     assert ran.code == 0, ran
-    main, second = (Manifest.load(folder / place) for place in ("engines", "engines/guide"))
-    assert main.guide_sha256 == second.checkpoint_sha256
+    main, second = (Manifest.load(tmp_path / "run" / place) for place in ("engines", "engines/guide"))
+    assert main.guide_sha256 == second.checkpoint_sha256 == load_model(other).source.sha256
     assert {"encoder.engine", "decoder.engine"} <= set(main.files) & set(second.files)
 
 

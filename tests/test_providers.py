@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -174,19 +175,20 @@ def test_tensorrt_keeps_its_engines_beside_the_export_and_float32_what_it_is(run
                 backend.open(batch, SHAPE, 1)
 
 
-def test_a_wheel_for_another_cuda_is_named(runtime, exports, monkeypatch) -> None:
+def test_a_wheel_for_another_cuda_is_named(runtime, exports, tmp_path, monkeypatch) -> None:
     runtime.starts = False
+    folder = shutil.copytree(exports("fp32"), tmp_path / "export")  # a folder for engines is made in it
     with pytest.raises(ConfigError, match=r"Failed to load libcublasLt.so.12\); it needs the libraries of CUDA 12.8"):
-        OnnxRuntimeBackend(exports("fp32"), device="cuda")
+        OnnxRuntimeBackend(folder, device="cuda")
     monkeypatch.setattr(ort.torch.version, "cuda", "13.0")
     with pytest.raises(ConfigError, match=r"built for CUDA 12\.8, and PyTorch here is for CUDA 13\.0"):
-        OnnxRuntimeBackend(exports("fp32"), device="cuda", tensorrt=True)
+        OnnxRuntimeBackend(folder, device="cuda", tensorrt=True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="PyTorch finds no NVIDIA GPU here"):
-        OnnxRuntimeBackend(exports("fp32"), device="cuda")
+        OnnxRuntimeBackend(folder, device="cuda")
     monkeypatch.setattr(ort.torch.version, "cuda", None)
     with pytest.raises(ConfigError, match="PyTorch here is for CPUs alone"):
-        OnnxRuntimeBackend(exports("fp32"), device="cuda")
+        OnnxRuntimeBackend(folder, device="cuda")
 
 
 def test_exports_for_a_gpu_forecast_inside() -> None:
