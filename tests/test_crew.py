@@ -93,6 +93,15 @@ def test_causes_that_can_be_removed_are_told_at_once(crew, said, tmp_path) -> No
     assert said == []
 
 
+def test_nobody_waits_for_ray_when_it_is_gone(ray, crew, tmp_path, monkeypatch) -> None:
+    """As it is said of this machine some seconds after its raylet was killed."""
+    here = ray.get_runtime_context().get_node_id()
+    monkeypatch.setattr("ddt_accel.cluster.crew._WAIT", 0.001)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": here, "Alive": False}, {"NodeID": "other", "Alive": True}])
+    with pytest.raises(WorkerError, match=r"^Ray itself has ended on this machine, .* the same command goes on from"):
+        crew.first(partial(Squares, tmp_path))
+
+
 def test_more_workers_than_there_is_place_for_are_refused(ray) -> None:
     with pytest.raises(ConfigError, match=r"3 workers of 1 core each, and there is place for 0 in the cluster at x:1;"):
         crew_size(ray, Site(address="x:1", workers=3))
