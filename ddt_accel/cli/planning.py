@@ -129,7 +129,8 @@ def plan(
         if spec is not None:
             network, second = load_networks(place, said, check_device(device))
             joint = JointFit(network, statistics, costs, spec, folder=place.fit_path, on_stage=on_stage, guide=second)
-            batches = dict.fromkeys(joint.references, spec.batch_size)
+            if networks.option == "torch":  # which fits run on: another backend's arithmetic is none to fit to
+                batches = dict.fromkeys(joint.references, spec.batch_size)
 
             def fitted(target: float, shared: bool) -> Schedule | None:
                 found = joint.fitted(cost=target, shared=shared)

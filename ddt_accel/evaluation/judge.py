@@ -64,11 +64,8 @@ class Judge:
     ) -> None:  # fmt: skip
         self.backend, self.calibration = backend, calibration
         self.images, self._batch_size = images, batch_size
-        reference, keeper = (
-            reference_of(calibration, images, reference_steps),
-            Keeper(backend, calibration.latent_shape, cache),
-        )
-        self._reference = keeper.made(reference, batch_size)
+        keeper = Keeper(backend, calibration.latent_shape, cache)
+        self._reference = keeper.made(reference_of(calibration, images, reference_steps), batch_size)
         self._measured: dict[tuple[str, bool], Plan] = {}
         self.reprice(costs)
 
