@@ -65,7 +65,9 @@ def measured(arguments: argparse.Namespace, workers: int) -> dict[str, Any]:
             "--no-png", "--workers", workers, "--json",
         ]  # fmt: skip
         started = time.perf_counter()
-        ran = subprocess.run(list(map(str, line)), check=True, stdout=subprocess.PIPE, text=True)
+        ran = subprocess.run(list(map(str, line)), check=False, stdout=subprocess.PIPE, text=True)
+        if ran.returncode:
+            sys.exit(ran.returncode)  # it has said why
         seconds = time.perf_counter() - started
     told = json.loads(ran.stdout)
     drawing = told["seconds_per_image"] * told["images"]

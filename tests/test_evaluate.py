@@ -25,7 +25,7 @@ from ddt_accel.distribution.features import Features, features_of
 from ddt_accel.distribution.frechet import Gaussian, frechet_distance, gaussian_of
 from ddt_accel.distribution.inception import resized
 from ddt_accel.distribution.inception_weights import FILE, PACKAGE, FeatureNetwork, load_inception
-from ddt_accel.distribution.pictures import opened
+from ddt_accel.distribution.pictures import check_pairs, opened
 from ddt_accel.distribution.statistics import Statistics, shipped_statistics
 from ddt_accel.drawing.identity import RunIdentity
 from ddt_accel.drawing.images import Images
@@ -276,6 +276,13 @@ def test_pictures_are_never_all_in_memory(tmp_path) -> None:
     assert peak < 8e6
 
 
+def test_a_run_and_an_npz_of_the_same_labels_are_pairs(place) -> None:
+    np.savez(place / "same.npz", arr_0=pictures(1), arr_1=np.arange(COUNT, dtype=np.int32) % 4)
+    with opened(place / "run") as ours, opened(place / "same.npz") as theirs:
+        check_pairs(ours, theirs)
+        check_pairs(theirs, ours)
+
+
 def test_pairs_of_samplers(place, cli, inception) -> None:
     brighter = np.minimum(pictures(1).astype(int) + 9, 255).astype(np.uint8)
     write_run(place / "other", brighter, dataclasses.replace(IDENTITY, schedule_sha256="c" * 64))
@@ -318,6 +325,7 @@ def test_what_cannot_be_evaluated(place, cli, inception) -> None:
     np.savez(place / "floats.npz", arr_0=rows / 255)
     np.savez(place / "labels.npz", arr_0=rows, arr_1=np.arange(3))
     np.savez(place / "fewer.npz", arr_0=rows[:5])
+    np.savez(place / "turned.npz", arr_0=rows, arr_1=np.arange(COUNT)[::-1] % 4)
     np.savez(place / "vit.npz", mu=np.zeros(768), sigma=np.eye(768))
     np.savez(place / "vast.npz", mu=np.full(2048, 1e200), sigma=np.zeros((2048, 2048)))
     (place / "cut.npz").write_bytes((place / "real.npz").read_bytes()[:-100])
@@ -341,6 +349,7 @@ def test_what_cannot_be_evaluated(place, cli, inception) -> None:
         ("empty", "-r", "run"): "empty has no pictures",
         ("mixed", "-r", "run"): "9.png in mixed has 20 × 8 pixels, and the first picture there 20 × 16",
         ("run", "-r", "real.npz", "--against", "fewer.npz"): "run has 24 pictures and fewer.npz 5",
+        ("run", "-r", "real.npz", "--against", "turned.npz"): "turned.npz has other labels than run",
         ("run", "-r", "real.npz", "--against", "seeded"): "seeded was drawn with --seed 7, and run with 0",
         ("run", "-r", "real.npz", "--out", "/dev/null/x"): "could not be written",
     }.items():

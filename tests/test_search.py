@@ -13,7 +13,7 @@ import torch
 from ddt_accel import SamplingSpec, Schedule, calibrate, draw_labels, draw_noise, load_model, sample, solve
 from ddt_accel.backends.pytorch import StateSession, TorchBackend
 from ddt_accel.errors import ConfigError, MismatchError, NumericsError
-from ddt_accel.evaluation.converged import converged_course, converged_ends, unshared_course
+from ddt_accel.evaluation.converged import Keeper, Reference, converged_course, converged_ends
 from ddt_accel.evaluation.costs import counted_costs
 from ddt_accel.evaluation.course import Course
 from ddt_accel.evaluation.fidelity import latent_decibels
@@ -106,20 +106,21 @@ def test_a_final_step_belongs_to_the_limit(model, backend) -> None:
 def test_a_sampler_is_followed_step_by_step(model, backend, tmp_path, solver: str, after: list[int]) -> None:
     """To where it stands when all evaluations after a step are left out."""
     spec = dataclasses.replace(FINE, num_steps=4, solver=solver)
-    course = unshared_course(backend, spec, IMAGES, SHAPE, 4, cache=tmp_path)
+    unshared, keeper = Reference(kind="unshared", spec=spec, images=IMAGES), Keeper(backend, SHAPE, tmp_path)
+    course = unshared.course(keeper.made(unshared, 4))
     assert course.times.tolist() == spec.grid.tolist()
     for latents, count in zip(course.latents[1:], after, strict=True):
         rows = tuple(row.velocities if k < count else () for k, row in enumerate(updates(spec)))
         stopped = dataclasses.replace(Schedule.full(spec), integrator=rows)
         torch.testing.assert_close(latents, ends(model, stopped, IMAGES), atol=1e-5, rtol=0)
-    again = unshared_course(backend, spec, IMAGES, SHAPE, 4, cache=tmp_path)
-    assert torch.equal(again.latents, course.latents)
+    assert torch.equal(unshared.course(keeper.made(unshared, 4)).latents, course.latents)
 
 
 def test_it_finds_an_integrator_that_arrives(model, backend) -> None:
     """The trajectory of AB3 on the schedule's own grid can be had exactly; Euler's weights are where it starts."""
     spec = dataclasses.replace(FINE, num_steps=6, solver="ab3")
-    course = unshared_course(backend, spec, IMAGES, SHAPE, 4)
+    unshared = Reference(kind="unshared", spec=spec, images=IMAGES)
+    course = unshared.course(unshared.run(backend, SHAPE, 4))
     euler = Schedule.full(dataclasses.replace(spec, solver="euler"))
     found = closed_form(backend, euler, course, 4)
     error = latent_decibels(ends(model, found, IMAGES), course.ends)

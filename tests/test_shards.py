@@ -67,8 +67,6 @@ def test_shards_are_all_ranges_once() -> None:
         ({}, None),
         (TORCHRUN, "1/4"),
         ({"RANK": "0", "WORLD_SIZE": "1"}, None),
-        ({"RANK": "1"}, None),
-        ({"RANK": "", "WORLD_SIZE": "x"}, None),
         (slurm(3, 0, 7, 8), "3/8"),
         (slurm(1, 1, 4, 4), "0/4"),
         (slurm(14, 10, 16, 4, 2), "2/4"),
@@ -77,8 +75,26 @@ def test_shards_are_all_ranges_once() -> None:
     ],
 )
 def test_launchers_say_which_part(environment: dict[str, str], expected: str | None) -> None:
-    part = shard_of(environment)
+    said: list[str] = []
+    part = shard_of(environment, said.append)
     assert (part and str(part)) == expected
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"RANK": "1"}, "RANK is 1, but WORLD_SIZE no number, and all are ignored."),
+        ({"RANK": "", "WORLD_SIZE": "4"}, "WORLD_SIZE is 4, but RANK no number"),
+        ({"RANK": "4", "WORLD_SIZE": "4"}, "RANK is 4 and WORLD_SIZE 4, which no launcher sets"),
+        ({"SLURM_ARRAY_TASK_ID": "3"}, "SLURM_ARRAY_TASK_ID is 3, but SLURM_ARRAY_TASK_COUNT and SLURM_ARRAY_TASK_MIN"),
+    ],
+)
+def test_what_is_set_by_halves_is_said(environment: dict[str, str], said: str) -> None:
+    told: list[str] = []
+    assert shard_of(environment, told.append) is None
+    assert said in told[0]
+    assert len(told) == 1
 
 
 def test_arrays_with_gaps_have_to_be_told() -> None:
@@ -138,6 +154,31 @@ def test_anybody_may_finish(cli, line, tmp_path) -> None:
     assert_sentence(
         cli("sample", "--finish", "--out", tmp_path / "none"), f"{tmp_path / 'none'} holds no run to finish"
     )
+
+
+def test_what_is_finished_is_the_run_that_was_asked_for(cli, line, tiny_model_path, tmp_path) -> None:
+    """The command that drew it may be typed again with --finish; what says something else is named."""
+    assert cli(*line, "--no-png", "--labels", "ant, bee").code == 0
+    again = cli(*line, "--labels", "0,1", "--npz", tmp_path / "x.npz", "--finish", "--json")
+    assert again.code == 0, again.err
+    assert "whether --model is the run's is not looked at" in again.err
+    assert json.loads(again.out)["files"] == [str(tmp_path / "x.npz")]
+    Schedule.full(SamplingSpec(num_steps=3)).save(tmp_path / "other.json")
+    run = ["sample", "--finish", "--out", tmp_path / "run"]
+    for options, said in (
+        (["--images", 200], "--images is 300 there and 200 here"),
+        (["--seed", 1, "-n", 16], "--seed is 0 there and 1 here; --images is 300 there and 16 here"),
+        (["--labels", "equal"], "--labels is 0,1 there and equal here"),
+        (["--labels", "1,0"], "--labels is 0,1 there and 1,0 here"),
+        (["--latent-shape", "3,16,16"], "--latent-shape is 3,8,8 there and 3,16,16 here"),
+        (["--schedule", tmp_path / "other.json"], "1 encoder runs there and 3 steps of"),
+        (["--schedule", tmp_path / "s.json", "--full"], "2 steps of euler"),
+        (["--steps", 3], "and --steps 3 here"),
+        (["--guidance", 1.5], "and --guidance 1.5 here"),
+        (["--shard", "0/2", "--workers", 2], "--finish draws nothing, and needs no --shard or --workers"),
+    ):
+        assert_sentence(cli(*run, *options), said)
+    assert cli(*run, "--seed", 0, "--steps", 2, "--guidance", 2, "-n", 300, "--schedule", tmp_path / "s.json").code == 0
 
 
 def test_few_images_have_no_shards(cli, line, tmp_path, monkeypatch) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -46,6 +46,16 @@ class Drawn:
     images: int
     sheet: Path | None
     files: list[Path]
+
+    def facts(self, folder: Path, images: int) -> dict[str, Any]:
+        """For `--json`; `images` is how many there are in the folder."""
+        return {
+            "folder": str(folder),
+            "contact_sheet": self.sheet and str(self.sheet),
+            "images": images,
+            "drawn": self.images,
+            "files": [str(path) for path in self.files],
+        }
 
 
 def draw_few(wanted: Wanted, drawer: Drawer) -> Drawn:

@@ -10,6 +10,7 @@ import typer
 from ddt_accel.cli.console import emit, following, given, keeping, say, say_threads, stages
 from ddt_accel.cli.fewer_steps import source_of
 from ddt_accel.cli.networks import load_networks
+from ddt_accel.cli.opening import NetworkSettings
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
     ConfigOption,
@@ -25,17 +26,19 @@ from ddt_accel.cli.options import (
     model_options,
 )
 from ddt_accel.cli.preparation import keep
+from ddt_accel.cli.references import follow
+from ddt_accel.cli.workers import CoresOption, RayOption, WorkersOption, site_of
 
 if TYPE_CHECKING:
     import torch
 
-    from ddt_accel.calibration.statistics import Calibration
+    from ddt_accel.evaluation.converged import Reference
     from ddt_accel.evaluation.costs import Costs
     from ddt_accel.evaluation.fidelity import Interval
-    from ddt_accel.fitting.fit_spec import FitSpec
+    from ddt_accel.fitting.joint import JointFit
     from ddt_accel.networks.split import SplitNetwork
+    from ddt_accel.sampling.backend import Backend
     from ddt_accel.schedule import Schedule
-    from ddt_accel.stages import OnStage
     from ddt_accel.workspace import Workspace
 
 
@@ -81,25 +84,35 @@ def fit(
     threads: ThreadsOption = None,
     seed: Annotated[int, typer.Option(help="Seed of the images; not the calibrated one.")] = 3,
     out: Annotated[Path | None, typer.Option(help="Where to write; over the workspace's schedule by default.")] = None,
+    workers: WorkersOption = None,
+    ray: RayOption = None,
+    cpus_per_worker: CoresOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Fit a schedule's own numbers, its times and weights, to where the reference solution ends."""
+    """Fit a schedule's own numbers, its times and weights, to where the reference solution ends.
+
+    --workers follow the reference trajectories; the rest is done here.
+    """
     import dataclasses
 
     import torch
 
     from ddt_accel.artifacts import check_writable
     from ddt_accel.errors import ConfigError, MismatchError
+    from ddt_accel.evaluation.converged import Keeper
     from ddt_accel.fitting.fit import Fitter
     from ddt_accel.fitting.fit_spec import FitSpec
+    from ddt_accel.fitting.joint import JointFit
     from ddt_accel.fitting.scalars import KINDS
     from ddt_accel.locks import making
+    from ddt_accel.networks.split import latent_shape_of
     from ddt_accel.schedule import Schedule
     from ddt_accel.workspace import Workspace
 
     held = [] if fixed is None else [part.strip() for part in fixed.split(",")]
     if unknown := sorted(set(held) - set(KINDS)):
         raise ConfigError(f"--fixed has {', '.join(unknown)}; give some of {', '.join(KINDS)}.")
+    site = site_of(workers, ray, cpus_per_worker, device)
     place = Workspace(workspace)
     path = out or place.schedule_path
     check_writable(path)
@@ -128,10 +141,29 @@ def fit(
     network, second = load_networks(place, said, device)
     costs = _costs(place, network, second)
     say_threads(threads, device)
-    with making(place.fit_path, say), keeping(lambda: _kept(place.fit_path)), stages() as on_stage:
+    with making(place.fit_path, say), keeping(lambda: kept(place.fit_path)), stages() as on_stage:
+
+        def followed(backend: Backend, references: list[Reference]) -> None:
+            if site is not None:
+                settings = NetworkSettings(
+                    workspace=workspace,
+                    said=said,
+                    backend="torch",
+                    export_folder=None,
+                    device=device,
+                    threads=threads,
+                    batch_size=spec.batch_size,
+                )
+                keeper = Keeper(backend, latent_shape_of(network), place.fit_path)
+                follow(site, settings, keeper, dict.fromkeys(references, spec.batch_size), on_stage)
+
         if start is None:
             assert known is not None
-            start, spec = _searched(place, network, second, known, costs, spec, steps, budget, cost, on_stage)
+            joint = JointFit(
+                network, known, costs, spec, steps=steps, folder=place.fit_path, on_stage=on_stage, guide=second
+            )
+            followed(joint.backend, joint.references)
+            start, spec = _searched(joint, steps, budget, cost), joint.spec
         unshared = Schedule.full(known.spec) if known is not None else start.unshared()
         if searched:
             say(f"Found to start from: {_told_size(start, costs, unshared)}.")
@@ -145,6 +177,7 @@ def fit(
                 "it is replaced."
             )
             fitter.state_path.unlink()
+        followed(fitter.backend, fitter.references)
         fitted = fitter.run()
         keep(place, fitted.schedule, path)
         if fitter.state_path is not None:
@@ -185,13 +218,13 @@ def _micro_batch(asked: str) -> int | None:
     return int(asked)
 
 
-def _kept(folder: Path) -> str:
+def kept(folder: Path) -> str:
     """What an interrupted fit leaves in its folder."""
     patterns = {"converged trajectories": "converged-*.safetensors", "the fit so far": "state*.safetensors"}
-    kept = [name for name, pattern in patterns.items() if any(folder.glob(pattern))]
-    if not kept:
+    found = [name for name, pattern in patterns.items() if any(folder.glob(pattern))]
+    if not found:
         return "Nothing was finished yet; the same command starts anew."
-    return f"{' and '.join(kept).capitalize()} are kept in {folder}; the same command goes on from there."
+    return f"{' and '.join(found).capitalize()} are kept in {folder}; the same command goes on from there."
 
 
 def _costs(place: Workspace, network: SplitNetwork, guide: SplitNetwork | None) -> Costs:
@@ -226,24 +259,17 @@ def wants_autocast(precision: str | None, device: torch.device) -> bool:
     return precision == "bf16" or (precision is None and device.type == "cuda" and supports_bf16(device))
 
 
-def _searched(
-    place: Workspace, network: SplitNetwork, guide: SplitNetwork | None, statistics: Calibration, costs: Costs,
-    spec: FitSpec, steps: int | None, budget: int | None, cost: float | None, on_stage: OnStage,
-) -> tuple[Schedule, FitSpec]:  # fmt: skip
-    """The schedule to start from, and the fit with as many reference steps as the search has used."""
+def _searched(joint: JointFit, steps: int | None, budget: int | None, cost: float | None) -> Schedule:
+    """The schedule to start from."""
     from ddt_accel.errors import ConfigError
-    from ddt_accel.fitting.joint import JointFit
 
-    joint = JointFit(
-        network, statistics, costs, spec, steps=steps, folder=place.fit_path, on_stage=on_stage, guide=guide
-    )
     unshared_only = budget is None and cost is None
     found = joint.find(budget=budget, cost=cost, shared=False if unshared_only else None)
     if found is None:
         asked = {"--steps": steps, "--budget": budget, "--cost": cost}
         said = ", ".join(f"{name} {value}" for name, value in asked.items() if value is not None)
         raise ConfigError(f"There is no schedule within {said}; allow more.")
-    return found, joint.spec
+    return found
 
 
 def _told(value: Interval) -> str:

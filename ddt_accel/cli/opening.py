@@ -42,8 +42,8 @@ class NetworkSettings:
     device: str
     threads: int | None
     batch_size: int
-    decoder: str | None
-    decode_batch: int | None
+    decoder: str | None = None
+    decode_batch: int | None = None
 
     def anywhere(self) -> Self:
         """The same for processes in other folders: what is a path here is absolute."""

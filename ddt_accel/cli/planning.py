@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddt_accel.cli.console import emit, following, given, out, say, say_threads, show, stages
-from ddt_accel.cli.fitting import wants_autocast
+from ddt_accel.cli.console import emit, following, given, keeping, out, say, say_threads, show, stages
+from ddt_accel.cli.fitting import kept, wants_autocast
 from ddt_accel.cli.networks import BackendOption, load_networks, open_networks
+from ddt_accel.cli.opening import NetworkSettings
 from ddt_accel.cli.options import (
     DEFAULT_WORKSPACE,
     BatchOption,
@@ -26,8 +27,11 @@ from ddt_accel.cli.options import (
     model_options,
 )
 from ddt_accel.cli.preparation import keep
+from ddt_accel.cli.references import follow
+from ddt_accel.cli.workers import CoresOption, RayOption, WorkersOption, site_of
 
 if TYPE_CHECKING:
+    from ddt_accel.evaluation.converged import Reference
     from ddt_accel.evaluation.fidelity import Interval
     from ddt_accel.evaluation.judge import Plan
     from ddt_accel.evaluation.plan import Row
@@ -64,21 +68,25 @@ def plan(
         int | None, typer.Option(help="Seed of the images that are fitted to; not the others. Default: 3.")
     ] = None,
     schedule: Annotated[Path | None, typer.Option("--out", help="Where to write the best schedule.")] = None,
+    workers: WorkersOption = None,
+    ray: RayOption = None,
+    cpus_per_worker: CoresOption = None,
     json: JsonOption = False,
 ) -> None:
     """Choose steps, integrator and refreshes together, by where the trajectory ends.
 
     Costs are in terms of the calibrated trajectory, unshared: seconds as the last `bench` of this workspace measured
     them, else counted multiply-adds. The best plan of the highest cost becomes the workspace's schedule; fitted ones of
-    every cost are kept in `plans/` there.
+    every cost are kept in `plans/` there. --workers follow the reference trajectories; the rest is done here.
     """
     import dataclasses
-    from contextlib import nullcontext
+    from contextlib import ExitStack
 
     import torch
 
     from ddt_accel.artifacts import check_writable
     from ddt_accel.errors import ConfigError, MismatchError
+    from ddt_accel.evaluation.converged import Keeper
     from ddt_accel.evaluation.costs import counted_of, kept_costs
     from ddt_accel.evaluation.plan import make_plans
     from ddt_accel.fitting.fit_spec import FitSpec
@@ -89,6 +97,7 @@ def plan(
 
     if not fit and (iterations is not None or fit_seed is not None):
         raise ConfigError("--iterations and --fit-seed are for fits; add --fit.")
+    site = site_of(workers, ray, cpus_per_worker, device)
     place = Workspace(workspace)
     path = schedule or place.schedule_path
     check_writable(path)
@@ -110,17 +119,38 @@ def plan(
             raise MismatchError(
                 f"--seed and --fit-seed are both {seed}; plans are compared on images that no fit has seen."
             )
-    with making(place.fit_path, say) if fit else nullcontext(), stages() as on_stage:
+    with ExitStack() as stack:
+        if fit or site is not None:
+            stack.enter_context(making(place.fit_path, say))
+            stack.enter_context(keeping(lambda: kept(place.fit_path)))
+        on_stage = stack.enter_context(stages())
+        batches: dict[Reference, int] = {}
         fitted = None
         if spec is not None:
             network, second = load_networks(place, said, check_device(device))
             joint = JointFit(network, statistics, costs, spec, folder=place.fit_path, on_stage=on_stage, guide=second)
+            if networks.option == "torch":  # which fits run on: another backend's arithmetic is none to fit to
+                batches = dict.fromkeys(joint.references, spec.batch_size)
 
             def fitted(target: float, shared: bool) -> Schedule | None:
                 found = joint.fitted(cost=target, shared=shared)
                 if found is not None:
                     found.save(place.plans_path / f"{target:g}-{'shared' if shared else 'unshared'}.json")
                 return found
+
+        def followed(references: list[Reference]) -> None:
+            if site is not None:
+                settings = NetworkSettings(
+                    workspace=workspace,
+                    said=said,
+                    backend=networks.option,
+                    export_folder=export_folder,
+                    device=device,
+                    threads=threads,
+                    batch_size=batch_size,
+                )
+                keeper = Keeper(networks.backend, networks.latent_shape, place.fit_path)
+                follow(site, settings, keeper, dict.fromkeys(references, batch_size) | batches, on_stage)
 
         rows = make_plans(
             networks.backend,
@@ -133,6 +163,8 @@ def plan(
             batch_size=batch_size,
             on_stage=on_stage,
             fitted=fitted,
+            cache=None if site is None else place.fit_path,
+            follow=followed,
         )
     best = rows[-1].best
     if best is not None:

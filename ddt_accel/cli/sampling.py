@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ddt_accel.cli.console import emit, following, say
+from ddt_accel.cli.finishing import finish_run
 from ddt_accel.cli.networks import BackendOption
 from ddt_accel.cli.opening import DecodeBatchOption, DecoderOption
 from ddt_accel.cli.options import (
@@ -33,12 +34,12 @@ from ddt_accel.cli.sentences import counted
 from ddt_accel.cli.workers import CoresOption, RayOption, WorkersOption, crew_at, site_of
 
 if TYPE_CHECKING:
-    from ddt_accel.cli.drawing import Drawn
     from ddt_accel.drawing.shard import Shard
     from ddt_accel.spec import SamplingSpec
 
 
 def sample(
+    context: typer.Context,
     images: Annotated[
         int,
         typer.Option(
@@ -100,7 +101,7 @@ def sample(
 
     place = Workspace(workspace, say)
     if finish:
-        _finish(out or place.images_path, npz, png, workspace=workspace, as_json=json)
+        finish_run(context, place, out or place.images_path)
         return
 
     from ddt_accel.artifacts import check_writable
@@ -125,7 +126,7 @@ def sample(
         )
     if not many and part is not None and part.index:
         emit(
-            _facts(out or place.samples_path, images, Drawn(images=0, sheet=None, files=[])),
+            Drawn(images=0, sheet=None, files=[]).facts(out or place.samples_path, images),
             as_json=json,
             text=f"Nothing to do: up to {MANY} images are drawn by one process, and this is another.",
         )
@@ -193,7 +194,7 @@ def sample(
     then = "ddt-accel status" if (place.folder / "report.json").exists() else f"ddt-accel bench --backend {backend}"
     emit(
         {
-            **_facts(folder, images, drawn),
+            **drawn.facts(folder, images),
             "seconds_per_image": each,
             "compile_seconds": compiling,
             **({"shard": str(part)} if part is not None else {}),
@@ -211,38 +212,11 @@ def sample(
     )
 
 
-def _finish(folder: Path, npz: Path | None, png: bool | None, *, workspace: Path, as_json: bool) -> None:
-    from ddt_accel.artifacts import check_writable
-    from ddt_accel.cli.drawing import finish
-
-    if npz is not None:
-        check_writable(npz)
-    run, drawn = finish(folder, npz, png)
-    emit(
-        _facts(folder, run.images, drawn),
-        as_json=as_json,
-        text=f"All {run.images} images are in {folder}"
-        + "".join(f"\nWritten: {path}" for path in drawn.files)
-        + (f"\nAt a glance: {drawn.sheet}" if drawn.sheet else "")
-        + f"\n{following('ddt-accel status', workspace=workspace)}",
-    )
-
-
-def _facts(folder: Path, images: int, drawn: Drawn) -> dict[str, Any]:
-    return {
-        "folder": str(folder),
-        "contact_sheet": drawn.sheet and str(drawn.sheet),
-        "images": images,
-        "drawn": drawn.images,
-        "files": [str(path) for path in drawn.files],
-    }
-
-
 def _part(shard: str | None) -> Shard | None:
     """What this process draws of a run, as was said or as its environment has it; None for all of it."""
     from ddt_accel.drawing.shard import parse_shard, shard_of
 
-    return shard_of(os.environ) if shard is None else parse_shard(shard)
+    return shard_of(os.environ, say) if shard is None else parse_shard(shard)
 
 
 def check_asked(spec: SamplingSpec, path: Path, steps_wanted: int | None, guidance: float | None) -> None:

@@ -14,6 +14,7 @@ from ddt_accel.cli.console import say
 if TYPE_CHECKING:
     from ddt_accel.cluster.crew import Crew, Member
     from ddt_accel.cluster.instance import Site
+    from ddt_accel.evaluation.converged import Reference
     from ddt_accel.sampling.noise import ImageRange
 
 WorkersOption = Annotated[
@@ -68,9 +69,13 @@ def crew_at(site: Site) -> Iterator[Crew]:
         yield found
 
 
-def _words(unit: range | ImageRange) -> str:
-    first = unit.start if isinstance(unit, range) else unit.first
-    return f"images {first} to {unit.stop - 1}"
+def _words(unit: range | ImageRange | Reference) -> str:
+    if isinstance(unit, range):
+        return f"images {unit.start} to {unit.stop - 1}"
+    from ddt_accel.sampling.noise import ImageRange
+
+    images = unit if isinstance(unit, ImageRange) else unit.images
+    return f"images {images.first} to {images.stop - 1} of seed {images.seed}"
 
 
 class Tally:

@@ -155,9 +155,15 @@ class Crew:
             self._ray.kill(member.actor)
 
     def _awaited(self, pending: dict[Any, tuple[Member, Any]]) -> Any:
-        """The next answer; says once what is waited for where nothing is being worked on."""
-        told = False
+        """The next answer; says once what is waited for where nothing is being worked on. Raises WorkerError where
+        Ray itself is gone: it would be waited for without an end."""
+        told, here = False, self._ray.get_runtime_context().get_node_id()
         while not (done := self._ray.wait(list(pending), num_returns=1, timeout=_WAIT)[0]):
+            if not any(node["Alive"] for node in self._ray.nodes() if node["NodeID"] == here):
+                raise WorkerError(
+                    "Ray itself has ended on this machine, as a process does that the system kills for memory. What is "
+                    "finished is kept; the same command goes on from there."
+                )
             if not told and all(unit is None for _, unit in pending.values()):
                 more = "s" * (len(pending) > 1)
                 self._say(f"Waiting for {len(pending)} worker{more} to begin {self._site.words} ...")

@@ -118,9 +118,10 @@ def crew_size(ray: Any, site: Site) -> tuple[int, int]:
     each = site.cores or max(1, min(_CORES, max(cores)))
     most = sum(number // each for number in cores)
     if most < (site.workers or 1):
+        cores_each = f"{each} core{'s' * (each > 1)} each"
         raise ConfigError(
-            f"There are to be {site.workers or 1} workers of {each} cores each, and there is place for {most} "
-            f"{site.words}; give fewer --workers or --cpus-per-worker."
+            f"There are to be {site.workers or 1} workers of {cores_each}, and there is place for {most} {site.words}; "
+            "give fewer --workers or --cpus-per-worker."
         )
     return site.workers or most, each
 

@@ -44,7 +44,7 @@ class Chunk:
 class Pictures:
     """`count` pictures of `size` (height, width), and where what is found of them is kept.
 
-    `identity` is that of the run they are from, and `labels` their classes, where these are known.
+    `identity` is that of the run they are from, and `labels` reads their classes, where these are known.
     """
 
     where: Path
@@ -53,7 +53,7 @@ class Pictures:
     kept: Path
     chunks: Callable[[], Iterator[Chunk]]
     identity: dict[str, Any] | None = None
-    labels: NDArray[np.int64] | None = None
+    labels: Callable[[], NDArray[np.int64]] | None = None
 
 
 @contextmanager
@@ -110,7 +110,7 @@ def check_pairs(ours: Pictures, theirs: Pictures) -> None:
             f"{ours.where} has {ours.count} pictures and {theirs.where} {theirs.count}; --against compares as many of "
             "the same noises."
         )
-    if ours.identity is not None and theirs.identity is not None:
+    if ours.identity is not None and theirs.identity is not None:  # which says what the labels are
         names = {"seed": "--seed", "labels": "--labels", "latents": "--latent-shape"}
         for name, option in names.items():
             one, other = ours.identity.get(name), theirs.identity.get(name)
@@ -119,7 +119,7 @@ def check_pairs(ours: Pictures, theirs: Pictures) -> None:
                     f"{theirs.where} was drawn with {option} {other}, and {ours.where} with {one}; --against compares "
                     "runs of the same noises. Draw one of them anew."
                 )
-    if ours.labels is not None and theirs.labels is not None and not np.array_equal(ours.labels, theirs.labels):
+    elif ours.labels and theirs.labels and not np.array_equal(ours.labels(), theirs.labels()):
         raise MismatchError(f"{theirs.where} has other labels than {ours.where}; --against compares pictures in pairs.")
 
 
@@ -149,9 +149,14 @@ def _of_run(folder: Path) -> Pictures:
             rows = run.read(indices).rows.astype(np.uint8, copy=False)
             yield _chunk(indices.start, rows)
 
-    size = (first.shape[1], first.shape[2])
     return Pictures(
-        where=folder, count=run.images, size=size, kept=folder / "evaluation", chunks=chunks, identity=run.identity
+        where=folder,
+        count=run.images,
+        size=(first.shape[1], first.shape[2]),
+        kept=folder / "evaluation",
+        chunks=chunks,
+        identity=run.identity,
+        labels=lambda: np.concatenate([run.read(indices).labels for indices in run.ranges()]),
     )
 
 
@@ -173,13 +178,14 @@ def _of_arrays(archive: zipfile.ZipFile, path: Path) -> Pictures:
                 part = np.stack(list(itertools.islice(rows, CHUNK)))
             yield _chunk(start, part)
 
+    classes = _labels(archive, headers.get("arr_1"), images, path)
     return Pictures(
         where=path,
         count=images.shape[0],
         size=(images.shape[1], images.shape[2]),
         kept=_beside(path),
         chunks=chunks,
-        labels=_labels(archive, headers.get("arr_1"), images, path),
+        labels=None if classes is None else lambda: classes,
     )
 
 

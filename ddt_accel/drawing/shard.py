@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from itertools import islice
 
 from ddt_accel.errors import ConfigError
+from ddt_accel.locks import Say, nothing
+
+_TOLD = "Where other processes draw the same run, say --shard I/N."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +47,14 @@ def parse_shard(text: str) -> Shard:
     return Shard(index=index, count=count)
 
 
-def shard_of(environment: Mapping[str, str]) -> Shard | None:
+def shard_of(environment: Mapping[str, str], say: Say = nothing) -> Shard | None:
     """What torchrun and Slurm's arrays have set, where they started this process as one of several.
 
-    Where every task of an array runs torchrun, each process of each task is one. Raises ConfigError where an array
-    leaves out numbers, so that nobody can tell how its tasks share the work.
+    Where every task of an array runs torchrun, each process of each task is one. What is set by halves counts as not
+    set, and is said. Raises ConfigError where an array leaves out numbers, so that nobody can tell how its tasks share
+    the work.
     """
-    array, process = _array(environment), _process(environment)
+    array, process = _array(environment, say), _process(environment, say)
     if array is None or process is None:
         return array or process
     return Shard(
@@ -60,20 +64,25 @@ def shard_of(environment: Mapping[str, str]) -> Shard | None:
     )
 
 
-def _process(environment: Mapping[str, str]) -> Shard | None:
+def _process(environment: Mapping[str, str], say: Say) -> Shard | None:
     """The number of a process that torchrun started."""
-    rank, size = (_number(environment, name) for name in ("RANK", "WORLD_SIZE"))
-    if rank is None or size is None or not rank < size or size == 1:
+    found = _numbers(environment, ("RANK", "WORLD_SIZE"), say)
+    if found is None or found[1] == 1:
+        return None
+    rank, size = found
+    if rank >= size:
+        say(f"RANK is {rank} and WORLD_SIZE {size}, which no launcher sets, and both are ignored. {_TOLD}")
         return None
     return Shard(index=rank, count=size, told_by="RANK and WORLD_SIZE")
 
 
-def _array(environment: Mapping[str, str]) -> Shard | None:
+def _array(environment: Mapping[str, str], say: Say) -> Shard | None:
     """The number of a task in a Slurm array, which may begin anywhere and count in steps."""
     prefix = "SLURM_ARRAY_TASK_"
-    task, count, least, most = (_number(environment, prefix + name) for name in ("ID", "COUNT", "MIN", "MAX"))
-    if task is None or count is None or least is None or most is None or count == 1:
+    found = _numbers(environment, tuple(prefix + name for name in ("ID", "COUNT", "MIN", "MAX")), say)
+    if found is None or found[1] == 1:
         return None
+    task, count, least, most = found
     step = _number(environment, prefix + "STEP") or 1
     if (most - least) // step + 1 != count or (task - least) % step:
         raise ConfigError(
@@ -81,6 +90,20 @@ def _array(environment: Mapping[str, str]) -> Shard | None:
             "say with --shard I/N which part each task draws."
         )
     return Shard(index=(task - least) // step, count=count, told_by="SLURM_ARRAY_TASK_ID")
+
+
+def _numbers(environment: Mapping[str, str], names: tuple[str, ...], say: Say) -> list[int] | None:
+    """All of these; None where one is missing, which is said if another is there."""
+    found = [_number(environment, name) for name in names]
+    if None not in found:
+        return [number for number in found if number is not None]
+    if any(number is not None for number in found):
+        there = ", ".join(
+            f"{name} is {number}" for name, number in zip(names, found, strict=True) if number is not None
+        )
+        missing = " and ".join(name for name, number in zip(names, found, strict=True) if number is None)
+        say(f"{there}, but {missing} no number, and all are ignored. {_TOLD}")
+    return None
 
 
 def _number(environment: Mapping[str, str], name: str) -> int | None:

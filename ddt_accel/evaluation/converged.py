@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from ddt_accel.evaluation.course import Course, passed
 from ddt_accel.networks.config import LatentShape
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.noise import ImageRange
-from ddt_accel.sampling.reference import converged
+from ddt_accel.sampling.reference import converged, second_order
 from ddt_accel.schedule import Schedule
 from ddt_accel.spec import SamplingSpec
 
@@ -29,6 +29,100 @@ def reference_steps(num_steps: int) -> int:
     return max(2 * num_steps, min(8 * num_steps, 100))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """Trajectories of some images that others are measured against, by one sampler without sharing.
+
+    Of them the `ends` [B, C, H, W], or the `paths`: where they are at the beginning and after each evaluation,
+    [E + 1, B, C, H, W]. `unshared` are paths, too, of a sampler as it is.
+    """
+
+    kind: Literal["ends", "paths", "unshared"]
+    spec: SamplingSpec
+    images: ImageRange
+
+    @classmethod
+    def converged(cls, kind: Literal["ends", "paths"], spec: SamplingSpec, steps: int, images: ImageRange) -> Reference:
+        """In the limit of many steps, which so many stand for."""
+        return cls(kind=kind, spec=converged(spec, steps).spec, images=images)
+
+    def parts(self, batch_size: int) -> list[Reference]:
+        """The same, batch by batch."""
+        starts = range(self.images.first, self.images.stop, batch_size)
+        images = (replace(self.images, first=first, stop=min(self.images.stop, first + batch_size)) for first in starts)
+        return [replace(self, images=one) for one in images]
+
+    def joined(self, parts: list[Tensor]) -> Tensor:
+        """What its parts have become, as one."""
+        return torch.cat(parts, dim=0 if self.kind == "ends" else 1)
+
+    def run(self, backend: Backend, latent_shape: LatentShape, batch_size: int) -> Tensor:
+        """Raises NumericsError where a trajectory leaves the finite numbers."""
+        schedule = Schedule.full(self.spec) if self.kind == "unshared" else second_order(self.spec)
+        follow = sample_images if self.kind == "ends" else passed
+        return follow(backend, schedule, self.images, latent_shape, batch_size)
+
+    def course(self, latents: Tensor) -> Course:
+        """Paths by their times."""
+        spec = self.spec
+        if (stages := -(-spec.num_evaluations // spec.num_steps)) > 1:
+            # Heun's second one may be missing at the end.
+            latents = latents[[min(stages * k, spec.num_evaluations) for k in range(spec.num_steps + 1)]]
+        return Course(images=self.images, times=spec.grid, latents=latents, final_step=spec.last_step is not None)
+
+
+class Keeper:
+    """References of a backend, in a folder: under names made of all that they depend on but its arithmetic.
+
+    Without a folder, and of networks that nobody knows, nothing is kept.
+    """
+
+    def __init__(self, backend: Backend, latent_shape: LatentShape, folder: Path | None) -> None:
+        self.backend, self.latent_shape = backend, latent_shape
+        networks = [backend] if backend.guide is None else [backend, backend.guide]
+        self._folder = None if any(one.checkpoint_sha256 is None for one in networks) else folder
+
+    def made(self, reference: Reference, batch_size: int) -> Tensor:
+        """What is kept of it, or what it becomes now."""
+        if (values := self.found(reference)) is None:
+            values = reference.run(self.backend, self.latent_shape, batch_size)
+            self.keep(reference, values)
+        return values
+
+    def found(self, reference: Reference) -> Tensor | None:
+        """None where it is not there, or damaged."""
+        if (path := self.path(reference)) is None or not path.exists():
+            return None
+        try:
+            _, arrays = read_arrays(path, FORMAT, VERSION)
+        except ArtifactError:
+            return None
+        return torch.from_numpy(arrays[reference.kind]) if set(arrays) == {reference.kind} else None
+
+    def keep(self, reference: Reference, values: Tensor) -> None:
+        if (path := self.path(reference)) is not None:
+            write_arrays(path, FORMAT, VERSION, self._content(reference), {reference.kind: values.numpy()})
+
+    def drop(self, reference: Reference) -> None:
+        if (path := self.path(reference)) is not None:
+            path.unlink(missing_ok=True)
+
+    def path(self, reference: Reference) -> Path | None:
+        if self._folder is None:
+            return None
+        return self._folder / f"converged-{reference.kind}-{checksum(self._content(reference))[:16]}.safetensors"
+
+    def _content(self, reference: Reference) -> dict[str, Any]:
+        guide = self.backend.guide
+        return {
+            "checkpoint_sha256": self.backend.checkpoint_sha256,
+            "spec": reference.spec.document(),
+            "images": asdict(reference.images),
+            "latent_shape": list(self.latent_shape),
+            **({"guide_sha256": guide.checkpoint_sha256} if guide is not None else {}),
+        }
+
+
 def converged_ends(
     backend: Backend,
     spec: SamplingSpec,
@@ -39,15 +133,9 @@ def converged_ends(
     *,
     cache: Path | None = None,
 ) -> Tensor:
-    """Where the converged trajectories of some images end, [B, C, H, W].
-
-    In the folder `cache` they are kept under a name made of all that they depend on but the backend's arithmetic.
-    """
-    limit = converged(spec, steps)
-    return _kept(
-        "ends", backend, limit.spec, images, latent_shape, cache,
-        lambda: sample_images(backend, limit, images, latent_shape, batch_size),
-    )  # fmt: skip
+    """Where the converged trajectories of some images end, [B, C, H, W]; kept in the folder `cache`."""
+    reference = Reference.converged("ends", spec, steps, images)
+    return Keeper(backend, latent_shape, cache).made(reference, batch_size)
 
 
 def converged_course(
@@ -60,58 +148,6 @@ def converged_course(
     *,
     cache: Path | None = None,
 ) -> Course:
-    """The converged trajectories of some images, kept in `cache` as `converged_ends` are."""
-    limit = converged(spec, steps)
-    latents = _kept(
-        "paths", backend, limit.spec, images, latent_shape, cache,
-        lambda: passed(backend, limit, images, latent_shape, batch_size),
-    )  # fmt: skip
-    return Course(images=images, times=limit.spec.grid, latents=latents, final_step=limit.spec.last_step is not None)
-
-
-def unshared_course(
-    backend: Backend,
-    spec: SamplingSpec,
-    images: ImageRange,
-    latent_shape: LatentShape,
-    batch_size: int,
-    *,
-    cache: Path | None = None,
-) -> Course:
-    """The trajectories of some images by a sampler as it is, without sharing, kept as `converged_ends` are."""
-    latents = _kept(
-        "unshared", backend, spec, images, latent_shape, cache,
-        lambda: passed(backend, Schedule.full(spec), images, latent_shape, batch_size),
-    )  # fmt: skip
-    stages = -(-spec.num_evaluations // spec.num_steps)  # Heun's second one may be missing at the end
-    after = [min(stages * k, spec.num_evaluations) for k in range(spec.num_steps + 1)]
-    return Course(images=images, times=spec.grid, latents=latents[after], final_step=spec.last_step is not None)
-
-
-def _kept(
-    name: str, backend: Backend, limit: SamplingSpec, images: ImageRange, latent_shape: LatentShape,
-    cache: Path | None, made: Callable[[], Tensor],
-) -> Tensor:  # fmt: skip
-    if cache is None or backend.checkpoint_sha256 is None:
-        return made()
-    content = {
-        "checkpoint_sha256": backend.checkpoint_sha256,
-        "spec": limit.document(),
-        "images": asdict(images),
-        "latent_shape": list(latent_shape),
-    }
-    if backend.guide is not None:
-        if backend.guide.checkpoint_sha256 is None:
-            return made()
-        content["guide_sha256"] = backend.guide.checkpoint_sha256
-    path = cache / f"converged-{name}-{checksum(content)[:16]}.safetensors"
-    if path.exists():
-        try:
-            _, arrays = read_arrays(path, FORMAT, VERSION)
-            if set(arrays) == {name}:
-                return torch.from_numpy(arrays[name])
-        except ArtifactError:
-            pass  # damaged: it is made anew below
-    values = made()
-    write_arrays(path, FORMAT, VERSION, content, {name: values.numpy()})
-    return values
+    """The converged trajectories of some images; kept in the folder `cache`."""
+    reference = Reference.converged("paths", spec, steps, images)
+    return reference.course(Keeper(backend, latent_shape, cache).made(reference, batch_size))

@@ -14,7 +14,7 @@ from torch import Tensor
 from ddt_accel.artifacts import checksum
 from ddt_accel.backends.sample import sample_images
 from ddt_accel.calibration.statistics import Calibration
-from ddt_accel.evaluation.converged import converged_ends
+from ddt_accel.evaluation.converged import Keeper, Reference
 from ddt_accel.evaluation.costs import Costs
 from ddt_accel.evaluation.fidelity import Interval, interval, latent_decibels
 from ddt_accel.sampling.backend import Backend
@@ -64,9 +64,8 @@ class Judge:
     ) -> None:  # fmt: skip
         self.backend, self.calibration = backend, calibration
         self.images, self._batch_size = images, batch_size
-        spec, shape = calibration.spec, calibration.latent_shape
-        steps = reference_steps or CONVERGED * spec.num_steps
-        self._reference = converged_ends(backend, spec, steps, images, shape, batch_size, cache=cache)
+        keeper = Keeper(backend, calibration.latent_shape, cache)
+        self._reference = keeper.made(reference_of(calibration, images, reference_steps), batch_size)
         self._measured: dict[tuple[str, bool], Plan] = {}
         self.reprice(costs)
 
@@ -111,6 +110,12 @@ class Judge:
 
     def _end(self, schedule: Schedule) -> Tensor:
         return sample_images(self.backend, schedule, self.images, self.calibration.latent_shape, self._batch_size)
+
+
+def reference_of(calibration: Calibration, images: ImageRange, steps: int | None = None) -> Reference:
+    """What the ends of some images are held against; in so many steps, or as many as is usual."""
+    spec = calibration.spec
+    return Reference.converged("ends", spec, steps or CONVERGED * spec.num_steps, images)
 
 
 def gain(plan: Plan | None, over: Plan | None) -> Interval | None:

@@ -15,7 +15,8 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache as remembered
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -25,8 +26,9 @@ from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ConfigError, MismatchError
 from ddt_accel.evaluation import candidates
 from ddt_accel.evaluation.candidates import INTEGRATORS, SHIFTS, STEPS, finest, grids
+from ddt_accel.evaluation.converged import Reference
 from ddt_accel.evaluation.costs import Costs
-from ddt_accel.evaluation.judge import Judge, Plan, closest
+from ddt_accel.evaluation.judge import Judge, Plan, closest, reference_of
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.schedule import Schedule
@@ -87,6 +89,10 @@ class Row:
         )
 
 
+def _no_one(references: list[Reference]) -> None:
+    """Leaves them to be made when they are needed."""
+
+
 def make_plans(
     backend: Backend,
     calibration: Calibration,
@@ -99,13 +105,16 @@ def make_plans(
     batch_size: int,
     on_stage: OnStage,
     fitted: Callable[[float, bool], Schedule | None] | None = None,
+    cache: Path | None = None,
+    follow: Callable[[list[Reference]], None] = _no_one,
 ) -> list[Row]:
     """The best plans for every target cost, in terms of the calibrated trajectory unshared.
 
     Plans are chosen on the images 0 … num_images − 1 of `seed` and reported on as many others, so that the luck of the
     winner is not reported with it. `on_stage` is called with what comes next and how many steps it takes, and returns
     what to call after each. `fitted(cost, shared)` gives a fitted schedule of at most that cost, with sharing or
-    without (fitting/joint.py). Raises MismatchError for images that were calibrated on, ConfigError for a stochastic
+    without (fitting/joint.py). `cache` is a folder that reference solutions are kept in, and `follow` may
+    bring them there before. Raises MismatchError for images that were calibrated on, ConfigError for a stochastic
     sampler, whose trajectories do not converge.
     """
     check_deterministic(calibration)
@@ -129,8 +138,9 @@ def make_plans(
     reporting = ImageRange(seed=seed, first=num_images, stop=2 * num_images)
     if calibration.contains(choosing) or calibration.contains(reporting):
         raise MismatchError(f"Seed {seed} was calibrated on; plan with another --seed.")
+    follow([reference_of(calibration, images) for images in (choosing, reporting)])
     judge, reporter = (
-        Judge(backend, calibration, costs, images, batch_size)
+        Judge(backend, calibration, costs, images, batch_size, cache=cache)
         for images in _counted("measuring the reference solution", [choosing, reporting], on_stage)
     )
     return [row.confirmed(reporter) for row in choose_plans(judge, targets, on_stage, fitted)]
@@ -225,7 +235,7 @@ def fewest_steps(judge: Judge, psnr: float, on_stage: OnStage) -> list[Plan]:
     advance = on_stage("measuring how few steps are enough", len(INTEGRATORS) + len(SHIFTS))
 
     def fewest(solver: str, timeshift: float, most: int) -> Plan | None:
-        @cache
+        @remembered
         def plan(steps: int) -> Plan:
             return judge.measure(Schedule.full(spec.on_grid(steps, timeshift=timeshift, solver=solver)))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ConfigError, MismatchError
 from ddt_accel.evaluation.candidates import finest
-from ddt_accel.evaluation.converged import converged_course, unshared_course
+from ddt_accel.evaluation.converged import Keeper, Reference
 from ddt_accel.evaluation.costs import Costs
 from ddt_accel.evaluation.course import Course
 from ddt_accel.fitting.closed_form import closed_form
@@ -121,18 +121,21 @@ class Finder:
         finer = {min(own.num_steps, max(most + 1, round(multiple * most))) for multiple in multiples}
         return (most,), tuple(sorted(finer))
 
+    @property
+    def references(self) -> list[Reference]:
+        """What the search is on, and then what a fit of what it finds goes by."""
+        own, steps = self.calibration.spec, self.spec.reference_steps
+        if self.copying:
+            return [Reference(kind="unshared", spec=own, images=self.spec.closed_form_images)]
+        assert steps is not None
+        return self.spec.references(own, steps)
+
     @cached_property
     def _course(self) -> Course:
         """What the search is on, and fits in closed form."""
-        spec, own, images = self.spec, self.calibration.spec, self.spec.closed_form_images
-        backend, shape, size = self.backend, self.calibration.latent_shape, self.spec.batch_size
-        assert spec.reference_steps is not None
-        if self.copying:
-            done = self.on_stage("trajectories to copy", 1)
-            course = unshared_course(backend, own, images, shape, size, cache=self.folder)
-        else:
-            done = self.on_stage("reference solutions to search on", 1)
-            course = converged_course(backend, own, spec.reference_steps, images, shape, size, cache=self.folder)
+        done = self.on_stage("trajectories to copy" if self.copying else "reference solutions to search on", 1)
+        reference, keeper = self.references[0], Keeper(self.backend, self.calibration.latent_shape, self.folder)
+        course = reference.course(keeper.made(reference, self.spec.batch_size))
         done()
         return course
 

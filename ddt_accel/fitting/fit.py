@@ -26,7 +26,7 @@ from ddt_accel.artifacts import checksum, read_arrays, write_arrays
 from ddt_accel.backends.guided import backend_of, check_guides
 from ddt_accel.backends.sample import check_checkpoint, sample_images
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError, NumericsError
-from ddt_accel.evaluation.converged import converged_course, converged_ends
+from ddt_accel.evaluation.converged import Keeper, Reference
 from ddt_accel.evaluation.course import Course
 from ddt_accel.evaluation.fidelity import Interval, interval, latent_decibels
 from ddt_accel.fitting.closed_form import closed_form
@@ -129,18 +129,21 @@ class Fitter:
         self.best_iteration, self.best_score = 0, -math.inf
         self.best = {name: value.detach().clone() for name, value in self.trained.items()}
 
+    @property
+    def references(self) -> list[Reference]:
+        """What `run` makes first, unless it is in `cache`."""
+        return self.spec.references(self.warm.spec, self.reference_steps)
+
     def run(self) -> Fitted:
         """Fits to the end, and compares with the warm start on images that were not used."""
-        ranges = self.spec.ranges
-        done = self.on_stage("converged trajectories", 1 + len(ranges))
-        course = self._converged_course()
-        done()
-        rest = dataclasses.replace(ranges[0], first=course.images.stop)
-        targets = []
-        for images in (rest, *ranges[1:]):
-            targets.append(self._converged(images))
+        ranges, references = self.spec.ranges, self.references
+        keeper, made = Keeper(self.backend, self.latent_shape, self.cache), []
+        done = self.on_stage("converged trajectories", len(references))
+        for reference in references:
+            made.append(keeper.made(reference, self.spec.batch_size))
             done()
-        fitting, choosing, reporting = torch.cat([course.ends, targets[0]]), *targets[1:]
+        course, (*rest, choosing, reporting) = references[0].course(made[0]), made[1:]
+        fitting = torch.cat([course.ends, *rest])
         done = self.on_stage("fitting", self.spec.iterations)
         if self.state_path is not None and self.state_path.exists():
             descent = self._load(self.state_path)
@@ -179,18 +182,6 @@ class Fitter:
         return Fitted(
             schedule=kept, before=_interval(before), after=_interval(after), gain=gain, iteration=self.best_iteration
         )
-
-    def _converged_course(self) -> Course:
-        images, shape, size = self.spec.closed_form_images, self.latent_shape, self.spec.batch_size
-        return converged_course(
-            self.backend, self.warm.spec, self.reference_steps, images, shape, size, cache=self.cache
-        )
-
-    def _converged(self, images: ImageRange) -> Tensor:
-        shape, size = self.latent_shape, self.spec.batch_size
-        if images.count == 0:
-            return torch.empty(0, *shape)
-        return converged_ends(self.backend, self.warm.spec, self.reference_steps, images, shape, size, cache=self.cache)
 
     def _start(self, course: Course, choosing: Tensor) -> Descent:
         """From the schedule as it is given, or with its integrator in closed form: from what does better."""

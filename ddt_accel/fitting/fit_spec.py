@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from ddt_accel.errors import ConfigError
+from ddt_accel.evaluation.converged import Reference
 from ddt_accel.fitting.scalars import KINDS
 from ddt_accel.sampling.noise import ImageRange
+from ddt_accel.spec import SamplingSpec
 
 LEAST_REFERENCE_STEPS = 8
 # Fewer images have no interval to speak of.
@@ -74,3 +76,13 @@ class FitSpec:
     def closed_form_images(self) -> ImageRange:
         """Those of the images to fit on that the integrator is fitted to in closed form."""
         return ImageRange(seed=self.seed, first=0, stop=min(self.images, CLOSED_FORM_IMAGES))
+
+    def references(self, sampler: SamplingSpec, steps: int) -> list[Reference]:
+        """What a fit of any schedule for that sampling goes by: the paths of the images of the closed form, and where
+        the others of each range end."""
+        course, (fitting, *others) = self.closed_form_images, self.ranges
+        rest = [replace(fitting, first=course.stop)] if course.stop < fitting.stop else []
+        return [
+            Reference.converged("paths", sampler, steps, course),
+            *(Reference.converged("ends", sampler, steps, images) for images in (*rest, *others)),
+        ]
