@@ -176,7 +176,7 @@ def test_forecasts(network, shape, opened, name: str) -> None:
     program = compile_program(schedule)
     expected = run(TorchBackend(network), program, noise, labels)
     assert close(run(opened(name), program, noise, labels), expected, 2 * TOLERANCE[name])
-    assert encoder_runs(schedule) == 6
+    assert encoder_runs(schedule) == (5 if name == "compiled" else 6)
 
 
 def test_multiply_adds_are_those_that_pytorch_counts(network, shape, monkeypatch) -> None:

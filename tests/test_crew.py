@@ -123,7 +123,7 @@ def test_who_would_do_something_else_does_nothing(crew, said, tmp_path) -> None:
 @pytest.fixture
 def crews(ray, monkeypatch) -> None:
     """Commands find the instance that is there already, and begin none of their own."""
-    monkeypatch.setattr("ddt_accel.cluster.crew.instance", lambda site: nullcontext(ray))
+    monkeypatch.setattr("ddt_accel.cluster.crew.instance", lambda site, **told: nullcontext(ray))
 
 
 def test_calibration_by_workers_is_that_of_one_process(cli, crews, tiny_model_path, tmp_path) -> None:

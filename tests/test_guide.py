@@ -518,7 +518,7 @@ def test_plans_and_fits_by_the_command_line(commanded, tmp_path, cli, guide, sea
 
 def test_a_guide_says_itself_how_it_is_built(tmp_path, tiny_model_path) -> None:
     """The model's configuration is for the model, even where the guide's tensors fit it."""
-    settings = dataclasses.asdict(load_model(tiny_model_path).config)
+    settings = dataclasses.asdict(load_model(tiny_model_path).config) | {"num_blocks": 3}
     for name, blocks in (("main", 2), ("guide", 1)):
         (tmp_path / name).mkdir()
         own = {**settings, "num_encoder_blocks": blocks}
