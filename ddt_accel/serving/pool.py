@@ -159,8 +159,9 @@ def pool(opening: Opening, settings: Settings, say: Say) -> Iterator[tuple[Pool,
         )
         options: dict[str, Any] = {
             **scaling,
-            # One batch is drawn while the next one fills.
-            "max_ongoing_requests": 2 * settings.batch_size,
+            # All wait where batches are made of them. What Ray Serve holds back it lets go one by one, at growing
+            # intervals: replicas that had more to do than they could then drew small batches.
+            "max_ongoing_requests": settings.limits.queue,
             "max_queued_requests": -1,  # else those on their way to another replica would be refused, too
             "ray_actor_options": needs,
             "health_check_period_s": 2.0,
