@@ -35,7 +35,8 @@ def test_sentences(said: str, expected: str) -> None:
 
 
 def test_what_is_missing_is_made_where_it_is_missing(cli, solved) -> None:
-    assert_sentence(cli("sample", "-w", solved), f"make one with `ddt-accel export -w {solved}`")
+    exporting = f"make one with `ddt-accel export -w {solved}`"
+    assert_sentence(cli("sample", "--backend", "onnx", "-w", solved), exporting)
     (solved / "schedule.json").unlink()
     assert_sentence(cli("bench", "-w", solved, "--backend", "torch"), f"make one with `ddt-accel solve -w {solved}`")
     # Six steps: where ten encoder runs would be more than there are, the usual number is a fifth.
@@ -53,3 +54,12 @@ def test_names_of_python_stay_in_python(cli, reference, tmp_path) -> None:
     ran = cli(*line)
     assert_sentence(ran, "give --config FILE.yaml.")
     assert "Python" not in ran.err
+
+
+def test_without_an_export_pytorch_draws(cli, solved, tiny_model_path) -> None:
+    """What was asked for comes; that it is not what is the default, is said."""
+    ran = cli("sample", "-n", 2, "-w", solved, "--model", tiny_model_path)
+    assert ran.code == 0, ran.err
+    assert f"{solved} has no export: drawing by PyTorch. --backend auto" in " ".join(ran.err.split())
+    assert "bench --backend torch" in ran.out
+    assert len(list((solved / "samples").glob("0*.png"))) == 2

@@ -105,6 +105,7 @@ def sample(
         return
 
     from ddt_accel.artifacts import check_writable
+    from ddt_accel.backends.manifest import FILE_NAME as EXPORT_FILE
     from ddt_accel.cli.drawers import DrawerSettings, open_drawer
     from ddt_accel.cli.drawing import Drawn, Wanted, as_png, draw_few, draw_many
     from ddt_accel.cli.hands import Here, Workers
@@ -148,6 +149,10 @@ def sample(
     for path in (folder / "000000.png", npz):
         if path is not None:
             check_writable(path)
+    chosen = getattr(context.get_parameter_source("backend"), "name", "") == "COMMANDLINE"
+    if not chosen and export_folder is None and not (place.export_path / EXPORT_FILE).exists():
+        backend = "torch"
+        say(f"{place.folder} has no export: drawing by PyTorch. --backend auto finds what is fastest here.")
     settings = DrawerSettings(
         workspace=workspace,
         said=model_options(model, config, weights, latent_shape, guide),
