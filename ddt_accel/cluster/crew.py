@@ -17,7 +17,7 @@ from ddt_accel.errors import WorkerError
 from ddt_accel.locks import Say
 
 MOST_BACK = 3  # times that a unit is given back by workers that died with it
-_OTHERWISE = "Without Ray, --shard I/N shares a run among processes."
+_OTHERWISE = "Without Ray, `ddt-accel sample --shard I/N` shares a run among processes."
 _WAIT = 30.0  # seconds without news after which it is said what is waited for
 
 
