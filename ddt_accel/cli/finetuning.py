@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.table import Table
 
+from ddt_accel.cli.options import typed
+
 if TYPE_CHECKING:
     import torch
 
@@ -54,22 +56,17 @@ def beginning(ctx: typer.Context, start: str | None, dynamic: str | None, target
         if dynamic is not None:
             raise ConfigError("--dynamic fine-tunes a checkpoint; give one with --from.")
         return None
-    if shaping := [f"--{name.replace('_', '-')}" for name in _OF_THE_NETWORK if _typed(ctx, name)]:
+    if shaping := [f"--{name.replace('_', '-')}" for name in _OF_THE_NETWORK if typed(ctx, name)]:
         raise ConfigError(f"{shaping[0]} is the checkpoint's own with --from; leave it out.")
     from ddt_accel.networks.checkpoints import load_model
     from ddt_accel.training.start import nested, picture_size
 
     model = load_model(start)
-    size = picture_size(model, ctx.params["size"] if _typed(ctx, "size") else None)
+    size = picture_size(model, ctx.params["size"] if typed(ctx, "size") else None)
     widths: tuple[float, ...] = ()
     if dynamic is not None:
         model, widths = nested(model, TARGET if target is None else target)
     return Beginning(model=model, widths=widths, size=size)
-
-
-def _typed(ctx: typer.Context, name: str) -> bool:
-    source = ctx.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def held_out_table(

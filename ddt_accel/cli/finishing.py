@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ddt_accel.cli.console import emit, following, say
+from ddt_accel.cli.options import typed
 
 if TYPE_CHECKING:
     from ddt_accel.drawing.run_folder import RunFolder
@@ -37,7 +38,7 @@ def finish_run(context: typer.Context, place: Workspace, folder: Path) -> None:
     from ddt_accel.errors import ConfigError
 
     options: dict[str, Any] = context.params
-    given = {name for name in options if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+    given = {name for name in options if typed(context, name)}
     if useless := [option for name, option in _DRAWING.items() if name in given]:
         raise ConfigError(f"--finish draws nothing, and needs no {' or '.join(useless)}; leave out one or the other.")
     if (folder / FILE_NAME).exists():

@@ -110,3 +110,8 @@ def check_device(device: str) -> str:
             raise ConfigError(f"--device is {device}, and there is no such GPU; here you have {here}.")
         torch.cuda.set_device(int(known[1]))  # so that engines, and whatever asks for "the" GPU, take it
     return device
+
+
+def typed(context: typer.Context, name: str) -> bool:
+    """Whether an option was given, and is not its default."""
+    return getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"

@@ -29,6 +29,7 @@ from ddt_accel.cli.options import (
     WorkspaceOption,
     device_here,
     model_options,
+    typed,
 )
 from ddt_accel.cli.sentences import counted
 from ddt_accel.cli.workers import CoresOption, RayOption, WorkersOption, crew_at, site_of
@@ -96,7 +97,7 @@ def sample(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Draw images along the schedule."""
+    """Draw images along the schedule. Without --backend PyTorch draws where the workspace has no export."""
     from ddt_accel.workspace import Workspace
 
     place = Workspace(workspace, say)
@@ -149,8 +150,7 @@ def sample(
     for path in (folder / "000000.png", npz):
         if path is not None:
             check_writable(path)
-    chosen = getattr(context.get_parameter_source("backend"), "name", "") == "COMMANDLINE"
-    if not chosen and export_folder is None and not (place.export_path / EXPORT_FILE).exists():
+    if not typed(context, "backend") and export_folder is None and not (place.export_path / EXPORT_FILE).exists():
         backend = "torch"
         say(f"{place.folder} has no export: drawing by PyTorch. --backend auto finds what is fastest here.")
     settings = DrawerSettings(
