@@ -54,9 +54,11 @@ def device(monkeypatch) -> SimpleNamespace:
         monkeypatch.setattr(torch.cuda, name, lambda: None)
     for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
         monkeypatch.setattr(torch._C, name, lambda index, pool, name=name: state.done.append((name, pool)))
-    capturing._place.cache_clear()
+    monkeypatch.setattr(capturing, "_POOLS", {})
+    monkeypatch.setattr(capturing, "_BROKEN", [])
+    capturing._stream.cache_clear()
     yield state
-    capturing._place.cache_clear()
+    capturing._stream.cache_clear()
 
 
 class Waiting(TorchBackend):
@@ -112,6 +114,22 @@ def test_graphs_share_a_stream_and_a_pool(device) -> None:
     assert begun[0][1] is begun[1][1]
     assert device.done.count("end") == 2
     assert len(device.done) == 4  # nothing is undone
+
+
+def test_after_a_failure_there_is_another_pool(device) -> None:
+    """PyTorch up to 2.11 never ends what it records of pinned memory: it refuses the pool, and still asks the graph."""
+
+    def failing() -> None:
+        device.broken = True
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError):
+        capture(failing, torch.device("cuda"))
+    device.broken = False
+    capture(lambda: None, torch.device("cuda"))
+    first, second = (done[1] for done in device.done if done[0] == "begin")
+    assert first is not second
+    assert len(capturing._BROKEN) == 1
 
 
 def test_an_interruption_is_no_failure_of_the_allocator(device) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 
 _ONE_AT_A_TIME = threading.Lock()
+_POOLS: dict[int, Any] = {}  # by device
+_BROKEN: list[torch.cuda.CUDAGraph] = []
 
 
 def captures(device: torch.device) -> bool:
@@ -30,7 +32,10 @@ def capture(work: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGr
     works as before.
     """
     with _ONE_AT_A_TIME, torch.cuda.device(device):
-        stream, pool = _place(torch.cuda.current_device())
+        index = torch.cuda.current_device()
+        stream = _stream(index)
+        if index not in _POOLS:
+            _POOLS[index] = torch.cuda.graph_pool_handle()
         collecting = gc.isenabled()
         gc.collect()  # what nobody holds any more would be freed during the capture, which that forbids
         torch.cuda.synchronize()
@@ -39,14 +44,14 @@ def capture(work: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGr
         try:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.stream(stream):
-                graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+                graph.capture_begin(pool=_POOLS[index], capture_error_mode="thread_local")
                 try:
                     try:
                         work()
                     finally:
                         graph.capture_end()
                 except BaseException:
-                    _abandon(torch.cuda.current_device(), pool)
+                    _abandon(graph, index)
                     raise
         finally:
             if collecting:
@@ -62,19 +67,22 @@ def cause_of(error: BaseException) -> str:
 
 
 @cache
-def _place(device: int) -> tuple[torch.cuda.Stream, Any]:
-    """Stream and pool of a device."""
-    return torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+def _stream(device: int) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
-def _abandon(device: int, pool: Any) -> None:
+def _abandon(graph: torch.cuda.CUDAGraph, device: int) -> None:
     """Ends what PyTorch up to 2.11 leaves open after a failed capture (pytorch #180395, #190348).
 
-    Its allocator would go on as if captured: with no second try where memory is short, and all that is cached kept.
+    Its allocator would go on as if captured: with no second try where memory is short, and all that is cached kept. That
+    of pinned memory does so in any case, where nothing ends it: it would refuse the pool and asks the graph, so that the
+    next captures get another pool and the graph stays.
     """
+    pool = _POOLS.pop(device)
     with contextlib.suppress(RuntimeError):  # later versions have ended it
         torch._C._cuda_endAllocateToPool(device, pool)
         torch._C._cuda_releasePool(device, pool)
+        _BROKEN.append(graph)
     with contextlib.suppress(RuntimeError):
         generator = torch.cuda.default_generators[device]
         generator.graphsafe_set_state(generator.clone_state())  # one that is not being captured
