@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import lzma
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -127,19 +128,20 @@ class Part:
         """What an earlier run has compiled in this part; of another version, or damaged, it is compiled anew."""
         if self._compiled.exists():
             with contextlib.suppress(Exception):
-                torch.compiler.load_cache_artifacts(self._compiled.read_bytes())
+                torch.compiler.load_cache_artifacts(lzma.decompress(self._compiled.read_bytes()))
 
     def keep_compiled(self) -> None:
         """For the next run, where it is not too large."""
         with self.trying("kept"):
-            kept = torch.compiler.save_cache_artifacts()
-            size = len(kept[0]) if kept else 0
+            saved = torch.compiler.save_cache_artifacts()
+            kept = lzma.compress(saved[0], preset=0) if saved else b""
+            size = len(kept)
             if kept and size <= LARGEST:
                 making = self._compiled.with_suffix(".part")
-                making.write_bytes(kept[0])
+                making.write_bytes(kept)
                 making.rename(self._compiled)
             self.tell("kept", size, "bytes", fits=size <= LARGEST)
 
     @property
     def _compiled(self) -> Path:
-        return self.results.parent / f"compiled-{self.name}.bin"
+        return self.results.parent / f"compiled-{self.name}.xz"

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from earlier import join_wide
 from gpu_part import Part
 from setting import counted_bytes
+from torch import Tensor
 from torch.nn import functional as F
 
 from ddt_accel import draw_labels, draw_noise
 from ddt_accel.backends.compiled import CompiledBackend
 from ddt_accel.backends.networks import DecoderNetwork, EncoderNetwork
 from ddt_accel.backends.tensors import Cut
+from ddt_accel.networks.prepared_layers import PreparedBlock
 from ddt_accel.networks.split import latent_shape_of
 from ddt_accel.sampling.program import compile_program
 from ddt_accel.sampling.trajectory import Trajectory
@@ -28,9 +32,11 @@ def pieces(part: Part) -> None:
     batch, within = (2, 0.1) if part.reduced else (32, 1.0)
     backend, before = CompiledBackend(part.model), CompiledBackend(part.model)
     join_wide(before._model)
-    timed(part, backend, batch, within, drawn=(2, 3))
+    timed(part, backend, batch, within, drawn=(2,))
     steps: dict[str, Callable[[], None]] = {
         "kernels": lambda: largest_kernels(part, backend, batch),
+        "block by block": lambda: block_by_block(part, batch, within),
+        "three sources": lambda: timed(part, backend, batch, within, drawn=(3,)),
         "joined wide": lambda: timed(part, before, batch, within, ", rotated halves joined in fp32"),
         "states": lambda: timed(part, CompiledBackend(part.model, cache="state"), batch, within, ", states cached"),
         "one program": lambda: encoder_with_modulations(part, backend, batch, within),
@@ -72,6 +78,32 @@ def timed(
         session.forecast(3, [(s, 1 / sources) for s in range(sources)], None, rows)
         session.decode(3, rows)
         told(f"decoder, {sources} sources", lambda: session.decode(3, rows), "decoder")
+
+
+def block_by_block(part: Part, batch: int, within: float) -> None:
+    """What compiling a block once, for all, costs and saves."""
+    backend = BlockByBlock(part.model)
+    started = time.perf_counter()
+    timed(part, backend, batch, within, ", compiled block by block")
+    part.tell("compiled block by block, all of it", time.perf_counter() - started, "s")
+
+
+class BlockByBlock(CompiledBackend):
+    """Between the blocks nothing is fused."""
+
+    def _network(self, network: str, sources: int) -> Callable[..., None]:
+        if not self._compiled:
+            for module in self._model.modules():
+                if isinstance(module, PreparedBlock):
+                    module.compile(dynamic=False)
+        cut = replace(self.cut, sources=sources)
+        module: Any = EncoderNetwork(self._model, cut) if network == "encoder" else DecoderNetwork(self._model, cut)
+
+        @torch.inference_mode()
+        def write(output: Tensor, *inputs: Tensor) -> None:
+            output.copy_(module(*inputs))
+
+        return self._compiled.setdefault((network, sources), write)
 
 
 def encoder_with_modulations(part: Part, backend: CompiledBackend, batch: int, within: float) -> None:
@@ -154,5 +186,5 @@ def family(part: Part, name: str) -> None:
             taken = part.seconds(whole, within=within, graph=False)
             part.tell(f"{way}, batch {batch}", taken, "s", ms_an_image=1e3 * taken / batch)
             del trajectory, whole
-    with part.trying("states", needs=10):
+    with part.trying("states", needs=40):
         timed(part, CompiledBackend(model, cache="state"), batch, within, ", without the cache")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import subprocess
@@ -87,11 +88,12 @@ def tests(part: Part, *files: str) -> None:
 
     os.chdir(Path(__file__).parent.parent)
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    options = ["-m", "gpu", "-o", "addopts=", "-o", "filterwarnings=default", "-p", "no:cacheprovider", "-q"]
+    together = ["-p", "xdist.plugin", "-n", "4"] if importlib.util.find_spec("xdist") and len(files) > 1 else []
+    options = [*together, "-m", "gpu", "-o", "addopts=", "-o", "filterwarnings=default", "-p", "no:cacheprovider", "-q"]
     part.tell("exit code", int(pytest.main([*options, *(f"tests/{name}" for name in files)], plugins=[Outcomes()])))
 
 
-def compiling(part: Part, name: str) -> None:
+def compiling(part: Part, name: str, drawn: tuple[int, ...] = (0, 2, 3)) -> None:
     """Seconds until everything that a trajectory takes is compiled."""
     part.load_compiled()
     model = part.network(name)
@@ -104,7 +106,7 @@ def compiling(part: Part, name: str) -> None:
         session.encode(slot, rows)
     part.tell("encoder", backend.compile_seconds, "s")
     part.keep_compiled()
-    for sources in (0, 2, 3):
+    for sources in drawn:
         before = backend.compile_seconds
         if sources:
             session.forecast(3, [(s, 1 / sources) for s in range(sources)], None, rows)
@@ -113,17 +115,17 @@ def compiling(part: Part, name: str) -> None:
         part.keep_compiled()
 
 
-def compiling_published(part: Part) -> None:
+def compiling_published(part: Part, weights: str) -> None:
+    """Seconds of a trajectory of three steps, of which two refresh."""
     from peers import published, published_network
 
     if part.clone is None:
         part.tell("published", None, reason="no clone of github.com/MCG-NJU/DDT in the checkout")
         return
     part.load_compiled()
-    noise, labels = part.images(2)
-    few = Schedule.uniform(replace(part.spec, num_steps=3), 1)
-    for weights, bf16 in (("fp32", False), ("bf16", True)):
-        network = published_network(part.clone, part.model, compiled=True, bf16=bf16)
-        draw = published(network, part.model, few, autocast=not part.reduced or bf16)
-        part.tell(f"published, {weights} weights", part.once(partial(draw, noise, labels)), "s")
+    noise, labels = part.images(2 if part.reduced else 32)
+    few, bf16 = Schedule.uniform(replace(part.spec, num_steps=3), 1), weights == "bf16"
+    network = published_network(part.clone, part.model, compiled=True, bf16=bf16)
+    draw = published(network, part.model, few, autocast=not part.reduced or bf16)
+    part.tell(f"published, {weights} weights", part.once(partial(draw, noise, labels)), "s")
     part.keep_compiled()

@@ -116,6 +116,19 @@ def test_graphs_share_a_stream_and_a_pool(device) -> None:
     assert len(device.done) == 4  # nothing is undone
 
 
+def test_with_the_last_graph_the_pool_goes(device) -> None:
+    """PyTorch refuses one that no graph holds any more (as it did on an H200)."""
+    first = capture(lambda: None, torch.device("cuda"))
+    second = capture(lambda: None, torch.device("cuda"))
+    del first
+    third = capture(lambda: None, torch.device("cuda"))
+    del second, third
+    capture(lambda: None, torch.device("cuda"))
+    pools = [done[1] for done in device.done if done[0] == "begin"]
+    assert pools[0] is pools[1] is pools[2]
+    assert pools[3] is not pools[0]
+
+
 def test_after_a_failure_there_is_another_pool(device) -> None:
     """PyTorch up to 2.11 never ends what it records of pinned memory: it refuses the pool, and still asks the graph."""
 
@@ -154,6 +167,18 @@ def test_the_first_cause_is_told() -> None:
         failing()
     assert cause_of(failed.value) == "first"
     assert cause_of(MemoryError()) == "MemoryError"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_graphs_come_and_go() -> None:
+    device = torch.device("cuda")
+    out = torch.zeros(8, device=device)
+    for turn in range(1, 4):
+        graph = capture(lambda: torch.add(out, 1, out=out), device)
+        graph.replay()
+        assert out.tolist() == [float(turn)] * 8
+        del graph
 
 
 @pytest.mark.gpu

@@ -1,7 +1,8 @@
 """A CUDA graph of what a function queues on the current stream; one that fails leaves nothing behind.
 
 All graphs of a device are captured on one side stream, because cuBLAS keeps a workspace of 32 MiB for each, and share
-one pool of memory, because they run one after the other and keep nothing in it between two runs.
+one pool of memory, because they run one after the other and keep nothing in it between two runs. With the last of them
+PyTorch gives the pool up; the next takes a new one.
 """
 
 from __future__ import annotations
@@ -9,15 +10,25 @@ from __future__ import annotations
 import contextlib
 import gc
 import threading
+import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 
 _ONE_AT_A_TIME = threading.Lock()
-_POOLS: dict[int, Any] = {}  # by device
 _BROKEN: list[torch.cuda.CUDAGraph] = []
+
+
+@dataclass(frozen=True)
+class _Pool:
+    handle: Any
+    graphs: weakref.WeakSet[torch.cuda.CUDAGraph]  # that live in it
+
+
+_POOLS: dict[int, _Pool] = {}  # by device
 
 
 def captures(device: torch.device) -> bool:
@@ -34,8 +45,11 @@ def capture(work: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGr
     with _ONE_AT_A_TIME, torch.cuda.device(device):
         index = torch.cuda.current_device()
         stream = _stream(index)
-        if index not in _POOLS:
-            _POOLS[index] = torch.cuda.graph_pool_handle()
+        held = (
+            list(_POOLS[index].graphs) if index in _POOLS else []
+        )  # so that none goes meanwhile, and the pool with it
+        if not held:
+            _POOLS[index] = _Pool(torch.cuda.graph_pool_handle(), weakref.WeakSet())
         collecting = gc.isenabled()
         gc.collect()  # what nobody holds any more would be freed during the capture, which that forbids
         torch.cuda.synchronize()
@@ -44,7 +58,7 @@ def capture(work: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGr
         try:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.stream(stream):
-                graph.capture_begin(pool=_POOLS[index], capture_error_mode="thread_local")
+                graph.capture_begin(pool=_POOLS[index].handle, capture_error_mode="thread_local")
                 try:
                     try:
                         work()
@@ -53,6 +67,7 @@ def capture(work: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGr
                 except BaseException:
                     _abandon(graph, index)
                     raise
+            _POOLS[index].graphs.add(graph)
         finally:
             if collecting:
                 gc.enable()
@@ -74,11 +89,11 @@ def _stream(device: int) -> torch.cuda.Stream:
 def _abandon(graph: torch.cuda.CUDAGraph, device: int) -> None:
     """Ends what PyTorch up to 2.11 leaves open after a failed capture (pytorch #180395, #190348).
 
-    Its allocator would go on as if captured: with no second try where memory is short, and all that is cached kept. That
-    of pinned memory does so in any case, where nothing ends it: it would refuse the pool and asks the graph, so that the
-    next captures get another pool and the graph stays.
+    Its allocator would go on as if captured: with no second try where memory is short, and all that is cached kept. Of
+    pinned memory it does so whatever is called: it would refuse the pool, and asks the graph about allocations. So the
+    next captures get another pool, and the graph stays.
     """
-    pool = _POOLS.pop(device)
+    pool = _POOLS.pop(device).handle
     with contextlib.suppress(RuntimeError):  # later versions have ended it
         torch._C._cuda_endAllocateToPool(device, pool)
         torch._C._cuda_releasePool(device, pool)
