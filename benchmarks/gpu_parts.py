@@ -27,13 +27,13 @@ PARTS: dict[str, tuple[str, str, tuple[object, ...]]] = {
     "compile-published": ("gpu_probe", "compiling_published", ("fp32",)),
     "compile-published-bf16": ("gpu_probe", "compiling_published", ("bf16",)),
     "parts": ("gpu_pieces", "pieces", ()),
-    "trajectories": ("gpu_contest", "trajectories", ()),
     "peers-32": ("gpu_contest", "peers", (32,)),
-    "peers-1": ("gpu_contest", "peers", (1,)),
-    "scaling": ("gpu_contest", "scaling", ()),
-    "fit": ("gpu_contest", "fitting", ()),
     "dit-dh": ("gpu_pieces", "family", ("dit-dh-xl-256",)),
     "pixnerd": ("gpu_pieces", "family", ("pixnerd-xl-256",)),
+    "peers-1": ("gpu_contest", "peers", (1,)),
+    "trajectories": ("gpu_contest", "trajectories", ()),
+    "scaling": ("gpu_contest", "scaling", ()),
+    "fit": ("gpu_contest", "fitting", ()),
 }
 
 

@@ -35,7 +35,8 @@ def pieces(part: Part) -> None:
     timed(part, backend, batch, within, drawn=(2,))
     steps: dict[str, Callable[[], None]] = {
         "kernels": lambda: largest_kernels(part, backend, batch),
-        "block by block": lambda: block_by_block(part, batch, within),
+        "block by block": lambda: block_by_block(part, BlockByBlock(part.model), batch, within, "block by block"),
+        "regions": lambda: block_by_block(part, Regions(part.model), batch, within, "with blocks as regions"),
         "three sources": lambda: timed(part, backend, batch, within, drawn=(3,)),
         "joined wide": lambda: timed(part, before, batch, within, ", rotated halves joined in fp32"),
         "states": lambda: timed(part, CompiledBackend(part.model, cache="state"), batch, within, ", states cached"),
@@ -80,12 +81,11 @@ def timed(
         told(f"decoder, {sources} sources", lambda: session.decode(3, rows), "decoder")
 
 
-def block_by_block(part: Part, batch: int, within: float) -> None:
+def block_by_block(part: Part, backend: CompiledBackend, batch: int, within: float, way: str) -> None:
     """What compiling a block once, for all, costs and saves."""
-    backend = BlockByBlock(part.model)
     started = time.perf_counter()
-    timed(part, backend, batch, within, ", compiled block by block")
-    part.tell("compiled block by block, all of it", time.perf_counter() - started, "s")
+    timed(part, backend, batch, within, f", compiled {way}")
+    part.tell(f"compiled {way}, all of it", time.perf_counter() - started, "s")
 
 
 class BlockByBlock(CompiledBackend):
@@ -104,6 +104,16 @@ class BlockByBlock(CompiledBackend):
             output.copy_(module(*inputs))
 
         return self._compiled.setdefault((network, sources), write)
+
+
+class Regions(CompiledBackend):
+    """One program, in which all blocks are calls of one region (from PyTorch 2.8 on)."""
+
+    def _network(self, network: str, sources: int) -> Callable[..., None]:
+        for kind in {type(module) for module in self._model.modules() if isinstance(module, PreparedBlock)}:
+            if not hasattr(kind.forward, "__marked_compile_region_fn__"):
+                kind.forward = torch.compiler.nested_compile_region(kind.forward)
+        return super()._network(network, sources)
 
 
 def encoder_with_modulations(part: Part, backend: CompiledBackend, batch: int, within: float) -> None:

@@ -352,7 +352,7 @@ def test_the_documentation_has_the_tables(tmp_path) -> None:
 def test_every_part_is_there_and_they_fit() -> None:
     assert list(gpu_parts.PARTS) == [part.name for part in gpu.PARTS]
     longest = [max(part.limit for part in group) for group in gpu.grouped(gpu.PARTS)]
-    assert sum(longest[:-2]) < 9 * 60  # the other families come if time remains
+    assert sum(longest[:6]) < 9 * 60  # the last five come if time remains, or in a second run
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny-dit-dh", "tiny-pixnerd"])

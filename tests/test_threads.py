@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from ddt_accel.cli.console import say_threads
 from ddt_accel.errors import ConfigError
 from ddt_accel.networks import threads
 from ddt_accel.networks.threads import use_threads
@@ -56,3 +57,12 @@ def test_the_trial_runs(monkeypatch) -> None:
     torch.set_num_threads(2)
     assert use_threads(None).startswith("2 threads")
     assert torch.get_num_threads() == 2
+
+
+def test_a_gpu_that_nobody_asked_for_is_mentioned(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"a card named {device}")
+    say_threads(1, "cpu")
+    assert "a GPU here, a card named cuda; `ddt-accel optimize`" in capsys.readouterr().err
+    say_threads(1, "cuda")
+    assert capsys.readouterr().err == ""

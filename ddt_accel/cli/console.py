@@ -195,8 +195,15 @@ def duration(seconds: float) -> str:
 
 
 def say_threads(threads: int | None, device: str) -> None:
-    """Tells, before long work on the CPU, with how many threads it is done, and whether fewer would be faster."""
+    """Tells, before long work on the CPU, with how many threads it is done, whether fewer would be faster, and of a GPU
+    that nobody has asked for."""
     if device == "cpu":
+        import torch
+
+        from ddt_accel.networks.device import device_name
         from ddt_accel.networks.threads import use_threads
 
         say(f"Computing with {use_threads(threads)}.")
+        if torch.cuda.is_available():
+            gpu = device_name(torch.device("cuda"))
+            say(f"There is a GPU here, {gpu}; `ddt-accel optimize` and all single steps use it with --device cuda.")
