@@ -53,6 +53,7 @@ PARTS = (
     Part(name="probe", limit=25),
     Part(name="capture", limit=60, together=True),
     Part(name="tests", limit=150, together=True),
+    Part(name="commands", limit=150, together=True),
     Part(name="compile-256", limit=150, together=True),
     Part(name="compile-512", limit=150, together=True),
     Part(name="compile-dit-dh", limit=150, together=True),

@@ -20,6 +20,7 @@ PARTS: dict[str, tuple[str, str, tuple[object, ...]]] = {
     "probe": ("gpu_probe", "probe", ()),
     "capture": ("gpu_probe", "tests", ("test_capture.py",)),
     "tests": ("gpu_probe", "tests", ("test_backends.py", "test_sampler.py", "test_replays.py")),
+    "commands": ("gpu_probe", "commands", ()),
     "compile-256": ("gpu_probe", "compiling", ("xl2-256",)),
     "compile-512": ("gpu_probe", "compiling", ("xl2-512",)),
     "compile-dit-dh": ("gpu_probe", "compiling", ("dit-dh-xl-256", (0, 2))),

@@ -8,6 +8,8 @@ import importlib.util
 import os
 import platform
 import subprocess
+import sys
+import tempfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -91,6 +93,29 @@ def tests(part: Part, *files: str) -> None:
     together = ["-p", "xdist.plugin", "-n", "4"] if importlib.util.find_spec("xdist") and len(files) > 1 else []
     options = [*together, "-m", "gpu", "-o", "addopts=", "-o", "filterwarnings=default", "-p", "no:cacheprovider", "-q"]
     part.tell("exit code", int(pytest.main([*options, *(f"tests/{name}" for name in files)], plugins=[Outcomes()])))
+
+
+def commands(part: Part) -> None:
+    """What a user types, on the embedded model: whether each ends well, and the last that it says."""
+    with tempfile.TemporaryDirectory(prefix="ddt-accel-") as folder:
+        device = ["-w", folder, *([] if part.reduced else ["--device", "cuda"])]
+        lines = (
+            ["calibrate", "--model", "cifar10", "--samples", "2", *device],
+            ["sample", "--images", "4", "--backend", "compiled", *device],
+            ["sample", "--images", "4", "--backend", "torch", *device],
+            ["fit", "--iterations", "2", "--images", "4", "--held-out", "4", "--batch-size", "2", *device],
+            ["optimize", "--speedup", "5", "--quick", *device],
+            ["sample", "--images", "4", "--backend", "auto", *device],
+        )  # fmt: skip
+        for line in lines[: 2 if part.reduced else None]:
+            name = " ".join(line[: line.index("-w")])
+            with part.trying(name, needs=5):
+                ended = subprocess.run(
+                    [sys.executable, "-m", "ddt_accel", *line], text=True, capture_output=True, timeout=part.left
+                )
+                said = ended.stderr.strip().splitlines()
+                part.tell(name, "done" if ended.returncode == 0 else f"failed with {ended.returncode}", said=said[-3:])
+                print(*said, sep="\n", flush=True)
 
 
 def compiling(part: Part, name: str, drawn: tuple[int, ...] = (0, 2, 3)) -> None:
