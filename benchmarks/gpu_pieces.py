@@ -63,14 +63,16 @@ def timed(
     one, dtype = backend.config.multiply_adds(shape), getattr(torch, backend.cut.dtype)
     moved = counted_bytes(backend._model, 2 * batch, dtype.itemsize)
     kept = backend.cut.cache == "modulations"
+    cache = dtype.itemsize * 2 * batch * backend.config.num_tokens(shape) * backend.config.modulation_size
     work = {
         "encoder": one.encoder + kept * one.modulations,
         "decoder": one.decoder + (not kept) * one.modulations,
     }
 
-    def told(name: str, call: Callable[[], object], network: str) -> None:
+    def told(name: str, call: Callable[[], object], network: str, sources: int = 1) -> None:
         taken = part.seconds(call, within=within)
-        details = {"multiply_adds": 2 * batch * work[network], **({"bytes": moved[network]} if kept else {})}
+        size = moved[network] + (sources - 1) * cache
+        details = {"multiply_adds": 2 * batch * work[network], **({"bytes": size} if kept else {})}
         part.tell(f"{name}{otherwise}", 1e3 * taken, "ms", batch=batch, **details)
 
     told("encoder", lambda: session.encode(0, rows), "encoder")
@@ -78,7 +80,7 @@ def timed(
     for sources in drawn:
         session.forecast(3, [(s, 1 / sources) for s in range(sources)], None, rows)
         session.decode(3, rows)
-        told(f"decoder, {sources} sources", lambda: session.decode(3, rows), "decoder")
+        told(f"decoder, {sources} sources", lambda: session.decode(3, rows), "decoder", sources)
 
 
 def block_by_block(part: Part, backend: CompiledBackend, batch: int, within: float, way: str) -> None:
@@ -110,10 +112,17 @@ class Regions(CompiledBackend):
     """One program, in which all blocks are calls of one region (from PyTorch 2.8 on)."""
 
     def _network(self, network: str, sources: int) -> Callable[..., None]:
-        for kind in {type(module) for module in self._model.modules() if isinstance(module, PreparedBlock)}:
-            if not hasattr(kind.forward, "__marked_compile_region_fn__"):
-                kind.forward = torch.compiler.nested_compile_region(kind.forward)
-        return super()._network(network, sources)
+        write, usual = super()._network(network, sources), PreparedBlock.forward
+        region = torch.compiler.nested_compile_region(usual)
+
+        def with_regions(*given: Tensor) -> None:
+            PreparedBlock.forward = region  # type: ignore[method-assign]
+            try:
+                write(*given)
+            finally:
+                PreparedBlock.forward = usual  # type: ignore[method-assign]
+
+        return with_regions
 
 
 def encoder_with_modulations(part: Part, backend: CompiledBackend, batch: int, within: float) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 
 from record import read
 
-# XL/2, 256 px, bf16, batch 32, guided throughout, 50 steps, 10 encoder runs: no faster can it be, in ms a batch.
+# XL/2, 256 px, bf16, batch 32, guided throughout, 50 steps, 10 encoder runs: no faster can it be, in ms a batch. By
+# rates that were measured on an H200, and are assumed of the others.
 FLOORS = {
-    "H200": {"held": 590, "two sources": 604, "unshared": 1620},
+    "H200": {"held": 446, "two sources": 459, "unshared": 1210},
     "H100": {"held": 655, "two sources": 674, "unshared": 1780},
     "RTX 4090": {"held": 2690, "two sources": 2740, "unshared": 7380},
 }

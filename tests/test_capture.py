@@ -136,12 +136,15 @@ def test_after_a_failure_there_is_another_pool(device) -> None:
         device.broken = True
         raise RuntimeError("operation not permitted when stream is capturing")
 
+    kept = capture(lambda: None, torch.device("cuda"))
     with pytest.raises(RuntimeError):
         capture(failing, torch.device("cuda"))
     device.broken = False
-    capture(lambda: None, torch.device("cuda"))
-    first, second = (done[1] for done in device.done if done[0] == "begin")
-    assert first is not second
+    later = capture(lambda: None, torch.device("cuda"))
+    assert kept is not later
+    first, broken, second = (done[1] for done in device.done if done[0] == "begin")
+    assert first is broken
+    assert second is not first
     assert len(capturing._BROKEN) == 1
 
 
@@ -186,6 +189,8 @@ def test_graphs_come_and_go() -> None:
 def test_after_a_failed_capture_memory_and_captures_are_as_before() -> None:
     """A backend that waits; then allocations that need what is cached, and another capture."""
     device, before = torch.device("cuda"), torch.randn(8, device="cuda")
+    other = torch.zeros(8, device=device)
+    living = capture(lambda: torch.add(other, 1, out=other), device)  # keeps the pool that they shared
 
     def waits() -> None:
         before.mul_(2)
@@ -210,7 +215,8 @@ def test_after_a_failed_capture_memory_and_captures_are_as_before() -> None:
     out = torch.zeros(8, device=device)
     graph = capture(lambda: torch.add(out, 1, out=out), device)
     graph.replay()
-    assert out.tolist() == [1.0] * 8
+    living.replay()
+    assert out.tolist() == other.tolist() == [1.0] * 8
 
 
 @pytest.mark.gpu

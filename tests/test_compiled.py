@@ -52,6 +52,22 @@ def test_it_computes_what_the_published_network_does(reference, monkeypatch, max
     torch.testing.assert_close(velocity, t["velocity"], atol=5e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("shape", [(24,), (2, 1, 24), None])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_norm_by_halves_is_the_norm(centred: bool, shape: tuple[int, ...] | None, biased: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = 3 + torch.randn(4, 2, 5, 24, generator=generator)
+    weight, bias = (torch.randn(shape or 24, generator=generator) for _ in range(2))
+    norm = prepared_layers.PreparedNorm(
+        prepared_layers.NormWeights(
+            weight=None if shape is None else weight, bias=bias if biased else None, centred=centred
+        )
+    )
+    for half, expected in zip(norm.halves(x), norm(x).chunk(2, dim=-1), strict=True):
+        torch.testing.assert_close(half, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(("precision", "least", "most"), [("bf16", 1e-3, 2e-2), ("fp16", 1e-4, 2e-3)])
 def test_reduced_precision_is_near(model, precision: str, least: float, most: float) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -77,6 +77,8 @@ def test_hints_repeat_the_workspace() -> None:
     assert console.following("ddt-accel bench", workspace=Path("ddt-accel-run")) == "Next: ddt-accel bench"
     told = console.following("ddt-accel bench", "ddt-accel sample", workspace=Path("my run"))
     assert told == "Next: ddt-accel bench -w 'my run', or ddt-accel sample -w 'my run'"
+    told = console.following("ddt-accel export", "ddt-accel bench", "ddt-accel fit --device cuda", device="cuda:1")
+    assert told == "Next: ddt-accel export, or ddt-accel bench --device cuda:1, or ddt-accel fit --device cuda"
     assert console.given("--schedule", None) == ""
     assert console.given("--schedule", Path("it's.json")) == """ --schedule 'it'"'"'s.json'"""
 

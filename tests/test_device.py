@@ -77,6 +77,16 @@ def test_what_a_process_has_chosen_for_its_own_products_stays() -> None:
         matmul.fp32_precision = before
 
 
+def test_convolutions_are_in_float32_too() -> None:
+    """By default PyTorch convolves as TensorFloat32 on a GPU."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32
+    assert before
+    with full_float32(torch.device("cuda")):
+        assert not cudnn.allow_tf32
+    assert cudnn.allow_tf32 == before
+
+
 def test_memory_is_what_the_process_may_use() -> None:
     with open("/proc/meminfo") as file:
         total = 1024 * int(file.readline().split()[1])

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from ddt_accel.fitting.descent import SLOWER
 from ddt_accel.fitting.fit import LOOK_EVERY, Fitter
 from ddt_accel.fitting.fit_spec import FitSpec
 from ddt_accel.fitting.scalars import KINDS, Scalars, widened
-from ddt_accel.fitting.trajectory import fitted_trajectory
+from ddt_accel.fitting.trajectory import _forecast, fitted_trajectory
 from ddt_accel.sampling.integrators import updates
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.sampling.program import compile_program
@@ -496,3 +497,18 @@ def test_micro_batches_are_halved_until_they_fit(tiny_model_path, monkeypatch) -
         torch.testing.assert_close(free.trained[name], value)
     with pytest.raises(torch.OutOfMemoryError):
         Fitter(model, schedule, dataclasses.replace(spec, micro_batch=3)).run()
+
+
+def test_forecasts_are_in_float32_where_states_are_not() -> None:
+    """As a sampler makes them. A weight times bfloat16 would be rounded to its eight bits, where nobody sees it move."""
+    generator = torch.Generator().manual_seed(0)
+    states = [torch.randn(2, 3, 8, generator=generator).bfloat16() for _ in range(2)]
+    row, means = torch.tensor([-0.4031, 1.4031, 0.0]), 5 * torch.randn(3, 8, generator=generator)
+    scalars = SimpleNamespace(means_of=lambda side: means)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = _forecast(scalars, 2, row, [0, 1], list(states), 0)
+    weights = row[:2].double()
+    expected = sum(
+        w * (state.double() - mean) for w, state, mean in zip(weights, states, means.double()[:2], strict=True)
+    )
+    torch.testing.assert_close(made.double(), expected + means[2].double(), rtol=1e-5, atol=1e-5)

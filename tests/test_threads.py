@@ -61,8 +61,7 @@ def test_the_trial_runs(monkeypatch) -> None:
 
 def test_a_gpu_that_nobody_asked_for_is_mentioned(monkeypatch, capsys) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"a card named {device}")
     say_threads(1, "cpu")
-    assert "a GPU here, a card named cuda; `ddt-accel optimize`" in capsys.readouterr().err
+    assert "There is a GPU here" in capsys.readouterr().err
     say_threads(1, "cuda")
     assert capsys.readouterr().err == ""

@@ -17,6 +17,7 @@ from torch import Tensor
 from ddt_accel.errors import CheckpointError, DependencyError, listed
 from ddt_accel.networks.decoder_files import DecoderFiles, decoder_files
 from ddt_accel.networks.decoder_weights import CLASS_TOKEN, StoredDecoder, read_decoder
+from ddt_accel.networks.device import full_float32
 
 
 class RAEDecoder:
@@ -74,7 +75,8 @@ class RAEDecoder:
     def pixels(self, latents: Tensor) -> Tensor:
         """What the published decoder returns: float32 [B, 3, pn, pn], nominally in [0, 1], and not clipped."""
         self.check(tuple(latents.shape[1:]))
-        return torch.cat([self._pixels(part) for part in latents.split(self.batch_size)])
+        with full_float32(self.device):
+            return torch.cat([self._pixels(part) for part in latents.split(self.batch_size)])
 
     def _pixels(self, latents: Tensor) -> Tensor:
         z = latents.to(self.device, torch.float32) / self._scale * self._std + self._mean

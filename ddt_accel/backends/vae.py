@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ddt_accel.errors import CheckpointError, DependencyError
+from ddt_accel.networks.device import full_float32
 
 # What the published DDT-XL/2 checkpoints were trained with.
 PUBLISHED = "stabilityai/sd-vae-ft-ema"
@@ -78,5 +79,6 @@ class LatentDecoder:
     def __call__(self, latents: Tensor) -> Tensor:
         self.check(tuple(latents.shape[1:]))
         scaled = (latents.to(self.device) / self.scaling_factor + self.shift_factor).to(self.dtype)
-        images = [self.vae.decode(part).sample.float() for part in scaled.split(self.batch_size)]
+        with full_float32(self.device):
+            images = [self.vae.decode(part).sample.float() for part in scaled.split(self.batch_size)]
         return torch.cat(images).clamp(-1.0, 1.0)

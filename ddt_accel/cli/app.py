@@ -166,7 +166,9 @@ def _run() -> None:
         _fail(f"{error.filename or 'A file'}: {error.strerror or error}; check the path, its permissions and space.")
     except (MemoryError, RuntimeError) as error:
         # PyTorch has no one exception for this: on a CPU it is a RuntimeError that says so.
-        if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate", str(error)):
+        if not isinstance(error, MemoryError) and not re.search(
+            "out of memory|can't allocate|ALLOC_FAILED", str(error)
+        ):
             raise
         _fail(
             "There is not enough memory; try a smaller --batch-size, or fewer steps. `ddt-accel inspect` of the model "

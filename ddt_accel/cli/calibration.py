@@ -144,7 +144,7 @@ def calibrate(
         },
         as_json=json,
         text=f"Calibrated on {calibration.num_samples} trajectories of {spec.num_evaluations} steps → {path}\n"
-        + following(*([] if out else ["ddt-accel optimize --speedup 5"]), solving, workspace=workspace),
+        + following(*([] if out else ["ddt-accel optimize --speedup 5"]), solving, workspace=workspace, device=device),
     )
 
 

@@ -132,7 +132,7 @@ def compare(
         as_json=json,
         text=f"dB on {images} images of seed {seed}, which nothing was calibrated, fitted or chosen on; costs are "
         f"{costs.unit} ({costs.conditions}), 1 is the unshared sampler.\nMade: {page}, {folder / COMPARISON_NAME}\n"
-        f"{following('ddt-accel optimize', workspace=place.folder)}",
+        f"{following('ddt-accel optimize', workspace=place.folder, device=device)}",
     )
 
 

@@ -63,14 +63,22 @@ def show(table: Table) -> None:
     out.file.write(laid_out(table, width, encoding=out.encoding, errors=errors, colour=out.is_terminal))
 
 
-def following(*commands: str, workspace: Path = DEFAULT_WORKSPACE) -> str:
-    """The line that tells what to type next; another workspace than the usual one is repeated in it.
+_ON_A_DEVICE = ("bench", "calibrate", "compare", "fit", "optimize", "plan", "sample")
+
+
+def following(*commands: str, workspace: Path = DEFAULT_WORKSPACE, device: str = "cpu") -> str:
+    """The line that tells what to type next; another workspace than the usual one is repeated in it, and a GPU.
 
     >>> following("ddt-accel export", "ddt-accel sample --backend torch", workspace=Path("my run"))
     "Next: ddt-accel export -w 'my run', or ddt-accel sample --backend torch -w 'my run'"
     """
     place = given("-w", None if workspace == DEFAULT_WORKSPACE else workspace)
-    return "Next: " + ", or ".join(command + place for command in commands)
+
+    def on(command: str) -> str:
+        taking = device != "cpu" and "--device" not in command and command.split()[1] in _ON_A_DEVICE
+        return f"{command} --device {device}" if taking else command
+
+    return "Next: " + ", or ".join(on(command) + place for command in commands)
 
 
 def given(option: str, path: Path | None) -> str:
@@ -200,10 +208,10 @@ def say_threads(threads: int | None, device: str) -> None:
     if device == "cpu":
         import torch
 
-        from ddt_accel.networks.device import device_name
         from ddt_accel.networks.threads import use_threads
 
         say(f"Computing with {use_threads(threads)}.")
         if torch.cuda.is_available():
-            gpu = device_name(torch.device("cuda"))
-            say(f"There is a GPU here, {gpu}; `ddt-accel optimize` and all single steps use it with --device cuda.")
+            say(
+                "There is a GPU here, which `ddt-accel optimize` and whatever else has the option use by --device cuda."
+            )

@@ -65,7 +65,7 @@ def fit(
     batch_size: Annotated[int, typer.Option(min=1, help="Images a gradient step.")] = 12,
     micro_batch: Annotated[
         str, typer.Option(metavar="INTEGER|auto", help="Of them, how many at a time; auto: as many as fit into memory.")
-    ] = "12",
+    ] = "auto",
     learning_rate: Annotated[float, typer.Option(help="Of Adam; it decays to 0.")] = 5e-2,
     reference_steps: Annotated[
         int | None, typer.Option(help="Of the reference solution that is fitted to; at least 120 by default.")
@@ -203,6 +203,7 @@ def fit(
             f"ddt-accel bench{given('--schedule', out)}" if place.export_path.exists() else "ddt-accel export",
             f"ddt-accel sample --backend torch{given('--schedule', out)}",
             workspace=workspace,
+            device=device,
         ),
     )
 

@@ -263,7 +263,7 @@ def _choose(
     spec = FitSpec(seed=fitting.seed, autocast=wants_autocast(None, networks.backend.device))
     if not effort.thorough:
         spec = FitSpec(
-            seed=fitting.seed, images=fitting.count, batch_size=fitting.count, micro_batch=fitting.count,
+            seed=fitting.seed, images=fitting.count, batch_size=fitting.count,
             held_out=LEAST_HELD_OUT, reference_steps=steps,
         )  # fmt: skip
     joint = JointFit(

@@ -179,17 +179,21 @@ def plan(
         text=f"Costs are {costs.unit} ({costs.conditions}); 1 is the calibrated trajectory, unshared.\n"
         f"dB to the reference solution, with 95 % intervals, on {images} images of seed {seed}, not those that plans "
         "were chosen on.\n"
-        + (f"The best at {rows[-1].cost:g}: {best.name} → {path}\n{_next(place, schedule)}" if best else _NOTHING),
+        + (
+            f"The best at {rows[-1].cost:g}: {best.name} → {path}\n{_next(place, schedule, device)}"
+            if best
+            else _NOTHING
+        ),
     )
 
 
 _NOTHING = "Nothing is as cheap as that; give a higher --cost."
 
 
-def _next(place: Workspace, schedule: Path | None) -> str:
+def _next(place: Workspace, schedule: Path | None, device: str) -> str:
     used = given("--schedule", schedule)
     measuring = f"ddt-accel bench{used}" if place.export_path.exists() else "ddt-accel export"
-    return following(measuring, f"ddt-accel sample --backend torch{used}", workspace=place.folder)
+    return following(measuring, f"ddt-accel sample --backend torch{used}", workspace=place.folder, device=device)
 
 
 WAYS = {

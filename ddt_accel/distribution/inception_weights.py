@@ -62,7 +62,7 @@ class FeatureNetwork:
         if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[-1] != 3:
             raise ConfigError(f"The pictures are {pictures.dtype}{list(pictures.shape)}; give uint8 [M, H, W, 3].")
         device = next(self.network.parameters()).device
-        with full_float32(device), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with full_float32(device):
             parts = [
                 self.network(torch.tensor(pictures[start : start + batch_size], device=device).movedim(3, 1))
                 for start in range(0, len(pictures), batch_size)

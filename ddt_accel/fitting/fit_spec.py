@@ -29,7 +29,7 @@ class FitSpec:
     images: int = 64
     held_out: int = 32
     batch_size: int = 12
-    micro_batch: int | None = 12
+    micro_batch: int | None = None
     learning_rate: float = 5e-2
     reference_steps: int | None = None
     seed: int = 3

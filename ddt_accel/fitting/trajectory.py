@@ -100,12 +100,15 @@ def fitted_trajectory(
 
 
 def _forecast(scalars: Scalars, k: int, row: Tensor, drawn: list[int], kept: list[Tensor], side: int) -> Tensor:
-    """The modulations of evaluation k from the first of `kept`, which are taken off the list."""
+    """The modulations of evaluation k from the first of `kept`, which are taken off the list.
+
+    In float32 as a sampler forecasts, whatever the states are in: a weight times bfloat16 would be rounded to it.
+    """
     sources = [kept.pop(0) for _ in drawn]
     if drawn == [k]:
         return sources[0]
-    forecast = torch.stack([row[r] * source for r, source in zip(drawn, sources, strict=True)]).sum(0)
+    forecast = torch.stack([row[r] * source.float() for r, source in zip(drawn, sources, strict=True)]).sum(0)
     if (means := scalars.means_of(side)) is not None:
         chosen = row[drawn].to(means)
-        forecast = forecast + (means[k] - chosen @ means[drawn])
+        forecast = forecast + (means[k] - (chosen[:, None] * means[drawn]).sum(0))  # autocast knows sums, not products
     return forecast

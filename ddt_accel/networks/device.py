@@ -50,21 +50,30 @@ def bf16_gain() -> float:
 
 @contextlib.contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
-    """Multiplies float32 matrices as such on a GPU, not as TensorFloat32 with its 10 bits of mantissa, whatever this
-    process is set to otherwise, be it by TORCH_ALLOW_TF32_CUBLAS_OVERRIDE."""
+    """Multiplies and convolves float32 as such on a GPU, not as TensorFloat32 with its 10 bits of mantissa, whatever
+    this process is set to otherwise, be it by TORCH_ALLOW_TF32_CUBLAS_OVERRIDE; PyTorch convolves in it by default."""
     if device.type != "cuda":
         yield
         return
-    matmul: Any = torch.backends.cuda.matmul
-    newer = hasattr(matmul, "fp32_precision")  # of two settings; the older one cannot be read where they differ
-    before = matmul.fp32_precision if newer else matmul.allow_tf32
-    matmul.allow_tf32 = False  # sets both
+    with contextlib.ExitStack() as kept:
+        for library, kinds in ((torch.backends.cuda.matmul, ("",)), (torch.backends.cudnn, ("conv", "rnn"))):
+            kept.enter_context(_without_tf32(library, kinds))
+        yield
+
+
+@contextlib.contextmanager
+def _without_tf32(library: Any, kinds: tuple[str, ...]) -> Iterator[None]:
+    """PyTorch has two settings of each library; the older one cannot be read where they differ."""
+    parts = [getattr(library, kind, None) if kind else library for kind in kinds]
+    newer = all(hasattr(part, "fp32_precision") for part in parts)
+    before = [part.fp32_precision for part in parts] if newer else [library.allow_tf32]
+    library.allow_tf32 = False  # sets both
     try:
         yield
     finally:
-        matmul.allow_tf32 = before in (True, "tf32")
-        if newer:
-            matmul.fp32_precision = before
+        library.allow_tf32 = before[0] in (True, "tf32")
+        for part, value in zip(parts, before, strict=True) if newer else ():
+            part.fp32_precision = value
 
 
 def memory_of(device: torch.device) -> int:

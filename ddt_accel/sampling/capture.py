@@ -44,11 +44,9 @@ def capture(work: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGr
     """
     with _ONE_AT_A_TIME, torch.cuda.device(device):
         index = torch.cuda.current_device()
-        stream = _stream(index)
-        held = (
-            list(_POOLS[index].graphs) if index in _POOLS else []
-        )  # so that none goes meanwhile, and the pool with it
-        if not held:
+        # Held, so that none of them goes meanwhile, and the pool with it.
+        others = list(_POOLS[index].graphs) if index in _POOLS else []
+        if not others:
             _POOLS[index] = _Pool(torch.cuda.graph_pool_handle(), weakref.WeakSet())
         collecting = gc.isenabled()
         gc.collect()  # what nobody holds any more would be freed during the capture, which that forbids
@@ -57,9 +55,9 @@ def capture(work: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGr
         gc.disable()
         try:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.stream(stream):
-                graph.capture_begin(pool=_POOLS[index].handle, capture_error_mode="thread_local")
+            with torch.cuda.stream(_stream(index)):
                 try:
+                    graph.capture_begin(pool=_POOLS[index].handle, capture_error_mode="thread_local")
                     try:
                         work()
                     finally:
@@ -96,8 +94,8 @@ def _abandon(graph: torch.cuda.CUDAGraph, device: int) -> None:
     pool = _POOLS.pop(device).handle
     with contextlib.suppress(RuntimeError):  # later versions have ended it
         torch._C._cuda_endAllocateToPool(device, pool)
-        torch._C._cuda_releasePool(device, pool)
         _BROKEN.append(graph)
+        torch._C._cuda_releasePool(device, pool)
     with contextlib.suppress(RuntimeError):
         generator = torch.cuda.default_generators[device]
         generator.graphsafe_set_state(generator.clone_state())  # one that is not being captured
