@@ -500,7 +500,7 @@ def test_micro_batches_are_halved_until_they_fit(tiny_model_path, monkeypatch) -
 
 
 def test_forecasts_are_in_float32_where_states_are_not() -> None:
-    """As a sampler makes them. A weight times bfloat16 would be rounded to its eight bits, where nobody sees it move."""
+    """As a sampler makes them. A weight times bfloat16 would be rounded to its eight bits, which hides its moves."""
     generator = torch.Generator().manual_seed(0)
     states = [torch.randn(2, 3, 8, generator=generator).bfloat16() for _ in range(2)]
     row, means = torch.tensor([-0.4031, 1.4031, 0.0]), 5 * torch.randn(3, 8, generator=generator)

@@ -166,9 +166,8 @@ def _run() -> None:
         _fail(f"{error.filename or 'A file'}: {error.strerror or error}; check the path, its permissions and space.")
     except (MemoryError, RuntimeError) as error:
         # PyTorch has no one exception for this: on a CPU it is a RuntimeError that says so.
-        if not isinstance(error, MemoryError) and not re.search(
-            "out of memory|can't allocate|ALLOC_FAILED", str(error)
-        ):
+        said = "out of memory|can't allocate|ALLOC_FAILED"
+        if not isinstance(error, MemoryError) and not re.search(said, str(error)):
             raise
         _fail(
             "There is not enough memory; try a smaller --batch-size, or fewer steps. `ddt-accel inspect` of the model "

@@ -213,5 +213,5 @@ def say_threads(threads: int | None, device: str) -> None:
         say(f"Computing with {use_threads(threads)}.")
         if torch.cuda.is_available():
             say(
-                "There is a GPU here, which `ddt-accel optimize` and whatever else has the option use by --device cuda."
+                "There is a GPU here: `ddt-accel optimize`, and whatever else has the option, uses it by --device cuda."
             )

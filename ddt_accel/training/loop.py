@@ -2,7 +2,8 @@
 
 `x_t = t·x_1 + (1 − t)·ε` with `t = sigmoid(normal)`; the loss is `mean (v − (x_1 − ε))²`. Every random number is a
 function of (seed, step), and the state holds weights, moving average and moments, so a run that was killed continues
-to the same bits, on a CPU; a GPU adds up the gradients of attention in no fixed order. A network with nested widths is trained complete and at one random width a batch.
+to the same bits on a CPU; a GPU adds up the gradients of attention in no fixed order. A network with nested widths is
+trained complete and at one random width a batch.
 """
 
 from __future__ import annotations
