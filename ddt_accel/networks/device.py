@@ -64,7 +64,7 @@ def full_float32(device: torch.device) -> Iterator[None]:
 @contextlib.contextmanager
 def _without_tf32(library: Any, kinds: tuple[str, ...]) -> Iterator[None]:
     """PyTorch has two settings of each library; the older one cannot be read where they differ."""
-    parts = [getattr(library, kind, None) if kind else library for kind in kinds]
+    parts: list[Any] = [getattr(library, kind, None) if kind else library for kind in kinds]
     newer = all(hasattr(part, "fp32_precision") for part in parts)
     before = [part.fp32_precision for part in parts] if newer else [library.allow_tf32]
     library.allow_tf32 = False  # sets both

@@ -84,12 +84,14 @@ class PreparedNorm(nn.Module):
         What turns the halves against each other runs over as many features, so that a compiler makes one kernel of
         both. Of more than 64 features PyTorch's makes a loop, which on an H200 took twice as long as attention itself.
         """
-        halves, features = x.float().chunk(2, dim=-1), x.shape[-1]
+        first, second = x.float().chunk(2, dim=-1)
+        features = x.shape[-1]
         if self.centred:
-            mean = sum(half.sum(-1, keepdim=True) for half in halves) / features
-            halves = tuple(half - mean for half in halves)
-        scale = torch.rsqrt(sum(half.square() for half in halves).sum(-1, keepdim=True) / features + self.eps)
-        first, second = (half * scale for half in halves)
+            mean = (first + second).sum(-1, keepdim=True) / features
+            first, second = first - mean, second - mean
+        squares = (first.square() + second.square()).sum(-1, keepdim=True)
+        scale = torch.rsqrt(squares / features + self.eps)
+        first, second = first * scale, second * scale
         for value, apply in ((self.weight, torch.mul), (self.bias, torch.add)):
             if value is not None:
                 before, after = value.chunk(2, dim=-1)
