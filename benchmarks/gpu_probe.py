@@ -98,16 +98,18 @@ def tests(part: Part, *files: str) -> None:
 def commands(part: Part) -> None:
     """What a user types, on the embedded model: whether each ends well, and the last that it says."""
     with tempfile.TemporaryDirectory(prefix="ddt-accel-") as folder:
-        device = ["-w", folder, *([] if part.reduced else ["--device", "cuda"])]
+        place, device = ["-w", folder], ["-w", folder, *([] if part.reduced else ["--device", "cuda"])]
         lines = (
-            ["calibrate", "--model", "cifar10", "--samples", "2", *device],
+            ["sample", "--schedule", "cifar10-10of50", "--model", "cifar10", "--images", "2", "--backend", "torch",
+             *device],
+            ["calibrate", "--samples", "2", "--sensitivity-samples", "1", *device],
+            ["solve", "--budget", "10", *place],
             ["sample", "--images", "4", "--backend", "compiled", *device],
-            ["sample", "--images", "4", "--backend", "torch", *device],
             ["fit", "--iterations", "2", "--images", "4", "--held-out", "4", "--batch-size", "2", *device],
             ["optimize", "--speedup", "5", "--quick", *device],
             ["sample", "--images", "4", "--backend", "auto", *device],
         )  # fmt: skip
-        for line in lines[: 2 if part.reduced else None]:
+        for line in lines[: 1 if part.reduced else None]:
             name = " ".join(line[: line.index("-w")])
             with part.trying(name, needs=5):
                 ended = subprocess.run(
