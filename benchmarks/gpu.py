@@ -1,14 +1,14 @@
-"""Everything that is to be measured on a GPU, with one command, in under ten minutes, whatever goes wrong.
+"""What is to be measured on a GPU, with one command, in runs of under ten minutes, whatever goes wrong.
 
 DDT-XL/2 with random weights, in bf16. Each part (`gpu_parts.py`) is a process group of its own with a limit of its own:
 one that fails, hangs or says nothing costs no other anything. Every figure is a line of `results.jsonl` in `--out` as
-soon as it is measured, what was printed is in `log.txt`, and what PyTorch compiled in `compiled-*.bin`, which the next
+soon as it is measured, what was printed is in `log.txt`, and what PyTorch compiled in `compiled-*.xz`, which the next
 run starts from. Parts come in the order of what they tell a second; what no longer fits into `--minutes` is recorded as
-skipped. Takes this checkout, PyTorch with CUDA, Triton, NumPy, safetensors, onnx and pytest, nothing installed, no
-network. The published implementation takes part where a clone of github.com/MCG-NJU/DDT lies in the checkout, up to
-three folders deep; `published/` is ignored by git. `--reduced` does the same with tiny networks on a CPU, where no
-part but compile-* compiles, which takes long there. `--render` prints the tables of what came back, and writes those
-that the documentation has.
+skipped. Takes this checkout, PyTorch with CUDA, Triton, NumPy, safetensors, onnx and pytest, the part `commands` also
+what the package installs; no network. The published implementation takes part where a clone of
+github.com/MCG-NJU/DDT lies in the checkout, up to three folders deep; `published/` is ignored by git. `--reduced` does
+the same with tiny networks on a CPU, where no part but compile-* compiles, which takes long there. `--render` prints
+the tables of what came back, and writes those that the documentation has.
 
 Usage: python benchmarks/gpu.py [--out FOLDER] [--minutes 9] [--reduced] [--parts NAMES]
        python benchmarks/gpu.py --render results.jsonl

@@ -79,7 +79,7 @@ def peers(part: Part, batch: int) -> None:
         part.tell("published", None, reason="no clone of github.com/MCG-NJU/DDT in the checkout")
     clone = part.clone or Path()
     for way, settings in ways(small, part.reduced).items() if part.clone else ():
-        with part.trying(f"published, {way}", needs=100 if small and way != "eager" and not part.reduced else 8):
+        with part.trying(f"published, {way}", needs=8):
             network = published_network(clone, part.model, **settings)
             few = published(network, part.model, Schedule.uniform(replace(part.spec, num_steps=3), 1), autocast=True)
             for _ in range(3 if small else 1):  # CUDA graphs want to be run more than once

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -63,7 +64,6 @@ def timed(
     one, dtype = backend.config.multiply_adds(shape), getattr(torch, backend.cut.dtype)
     moved = counted_bytes(backend._model, 2 * batch, dtype.itemsize)
     kept = backend.cut.cache == "modulations"
-    cache = dtype.itemsize * 2 * batch * backend.config.num_tokens(shape) * backend.config.modulation_size
     work = {
         "encoder": one.encoder + kept * one.modulations,
         "decoder": one.decoder + (not kept) * one.modulations,
@@ -71,7 +71,7 @@ def timed(
 
     def told(name: str, call: Callable[[], object], network: str, sources: int = 1) -> None:
         taken = part.seconds(call, within=within)
-        size = moved[network] + (sources - 1) * cache
+        size = moved[network] + (sources - 1) * moved["cache"]
         details = {"multiply_adds": 2 * batch * work[network], **({"bytes": size} if kept else {})}
         part.tell(f"{name}{otherwise}", 1e3 * taken, "ms", batch=batch, **details)
 
@@ -111,12 +111,16 @@ class BlockByBlock(CompiledBackend):
 class Regions(CompiledBackend):
     """One program, in which all blocks are calls of one region (from PyTorch 2.8 on)."""
 
+    @cached_property
+    def _region(self) -> Callable[..., Tensor]:
+        region: Callable[..., Tensor] = torch.compiler.nested_compile_region(PreparedBlock.forward)
+        return region
+
     def _network(self, network: str, sources: int) -> Callable[..., None]:
         write, usual = super()._network(network, sources), PreparedBlock.forward
-        region = torch.compiler.nested_compile_region(usual)
 
         def with_regions(*given: Tensor) -> None:
-            PreparedBlock.forward = region  # type: ignore[method-assign]
+            PreparedBlock.forward = self._region  # type: ignore[assignment, method-assign]
             try:
                 write(*given)
             finally:

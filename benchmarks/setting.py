@@ -97,7 +97,8 @@ def _filled(model: SplitNetwork, config: SplitConfig) -> str:
 
 
 def counted_bytes(model: PreparedNetwork, rows: int, itemsize: int) -> dict[str, int]:
-    """Bytes that each part has to read and write at least: its weights, and the modulations of all rows."""
+    """Bytes that each part has to read and write at least: its weights, and the modulations of all rows, of
+    which "cache" is one slot."""
     decodes = ("x_embedder", "decoder_blocks", "final", "norms", "colours", "places")
     sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in model.state_dict().items()}
     of_decoder = sum(size for name, size in sizes.items() if name.startswith(decodes))
@@ -108,6 +109,7 @@ def counted_bytes(model: PreparedNetwork, rows: int, itemsize: int) -> dict[str,
         "encoder": sum(sizes.values()) - of_decoder - tables + cache,
         "decoder": of_decoder + cache,
         "modulations": affine + cache,
+        "cache": cache,
     }
 
 

@@ -127,8 +127,8 @@ def measure_all(
 
 
 def is_no_memory(error: Exception) -> bool:
-    """Whether a library other than PyTorch's GPU allocator ran out of memory, by what it says: PyTorch on a CPU, ONNX
-    Runtime, cuBLAS and cuDNN."""
+    """Whether memory ran out, by what is said of it, for there is no one exception: PyTorch says it on a CPU in its own
+    words, and so do ONNX Runtime, cuBLAS and cuDNN."""
     said = str(error)
-    parts = ("not enough memory", "DefaultCPUAllocator", "Failed to allocate memory", "ALLOC_FAILED")
+    parts = ("out of memory", "not enough memory", "DefaultCPUAllocator", "Failed to allocate memory", "ALLOC_FAILED")
     return any(part in said for part in parts)

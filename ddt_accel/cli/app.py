@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import sys
 import threading
@@ -165,9 +164,9 @@ def _run() -> None:
     except OSError as error:
         _fail(f"{error.filename or 'A file'}: {error.strerror or error}; check the path, its permissions and space.")
     except (MemoryError, RuntimeError) as error:
-        # PyTorch has no one exception for this: on a CPU it is a RuntimeError that says so.
-        said = "out of memory|can't allocate|ALLOC_FAILED"
-        if not isinstance(error, MemoryError) and not re.search(said, str(error)):
+        from ddt_accel.backends.choose import is_no_memory
+
+        if not isinstance(error, MemoryError) and not is_no_memory(error):
             raise
         _fail(
             "There is not enough memory; try a smaller --batch-size, or fewer steps. `ddt-accel inspect` of the model "

@@ -89,8 +89,7 @@ def bench(
         if keeps:
             _costs(study, networks).save(place.costs_path)
         used = f" --backend {networks.option}{given('--export', export_folder)}{given('--schedule', schedule)}"
-        sampling = f"ddt-accel sample{used}{'' if device == 'cpu' else f' --device {device}'}"
-        _report(study, folder or place.folder, [sampling], workspace, as_json=json)
+        _report(study, folder or place.folder, f"ddt-accel sample{used}", workspace, device, as_json=json)
 
 
 def _study(
@@ -134,7 +133,7 @@ def _costs(study: Study, networks: Opened) -> Costs:
     return costs.named(networks.backend)
 
 
-def _report(study: Study, folder: Path, commands: list[str], workspace: Path, *, as_json: bool) -> None:
+def _report(study: Study, folder: Path, then: str, workspace: Path, device: str, *, as_json: bool) -> None:
     from rich.table import Table
 
     from ddt_accel.report.render import as_json as numbers
@@ -165,7 +164,7 @@ def _report(study: Study, folder: Path, commands: list[str], workspace: Path, *,
     emit(
         {**numbers(study), "report": str(page)},
         as_json=as_json,
-        text="\n".join([*filter(None, told), following(*commands, workspace=workspace)]),
+        text="\n".join([*filter(None, told), following(then, workspace=workspace, device=device)]),
     )
 
 

@@ -26,13 +26,13 @@ def expectations(
 ) -> list[str]:
     """Speed, fidelity, fewer steps beside it, whether sharing pays, and what comes next; `path` has the schedule."""
     own = "" if path == place.schedule_path else given("--schedule", path)
-    sampling = f"ddt-accel sample --backend {networks.option}{'' if device == 'cpu' else f' --device {device}'}{own}"
+    sampling = f"ddt-accel sample --backend {networks.option}{own}"
     return [
         _speed(study, choice, target),
         _fidelity(study),
         _fewer_steps(study),
         _sharing(study),
-        f"Made: {path}, {place.folder / 'report.html'}. {following(sampling, workspace=place.folder)}",
+        f"Made: {path}, {place.folder / 'report.html'}. {following(sampling, workspace=place.folder, device=device)}",
     ]
 
 

@@ -55,17 +55,17 @@ def full_float32(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    with contextlib.ExitStack() as kept:
-        for library, kinds in ((torch.backends.cuda.matmul, ("",)), (torch.backends.cudnn, ("conv", "rnn"))):
-            kept.enter_context(_without_tf32(library, kinds))
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    kinds = [getattr(cudnn, kind) for kind in ("conv", "rnn") if hasattr(cudnn, kind)]
+    with _without_tf32(matmul, [matmul]), _without_tf32(cudnn, kinds):
         yield
 
 
 @contextlib.contextmanager
-def _without_tf32(library: Any, kinds: tuple[str, ...]) -> Iterator[None]:
-    """PyTorch has two settings of each library; the older one cannot be read where they differ."""
-    parts: list[Any] = [getattr(library, kind, None) if kind else library for kind in kinds]
-    newer = all(hasattr(part, "fp32_precision") for part in parts)
+def _without_tf32(library: Any, parts: list[Any]) -> Iterator[None]:
+    """PyTorch has two settings: `allow_tf32` of a library, and a newer one of each of its `parts`. The older cannot be
+    read where they differ."""
+    newer = bool(parts) and all(hasattr(part, "fp32_precision") for part in parts)
     before = [part.fp32_precision for part in parts] if newer else [library.allow_tf32]
     library.allow_tf32 = False  # sets both
     try:
