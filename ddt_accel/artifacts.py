@@ -152,8 +152,8 @@ def write_json(path: Path, format_name: str, version: int, content: Document) ->
     write_atomic(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Path, format_name: str, version: int) -> Document:
-    """Reads what `write_json` wrote.
+def read_json(path: Path, format_name: str, *versions: int) -> Document:
+    """Reads what `write_json` wrote, in one of some versions.
 
     A document without a checksum is accepted, so that one can be written or edited by hand; a wrong checksum is not.
     """
@@ -161,7 +161,7 @@ def read_json(path: Path, format_name: str, version: int) -> Document:
         document = _parsed(_read(path))
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is not a {format_name}: it is damaged or not JSON ({error}).") from None
-    content = _opened(path, document, format_name, version)
+    content = _opened(path, document, format_name, *versions)
     stated = content.pop("checksum", None)
     if stated is not None and stated != checksum(content):
         raise ArtifactError(
@@ -237,15 +237,15 @@ def _parsed(data: bytes | str) -> Any:
     return json.loads(data, parse_constant=number, parse_float=number, parse_int=whole)
 
 
-def _opened(path: Path, document: object, format_name: str, version: int) -> Document:
+def _opened(path: Path, document: object, format_name: str, *versions: int) -> Document:
     """The content of a document whose envelope has been checked."""
     if not isinstance(document, dict) or document.get("format") != format_name:
         found = document.get("format", "no format name") if isinstance(document, dict) else type(document).__name__
         raise ArtifactError(f"{path} is not a {format_name} (it says: {str(found)[:80]}).")
-    if document.get("version") != version:
+    if document.get("version") not in versions:
         raise ArtifactError(
-            f"{path} is a {format_name} of version {document.get('version')}; this ddt-accel reads version {version}. "
-            "Make it anew, or install the ddt-accel that wrote it."
+            f"{path} is a {format_name} of version {document.get('version')}; this ddt-accel reads version "
+            f"{' and '.join(map(str, versions))}. Make it anew, or install the ddt-accel that wrote it."
         )
     return {key: value for key, value in document.items() if key not in ("format", "version")}
 

@@ -1,4 +1,4 @@
-"""The modulations that forecasts are relative to: arrays [E, M] or [1, M] by name, in a file beside their schedule.
+"""The modulations that forecasts are relative to: arrays [rows, M] by name, in a file beside their schedule.
 
 Its name is made of its checksum, so that the schedules of one calibration share it and no schedule ever points to the
 means of another.
@@ -17,23 +17,20 @@ from ddt_accel.artifacts import checksum, read_arrays, write_arrays
 from ddt_accel.errors import ArtifactError, ConfigError
 
 FORMAT, VERSION = "ddt-accel mean modulations", 1
-# Those of the network that is sampled, and those of a second one that guides.
-NAMES = ("mean_modulations", "guide_mean_modulations")
+# Those of the network that is sampled, of a second one that guides, and of the sampled one where it runs narrow.
+NAMES = ("mean_modulations", "guide_mean_modulations", "narrow_mean_modulations")
+NARROW = NAMES[2]
 
 Means = Mapping[str, NDArray[np.float32]]
 
 
-def check_means(name: str, means: NDArray[np.float32] | None, evaluations: int) -> None:
-    """Raises ConfigError unless means are finite float32 [E, M] or [1, M]."""
+def check_means(name: str, means: NDArray[np.float32] | None, *rows: int) -> None:
+    """Raises ConfigError unless means are finite float32 with one of these numbers of rows."""
     if means is not None and (
-        means.ndim != 2
-        or len(means) not in (1, evaluations)
-        or means.dtype != np.float32
-        or not np.isfinite(means).all()
+        means.ndim != 2 or len(means) not in rows or means.dtype != np.float32 or not np.isfinite(means).all()
     ):
-        raise ConfigError(
-            f"{name} is {means.dtype}{list(means.shape)}; expected finite float32 [{evaluations}, M] or [1, M]."
-        )
+        shapes = " or ".join(f"[{count}, M]" for count in rows)
+        raise ConfigError(f"{name} is {means.dtype}{list(means.shape)}; expected finite float32 {shapes}.")
 
 
 def named(means: Means) -> dict[str, str] | None:
@@ -64,6 +61,6 @@ def read_means(folder: Path, named: Any) -> dict[str, NDArray[np.float32]]:
     if not path.is_file():
         raise ArtifactError(f"{path} is missing; it belongs to the schedule beside it: copy both, or solve anew.")
     _, arrays = read_arrays(path, FORMAT, VERSION)
-    if checksum({}, arrays) != named["sha256"] or tuple(arrays) not in (NAMES[:1], NAMES, NAMES[::-1]):
+    if checksum({}, arrays) != named["sha256"] or not {NAMES[0]} <= set(arrays) <= set(NAMES):
         raise ArtifactError(f"{path} is not what the schedule beside it was solved with; solve anew.")
     return arrays

@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,15 @@ from numpy.typing import NDArray
 
 from ddt_accel.artifacts import read_json, write_json
 from ddt_accel.errors import ArtifactError, ConfigError
-from ddt_accel.means import NAMES, check_means, named, read_means, write_means
-from ddt_accel.spec import ROUNDING, SamplingSpec, is_number, is_whole
+from ddt_accel.means import NAMES, NARROW, check_means, named, read_means, write_means
+from ddt_accel.schedule_checks import check_numbers, checked_steps, checked_widths, is_range, shortened
+from ddt_accel.spec import SamplingSpec, is_number, is_whole
 
 FORMAT, VERSION = "ddt-accel schedule", 4
-LARGEST = float(np.finfo(np.float32).max)  # of the weights
+WITH_WIDTHS = 5  # the version of files that have any; all others are read by earlier releases, too
 FITTED = "fitted"
+WIDTHS = ("encoder_widths", "decoder_widths")
+OPTIONAL = ("guide_sha256", *WIDTHS)  # in files
 SHIPPED = Path(__file__).parent / "schedules"
 
 # A forecast s_k = Σ weight · s_r: pairs (refresh r ≤ k, weight). Holding the last state is ((r, 1.0),).
@@ -48,6 +50,12 @@ class Schedule:
     network's, with `guide_mean_modulations` of its own. With the Heun solver steps are counted in evaluations, two per
     step of the grid.
 
+    A network with nested widths may run narrow: the encoder at the refreshes of `encoder_widths`, the decoder at the
+    evaluations of `decoder_widths`, each at the share of its heads and channels that is named there; it is complete
+    everywhere else. A narrow refresh may have a row in `forecasts`, which then draws on its own state, too: what is
+    forecast is the complete encoder's state. `narrow_mean_modulations` are those of the narrow states' means, a row for
+    each narrow refresh in their order, where there is a mean trajectory.
+
     `predicted_cost` is the value of the objective that it was solved for, `predicted_error` the root-mean-square error
     of the final latents against the unshared trajectory that the calibration foretells, where it had sensitivities; of
     aligned forecasts that which was measured on other images.
@@ -60,7 +68,10 @@ class Schedule:
     unconditional_forecasts: Mapping[int, Forecast] = field(default_factory=dict)
     times: tuple[float, ...] | None = None
     integrator: tuple[Row, ...] | None = None
+    encoder_widths: Mapping[int, float] = field(default_factory=dict)
+    decoder_widths: Mapping[int, float] = field(default_factory=dict)
     mean_modulations: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+    narrow_mean_modulations: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
     guide_mean_modulations: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
     objective: str = "by hand"
     forecast: str = "hold"
@@ -74,31 +85,56 @@ class Schedule:
     def __post_init__(self) -> None:
         last = self.spec.num_evaluations - 1
         object.__setattr__(
-            self, "refresh_steps", _checked("refresh_steps", self.refresh_steps, self.forecasts, 0, last)
+            self,
+            "refresh_steps",
+            checked_steps("refresh_steps", self.refresh_steps, self.forecasts, 0, last, narrow=self.encoder_widths),
         )
+        self._check_widths()
         if self.unconditional_steps is not None:
             guided = np.flatnonzero(self.spec.guidance_weights != 1.0)
             if len(guided) == 0:
                 raise ConfigError("unconditional_steps are given, but no step is guided.")
-            steps = _checked(
+            steps = checked_steps(
                 "unconditional_steps", self.unconditional_steps, self.unconditional_forecasts, int(guided[0]), last
             )
             object.__setattr__(self, "unconditional_steps", steps)
         elif self.unconditional_forecasts:
             raise ConfigError("unconditional_forecasts are given without unconditional_steps.")
-        _check_numbers(self.times, self.integrator, self.spec)
+        check_numbers(self.times, self.integrator, self.spec)
         if self.times is not None:
             object.__setattr__(self, "times", tuple(map(float, self.times)))
         object.__setattr__(self, "fitted_on", tuple(map(tuple, self.fitted_on)))
-        if not all(map(_is_range, self.fitted_on)):
+        if not all(map(is_range, self.fitted_on)):
             raise ConfigError(
                 f"fitted_on is {self.fitted_on!r}; give of a fit a seed, its first image, and the one after the last."
             )
         for name in NAMES:
-            check_means(name, getattr(self, name), last + 1)
+            check_means(name, getattr(self, name), *((len(self.encoder_widths),) if name == NARROW else (last + 1, 1)))
+        if (self.narrow_mean_modulations is not None) != (self.centred and bool(self.encoder_widths)):
+            raise ConfigError("narrow_mean_modulations go with a mean trajectory where an encoder runs narrow.")
         both = self.guide_sha256 is not None and self.mean_modulations is not None
         if (self.guide_mean_modulations is not None) != both:
             raise ConfigError("guide_mean_modulations go with mean_modulations where a second network guides.")
+
+    def _check_widths(self) -> None:
+        for name, steps in (
+            ("encoder_widths", self.refresh_steps), ("decoder_widths", range(self.spec.num_evaluations))
+        ):  # fmt: skip
+            object.__setattr__(self, name, checked_widths(name, getattr(self, name), steps))
+        if self.has_widths and (self.unconditional_steps is not None or self.guide_sha256 is not None):
+            raise ConfigError(
+                "Both branches run at the same widths; give no unconditional_steps and no guide beside widths."
+            )
+
+    @property
+    def has_widths(self) -> bool:
+        """Whether any network runs narrow."""
+        return bool(self.encoder_widths or self.decoder_widths)
+
+    @property
+    def widths(self) -> tuple[float, ...]:
+        """Those narrower than complete that any network runs at."""
+        return tuple(sorted({*self.encoder_widths.values(), *self.decoder_widths.values()}, reverse=True))
 
     @property
     def means(self) -> dict[str, NDArray[np.float32]]:
@@ -176,7 +212,8 @@ class Schedule:
             "predicted_error": self.predicted_error,
             "fitted_on": [list(one) for one in self.fitted_on],
             "checkpoint_sha256": self.checkpoint_sha256,
-            # Left out where there is none, so that older documents keep their checksum.
+            # Left out where there is none, here and below, so that older documents keep their checksum.
+            **{name: _widths(widths) for name in WIDTHS if (widths := getattr(self, name))},
             **({"guide_sha256": self.guide_sha256} if self.guide_sha256 is not None else {}),
             "calibration_sha256": self.calibration_sha256,
         }
@@ -185,7 +222,7 @@ class Schedule:
         """Writes the schedule as JSON, atomically, and before it the mean modulations, where it has any."""
         path = Path(path)
         write_means(path.parent, self.means)
-        write_json(path, FORMAT, VERSION, self.document())
+        write_json(path, FORMAT, WITH_WIDTHS if self.has_widths else VERSION, self.document())
 
     @classmethod
     def load(cls, path: str | Path) -> Schedule:
@@ -201,10 +238,10 @@ class Schedule:
                     f"{', '.join(shipped_schedules())}."
                 )
             path = SHIPPED / f"{path}.json"
-        content = read_json(path, FORMAT, VERSION)
+        content = read_json(path, FORMAT, VERSION, WITH_WIDTHS)
         try:
-            expected = set(cls.__dataclass_fields__) - {*NAMES, "guide_sha256"} | {"means"}
-            if set(content) - {"guide_sha256"} != expected:
+            expected = set(cls.__dataclass_fields__) - {*NAMES, *OPTIONAL} | {"means"}
+            if set(content) - set(OPTIONAL) != expected:
                 raise ConfigError(f"it must have exactly {', '.join(sorted(expected))}")
             means = read_means(path.parent, content.pop("means"))
             if not isinstance(content["refresh_steps"], list):
@@ -230,72 +267,16 @@ class Schedule:
                 content["integrator"] = tuple(map(_read_row, content["integrator"]))
             for key in ("forecasts", "unconditional_forecasts"):
                 content[key] = _read_forecasts(content[key])
+            for key in WIDTHS:
+                content[key] = {int(step): width for step, width in content.get(key, {}).items()}
             return cls(**content | means)
         except (ConfigError, AttributeError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} is not a usable schedule: {error}") from None
 
 
-def _is_range(images: tuple[Any, ...]) -> bool:
-    return len(images) == 3 and all(map(is_whole, images)) and 0 <= images[0] < 2**32 and 0 <= images[1] < images[2]
-
-
 def shipped_schedules() -> list[str]:
     """The names of the schedules that come with the package."""
     return sorted(path.stem for path in SHIPPED.glob("*.json"))
-
-
-def _checked(
-    name: str, given: tuple[int, ...], forecasts: Mapping[int, Forecast], first: int, last: int
-) -> tuple[int, ...]:
-    """The refresh steps of a branch, which is read from evaluation `first` on."""
-    steps = tuple(given)
-    if not steps or not all(map(is_whole, steps)):
-        raise ConfigError(f"{name} is {_shortened(steps)}; give whole numbers, the first of them at most {first}.")
-    if not 0 <= steps[0] <= first or list(steps) != sorted(set(steps)) or steps[-1] > last:
-        raise ConfigError(
-            f"{name} is {_shortened(steps)}; they must start at {first} or before, increase, and end at {last} or "
-            "before."
-        )
-    known = set(steps)
-    for step, row in forecasts.items():
-        if not steps[0] < step <= last or step in known:
-            raise ConfigError(f"There is a forecast for step {step}, which is no reuse step.")
-        sources = [source for source, _ in row]
-        if not 1 <= len(set(sources)) == len(row) or not known.issuperset(sources):
-            raise ConfigError(
-                f"The forecast of step {step} draws on {_shortened(tuple(sources))}; give one or more different "
-                "refresh steps."
-            )
-        if max(sources) > step or not all(abs(weight) <= LARGEST for _, weight in row):
-            raise ConfigError(f"The forecast of step {step} draws on a later step or has no finite weights.")
-    return tuple(map(int, steps))
-
-
-def _check_numbers(times: tuple[float, ...] | None, integrator: tuple[Row, ...] | None, spec: SamplingSpec) -> None:
-    """Raises ConfigError unless a schedule's own times and integrator can be run."""
-    count = spec.num_evaluations
-    if (times is not None or integrator is not None) and spec.solver == "sde":
-        raise ConfigError(
-            "A stochastic sampler cannot have times or an integrator of its own; its noise depends on it."
-        )
-    end = float(spec.grid[-1])
-    # What the network is given is float32.
-    if times is not None and (
-        len(times) != count
-        or not all(map(is_number, times))
-        or not all(0 <= a <= b <= end + ROUNDING and np.float32(b) < 1 for a, b in pairwise((0.0, *times)))
-    ):
-        raise ConfigError(f"times is {_shortened(times)}; give {count} increasing numbers from 0 to below {end:.4g}.")
-    if integrator is None:
-        return
-    if len(integrator) != count:
-        raise ConfigError(f"The integrator has {len(integrator)} rows; give one for each of {count} evaluations.")
-    for k, row in enumerate(integrator):
-        read = [j for j, _ in row]
-        if len(set(read)) < len(row) or not all(0 <= j <= k for j in read):
-            raise ConfigError(f"Row {k} of the integrator reads the velocities {_shortened(tuple(read))}.")
-        if not all(abs(weight) <= LARGEST for _, weight in row):
-            raise ConfigError(f"Row {k} of the integrator has weights that are not finite.")
 
 
 def _read_forecasts(rows: Mapping[str, Any]) -> dict[int, Forecast]:
@@ -304,8 +285,12 @@ def _read_forecasts(rows: Mapping[str, Any]) -> dict[int, Forecast]:
 
 def _read_row(row: Sequence[Any]) -> Row:
     if not all(isinstance(pair, list) and len(pair) == 2 and is_whole(pair[0]) and is_number(pair[1]) for pair in row):
-        raise ConfigError(f"it has {_shortened(tuple(row))} where [step, weight] pairs belong")
+        raise ConfigError(f"it has {shortened(tuple(row))} where [step, weight] pairs belong")
     return tuple((int(source), float(weight)) for source, weight in row)
+
+
+def _widths(widths: Mapping[int, float]) -> dict[str, float]:
+    return {str(step): width for step, width in sorted(widths.items())}
 
 
 def _written(forecasts: Mapping[int, Forecast]) -> dict[str, list[list[float]]]:
@@ -319,8 +304,3 @@ def check_budget(budget: int, num_evaluations: int) -> None:
             f"The budget (--budget) is {budget!r}; the encoder must run at least once and at most {num_evaluations} "
             "times, once per evaluation."
         )
-
-
-def _shortened(steps: tuple[object, ...]) -> str:
-    text = repr(list(steps))
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -18,10 +18,10 @@ from ddt_accel.artifacts import read_arrays
 from ddt_accel.backends.manifest import (
     ENGINE_LIBRARIES,
     REFERENCE_FORMAT,
-    REFERENCE_NAME,
     REFERENCE_VERSION,
     Engine,
     Manifest,
+    reference_name,
 )
 from ddt_accel.backends.networks import DecoderNetwork, EncoderNetwork
 from ddt_accel.backends.pytorch import TorchBackend
@@ -65,7 +65,7 @@ def test_engines_say_what_they_are(engines) -> None:
     assert (manifest.format, manifest.precision, manifest.cache, manifest.sources) == (
         "tensorrt", "bf16", "modulations", 2
     )  # fmt: skip
-    assert set(manifest.files) == {"encoder.engine", "decoder.engine", REFERENCE_NAME}
+    assert set(manifest.files) == {"encoder.engine", "decoder.engine", reference_name(1.0)}
     engine = manifest.engine
     assert (engine.library, engine.version, engine.gpu) == (library.name, library.version, None)
     assert engine.batches == ((1, 2, 4),)
@@ -273,7 +273,7 @@ def test_every_cut_can_be_built(model, tmp_path, precision: str, cache: str, sou
     assert Manifest.load(tmp_path / "made") == manifest
     assert manifest.engine.batches == options.batches
     assert any(label.startswith("encoder: ") and total > 1 for label, total in stages)
-    _, arrays = read_arrays(tmp_path / "made" / REFERENCE_NAME, REFERENCE_FORMAT, REFERENCE_VERSION)
+    _, arrays = read_arrays(tmp_path / "made" / reference_name(1.0), REFERENCE_FORMAT, REFERENCE_VERSION)
     points = reference_points(model, SHAPE, sources=sources, cache=cache)
     np.testing.assert_allclose(arrays["velocity"], points.velocity, atol=1e-5)
 
@@ -333,7 +333,7 @@ def test_from_the_command_line(cli, workspace) -> None:
     assert "tensorrt-rtx" in explained.out
     explained = cli("inspect", workspace / "engines" / "decoder.engine")
     assert explained.code == 0, explained.err
-    explained = cli("inspect", workspace / "engines" / REFERENCE_NAME)
+    explained = cli("inspect", workspace / "engines" / reference_name(1.0))
     assert "velocity" in explained.out
     for wrong in (["--batch", "x"], ["--cache", "x"], ["--sources", 9], ["--engine", "onnx"], ["--precision", "int8"],
                   ["--optimization-level", 9], ["--workspace-gib", 0], ["--workspace-gib", "inf"],

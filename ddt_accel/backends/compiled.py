@@ -20,11 +20,12 @@ from torch import Tensor
 
 from ddt_accel.backends.networks import DecoderNetwork, EncoderNetwork
 from ddt_accel.backends.session import BoundSession
-from ddt_accel.backends.tensors import MAX_ENGINE_SOURCES, Cut
+from ddt_accel.backends.tensors import MAX_ENGINE_SOURCES, Cut, network_name
 from ddt_accel.errors import ConfigError, DependencyError
 from ddt_accel.networks.device import supports_bf16
+from ddt_accel.networks.dynamic.widths import narrow, widths_of
 from ddt_accel.networks.families import prepare
-from ddt_accel.networks.prepared import Arithmetic
+from ddt_accel.networks.prepared import Arithmetic, PreparedNetwork
 from ddt_accel.networks.split import SplitNetwork, latent_shape_of
 from ddt_accel.sampling.backend import Buffers
 
@@ -69,7 +70,11 @@ class CompiledBackend:
         precision = precision or fastest_precision(self.device)
         self.cut = Cut(precision=precision, cache=cache, sources=MAX_ENGINE_SOURCES, blockwise=True)
         self.name = f"torch compiled, {precision}{', states cached' * (cache == 'state')}"
-        self._model = prepare(model, self.latent_shape, Arithmetic.of(precision))
+        self.widths = widths_of(model)
+        self._arithmetic = Arithmetic.of(precision)
+        self._model = prepare(model, self.latent_shape, self._arithmetic)
+        self._prepared: dict[float, PreparedNetwork] = {1.0: self._model}
+        self._narrow = {width: narrow(model, width) for width in self.widths[1:]}
         self.compile_seconds = 0.0  # spent in calls that compiled something, so far
         self._compiled: dict[tuple[str, int], Callable[..., None]] = {}
 
@@ -84,12 +89,12 @@ class CompiledBackend:
 
     def bind(self, network: str, tensors: dict[str, Tensor]) -> Callable[[], None]:
         """See `backends.session.Runner`."""
-        if network == "decoder":
+        if network.startswith("decoder"):
             *inputs, output = tensors.values()
             drawn = {name.partition(".")[0] for name in tensors if name.startswith(f"{self.cut.cache}_")}
-            return self._call("decoder", len(drawn), inputs, output)
+            return self._call(network, len(drawn), inputs, output)
         latents, times, labels, state, *caches = tensors.values()
-        encode = self._call("encoder", 0, [latents, times, labels], state)
+        encode = self._call(network, 0, [latents, times, labels], state)
         if not caches:
             return encode
         # The program ends at the state: products write into the slots themselves, what is compiled would copy it there.
@@ -126,8 +131,10 @@ class CompiledBackend:
     def _network(self, network: str, sources: int) -> Callable[..., None]:
         """The compiled program of a network that writes its output, given first, from its inputs."""
         if (network, sources) not in self._compiled:
-            cut = replace(self.cut, sources=sources)
-            module: Any = EncoderNetwork(self._model, cut) if network == "encoder" else DecoderNetwork(self._model, cut)
+            kind = network.partition("-")[0]
+            width = next(one for one in self.widths if network_name(kind, one) == network)
+            prepared, cut = self._at(width), replace(self.cut, sources=sources)
+            module: Any = EncoderNetwork(prepared, cut) if kind == "encoder" else DecoderNetwork(prepared, cut)
 
             def write(output: Tensor, *inputs: Tensor) -> None:
                 output.copy_(module(*inputs))
@@ -137,6 +144,12 @@ class CompiledBackend:
             own = FunctionType(write.__code__.replace(), globals(), write.__name__, closure=write.__closure__)
             self._compiled[network, sources] = torch.inference_mode()(torch.compile(own, dynamic=False))
         return self._compiled[network, sources]
+
+    def _at(self, width: float) -> PreparedNetwork:
+        """The network at one of its widths, prepared when it is first asked for."""
+        if width not in self._prepared:
+            self._prepared[width] = prepare(self._narrow[width], self.latent_shape, self._arithmetic)
+        return self._prepared[width]
 
 
 def _compilations() -> int:

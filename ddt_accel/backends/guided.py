@@ -21,8 +21,11 @@ from ddt_accel.spec import SamplingSpec
 class GuidedBackend:
     """`main`, guided by `guide`: any two backends on the same device.
 
-    Raises MismatchError where the two are for other latents or classes, ConfigError where one has a guide already.
+    Both run complete, whatever widths they have. Raises MismatchError where the two are for other latents or classes,
+    ConfigError where one has a guide already.
     """
+
+    widths = (1.0,)
 
     def __init__(self, main: Backend, guide: Backend) -> None:
         if main.guide is not None or guide.guide is not None:
@@ -65,10 +68,10 @@ class GuidedSession:
         self.velocity = buffers.velocity
         self._held: list[dict[int, int]] = [{} for _ in sessions]  # slot → that of the state which stands for it
 
-    def encode(self, slot: int, rows: slice) -> None:
+    def encode(self, slot: int, rows: slice, width: float = 1.0) -> None:
         for half in self._halves(rows):
             self._held[half].pop(slot, None)
-            self._sessions[half].encode(slot, slice(0, self._batch))
+            self._sessions[half].encode(slot, slice(0, self._batch), width)
 
     def forecast(self, slot: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: slice) -> None:
         (first, weight), *others = sources
@@ -79,9 +82,9 @@ class GuidedSession:
                 self._held[half].pop(slot, None)
                 self._sessions[half].forecast(slot, sources, constant, slice(0, self._batch))
 
-    def decode(self, slot: int, rows: slice) -> None:
+    def decode(self, slot: int, rows: slice, width: float = 1.0) -> None:
         for half in self._halves(rows):
-            self._sessions[half].decode(self._held[half].get(slot, slot), slice(0, self._batch))
+            self._sessions[half].decode(self._held[half].get(slot, slot), slice(0, self._batch), width)
 
     def _halves(self, rows: slice) -> list[int]:
         return [half for half in (0, 1) if rows.start <= half * self._batch < rows.stop]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ddt_accel.artifacts import read_json, rename_over, sha256_of, unwritable, write_json
-from ddt_accel.backends.tensors import Cut, as_lists, tensor_table
+from ddt_accel.backends.tensors import Cut, as_lists, network_name, tensor_table
 from ddt_accel.errors import ArtifactError, ConfigError
 from ddt_accel.locks import opened
 from ddt_accel.networks.config import SplitConfig
@@ -21,8 +21,6 @@ FILE_NAME = "manifest.json"
 # The largest error, relative to the largest value of the output, that an export may have; and what to try beyond it.
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 8e-2}
 WIDER = {"bf16": "fp16", "fp16": "fp32"}
-# What engines are verified with at their first run (`exporting.reference`).
-REFERENCE_NAME = "reference.safetensors"
 REFERENCE_FORMAT, REFERENCE_VERSION = "ddt-accel export reference", 1
 # The Python packages of the libraries, by preference: TensorRT is faster where it is installed and finds a GPU.
 ENGINE_LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -58,8 +56,9 @@ class Manifest:
     `files` maps names in the folder to their SHA-256; `tensors` maps each network to its inputs and outputs as
     (name, dtype, shape), a shape's letters being dynamic (`backends.tensors`); `parity` is the largest error against
     PyTorch in float32, relative to the largest value, that was measured right after the export: of the ONNX file, or in
-    bfloat16 of PyTorch in that precision. Where a second network guides, that of `guide_sha256`, its export lies in
-    `GUIDE_FOLDER`.
+    bfloat16 of PyTorch in that precision. `widths` are those that the networks are there at, each with files and
+    tensors of its own (`backends.tensors.network_name`). Where a second network guides, that of `guide_sha256`, its
+    export lies in `GUIDE_FOLDER`.
     """
 
     format: str
@@ -78,6 +77,7 @@ class Manifest:
     engine: Engine | None
     versions: dict[str, str]
     guide_sha256: str | None = None
+    widths: tuple[float, ...] = (1.0,)
 
     @property
     def cut(self) -> Cut:
@@ -88,6 +88,8 @@ class Manifest:
         content["kind"] = content.pop("format")
         if self.guide_sha256 is None:  # nor do older manifests say anything of one
             del content["guide_sha256"]
+        if self.widths == (1.0,):
+            del content["widths"]
         write_json(folder / FILE_NAME, FORMAT, VERSION, content)
 
     @classmethod
@@ -112,14 +114,16 @@ class Manifest:
                 content["engine"] = Engine(**content["engine"], batches=batches)
                 if content["engine"].library not in ENGINE_LIBRARIES:
                     raise ConfigError(f"it names the library {content['engine'].library}")
+            content["widths"] = tuple(content.get("widths", (1.0,)))
             manifest = cls(**content)
             manifest.config.num_tokens(manifest.latent_shape)
             files = dict(manifest.files)
-            kind = "onnx" if manifest.engine is None else "engine"
-            if not {f"encoder.{kind}", f"decoder.{kind}"} <= set(files):
-                raise ConfigError(f"it names no encoder.{kind} and decoder.{kind}")
+            suffix = "onnx" if manifest.engine is None else "engine"
             table = tensor_table(manifest.config, manifest.latent_shape, manifest.cut)
-            if as_lists(table) != manifest.tensors:
+            tensors = as_lists(table, manifest.widths)
+            if lacking := [f"{name}.{suffix}" for name in tensors if f"{name}.{suffix}" not in files]:
+                raise ConfigError(f"it names no {' and '.join(lacking)}")
+            if tensors != manifest.tensors:
                 raise ConfigError("its tensors are not those of its networks")
         except (AttributeError, ConfigError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} is not a usable manifest ({error}); export anew.") from None
@@ -127,6 +131,11 @@ class Manifest:
             if sha256_of(folder / name) != expected:
                 raise ArtifactError(f"{folder / name} is not the file that was exported; export anew.")
         return manifest
+
+
+def reference_name(width: float) -> str:
+    """The file that engines of a width are verified with at their first run (`exporting.reference`)."""
+    return f"{network_name('reference', width)}.safetensors"
 
 
 @contextlib.contextmanager

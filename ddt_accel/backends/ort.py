@@ -80,6 +80,7 @@ class OnnxRuntimeBackend:
         self.manifest = manifest or Manifest.load(self.folder)
         self.config, self.checkpoint_sha256 = self.manifest.config, self.manifest.checkpoint_sha256
         self.latent_shape, self.cut = self.manifest.latent_shape, self.manifest.cut
+        self.widths = self.manifest.widths
         threads = threads or torch.get_num_threads()
         workers = f", {threads} thread{'s' * (threads > 1)}" if kind == "cpu" else ""
         self.name = f"ONNX Runtime{' with TensorRT' * tensorrt}, {self.manifest.precision}{workers}"
@@ -94,7 +95,7 @@ class OnnxRuntimeBackend:
         if tensorrt and self.manifest.precision == "fp32":
             forbid_tf32()
         self.networks = {}
-        for network in ("encoder", "decoder"):
+        for network in self.manifest.tensors:
             path = self.folder / f"{network}.onnx"
             engines = self._engines(network, batches, onnxruntime.__version__) if tensorrt else None
             providers = providers_of(kind, self._number, engines)
@@ -110,7 +111,7 @@ class OnnxRuntimeBackend:
         table = tensor_table(self.config, self.latent_shape, self.cut)
         gpu = torch.cuda.get_device_name(self.device)
         return TensorRTOptions(
-            inputs=table[network][:-1],
+            inputs=table[network.partition("-")[0]][:-1],
             batches=batches,
             cache=cache_folder(self.folder, self.manifest.files, network, runtime, gpu),
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ddt_accel.networks.device import full_float32
+from ddt_accel.networks.dynamic.widths import narrow, widths_of
 from ddt_accel.networks.split import SplitNetwork
 from ddt_accel.sampling.backend import Buffers
 
@@ -30,12 +31,19 @@ class TorchBackend:
         self, model: SplitNetwork, *, on_state: Callable[[Tensor], None] | None = None, cache: str = "modulations"
     ) -> None:
         self.model, self.cache = model, cache
-        self.config = model.config
+        self.config, self.widths = model.config, widths_of(model)
+        self._narrow: dict[float, SplitNetwork] = {1.0: model}
         self.checkpoint_sha256 = model.source.sha256 if model.source else None
         self.device = model.device
         self.latent_shape = model.config.fixed_shape or (model.source.latent_shape if model.source else None)
         self.on_state = on_state
         self.capturable = on_state is None  # a graph would not call it
+
+    def at(self, width: float) -> SplitNetwork:
+        """The network at one of its widths, made when it is first asked for."""
+        if width not in self._narrow:
+            self._narrow[width] = narrow(self.model, width)
+        return self._narrow[width]
 
     def open(
         self, batch: int, latent_shape: tuple[int, int, int], slots: int, *, buffers: Buffers | None = None
@@ -56,7 +64,7 @@ class TorchSession:
         *,
         buffers: Buffers | None = None,
     ) -> None:
-        self.model, self.on_state, self.batch = backend.model, backend.on_state, batch
+        self.model, self.at, self.on_state, self.batch = backend.model, backend.at, backend.on_state, batch
         self.device = device = backend.device
         self.dtype = dtype = backend.model.dtype
         buffers = buffers or Buffers.zeros(2 * batch, latent_shape, device)
@@ -71,8 +79,8 @@ class TorchSession:
         return backend.config.modulation_size
 
     @torch.inference_mode()
-    def encode(self, slot: int, rows: slice) -> None:
-        state = self._state(rows)
+    def encode(self, slot: int, rows: slice, width: float = 1.0) -> None:
+        state = self._state(rows, width)
         # One map after the other, as `SplitNetwork.modulations` has them: all at once would be two more copies of them.
         parts = self.slots[slot][rows].split(self.model.config.modulation_widths, dim=-1)
         with full_float32(self.device):
@@ -85,19 +93,19 @@ class TorchSession:
         combine(self.slots[slot][rows], drawn, constant)
 
     @torch.inference_mode()
-    def decode(self, slot: int, rows: slice) -> None:
-        self._decode(self.slots[slot][rows], rows)
+    def decode(self, slot: int, rows: slice, width: float = 1.0) -> None:
+        self._decode(self.slots[slot][rows], rows, width)
 
-    def _state(self, rows: slice) -> Tensor:
+    def _state(self, rows: slice, width: float) -> Tensor:
         with full_float32(self.device):
-            state = self.model.encode(self.latents[rows].to(self.dtype), self.times[rows], self.labels[rows])
+            state = self.at(width).encode(self.latents[rows].to(self.dtype), self.times[rows], self.labels[rows])
         if self.on_state is not None:
             self.on_state(state)
         return state
 
-    def _decode(self, modulations: Tensor, rows: slice) -> None:
+    def _decode(self, modulations: Tensor, rows: slice, width: float) -> None:
         with full_float32(self.device):
-            self.velocity[rows] = self.model.decode_modulated(self.latents[rows].to(self.dtype), modulations)
+            self.velocity[rows] = self.at(width).decode_modulated(self.latents[rows].to(self.dtype), modulations)
 
 
 class StateSession(TorchSession):
@@ -115,8 +123,8 @@ class StateSession(TorchSession):
         return backend.config.state_size
 
     @torch.inference_mode()
-    def encode(self, slot: int, rows: slice) -> None:
-        self.slots[slot][rows] = self._state(rows)
+    def encode(self, slot: int, rows: slice, width: float = 1.0) -> None:
+        self.slots[slot][rows] = self._state(rows, width)
         self._note(slot, rows, None)
 
     @torch.inference_mode()
@@ -126,7 +134,7 @@ class StateSession(TorchSession):
         self._note(slot, rows, beyond if constant is None else beyond + constant.to(beyond))
 
     @torch.inference_mode()
-    def decode(self, slot: int, rows: slice) -> None:
+    def decode(self, slot: int, rows: slice, width: float = 1.0) -> None:
         with full_float32(self.device):
             modulations = self.model.modulations(self.slots[slot][rows])
         for half in self._halves(rows):
@@ -134,7 +142,7 @@ class StateSession(TorchSession):
             if beyond is not None:
                 start = half * self.batch - rows.start
                 modulations[start : start + self.batch] += beyond
-        self._decode(modulations, rows)
+        self._decode(modulations, rows, width)
 
     def _note(self, slot: int, rows: slice, beyond: Tensor | None) -> None:
         self._beyond |= {(slot, half): beyond for half in self._halves(rows)}

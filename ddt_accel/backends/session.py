@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ddt_accel.backends.pytorch import combine, make_slots
-from ddt_accel.backends.tensors import Cut, TensorSpec, tensor_table
+from ddt_accel.backends.tensors import Cut, TensorSpec, network_name, tensor_table
 from ddt_accel.errors import ConfigError
 from ddt_accel.networks.config import SplitConfig
 from ddt_accel.sampling.backend import Buffers
@@ -31,7 +31,10 @@ class Runner(Protocol):
     takes_all: bool
 
     def bind(self, network: str, tensors: dict[str, Tensor]) -> Callable[[], None]:
-        """A call of "encoder" or "decoder" on `tensors`, inputs and output by name, whose addresses stay."""
+        """A call of a network on `tensors`, inputs and output by name, whose addresses stay.
+
+        It is "encoder" or "decoder", or what `backends.tensors.network_name` calls one of them at a width.
+        """
 
 
 # What a half of a slot's rows is made of: slots, their weights, and a constant [M].
@@ -67,13 +70,14 @@ class BoundSession:
         # On the device, so that a second trajectory copies nothing to it.
         self._weights: dict[tuple[float, ...], Tensor] = {}
         self._zero = torch.zeros((), device=device)
-        self._encoders: dict[tuple[int, int, int], Callable[[], None]] = {}
-        self._decoders: dict[tuple[tuple[int, ...], bool, int, int], Callable[[], None]] = {}
+        self._encoders: dict[tuple[int, float, int, int], Callable[[], None]] = {}
+        self._decoders: dict[tuple[tuple[int, ...], bool, float, int, int], Callable[[], None]] = {}
 
-    def encode(self, slot: int, rows: slice) -> None:
-        key = (slot, rows.start, rows.stop)
+    def encode(self, slot: int, rows: slice, width: float = 1.0) -> None:
+        key = (slot, width, rows.start, rows.stop)
         if key not in self._encoders:
-            self._encoders[key] = self._bind("encoder", self._table["encoder"], self.slots[slot], rows)
+            name = network_name("encoder", width)
+            self._encoders[key] = self._bind(name, self._table["encoder"], self.slots[slot], rows)
         for half in self._halves(rows):
             self._recipes[slot, half] = ((slot,), (1.0,), None)
             # Every trajectory writes what it reads, so that one that was captured runs after any other.
@@ -89,28 +93,28 @@ class BoundSession:
         for half in self._halves(rows):
             self._recipes[slot, half] = recipe
 
-    def decode(self, slot: int, rows: slice) -> None:
+    def decode(self, slot: int, rows: slice, width: float = 1.0) -> None:
         if self._cut.sources == 0:
-            self._decoder((slot,), rows, held=True)()
+            self._decoder((slot,), rows, width, held=True)()
             return
         halves = self._halves(rows)
         drawn = self._drawn(slot, halves)
         if len(drawn) > self._cut.sources and len(halves) == 2:  # branches that draw on different refreshes
             for half in halves:
-                self.decode(slot, slice(half * self._batch, (half + 1) * self._batch))
+                self.decode(slot, slice(half * self._batch, (half + 1) * self._batch), width)
             return
         if len(drawn) > self._cut.sources:
             drawn = self._materialise(slot, halves)
         if self._runner.takes_all:
             padded = (*drawn, *drawn[:1] * (self._cut.sources - len(drawn)))
         elif len(drawn) == 1 and all(_is_held(self._recipes[slot, half]) for half in halves):
-            self._decoder(drawn, rows, held=True)()
+            self._decoder(drawn, rows, width, held=True)()
             return
         else:
             padded = drawn
         for half in halves:
             self._give(half, self._recipes[slot, half], drawn)
-        self._decoder(padded, rows)()
+        self._decoder(padded, rows, width)()
 
     def _halves(self, rows: slice) -> list[int]:
         return [half for half in (0, 1) if rows.start <= half * self._batch < rows.stop]
@@ -168,13 +172,13 @@ class BoundSession:
         self._buffers["constant"][rows] = self._zero if constant is None else constant
         self._given[half] = ordered
 
-    def _decoder(self, slots: tuple[int, ...], rows: slice, *, held: bool = False) -> Callable[[], None]:
-        key = (slots, held, rows.start, rows.stop)
+    def _decoder(self, slots: tuple[int, ...], rows: slice, width: float, *, held: bool = False) -> Callable[[], None]:
+        key = (slots, held, width, rows.start, rows.stop)
         if key not in self._decoders:
             cut = replace(self._cut, sources=0 if held else len(slots))
             table = tensor_table(self._runner.config, self._runner.latent_shape, cut)["decoder"]
             cached = [part for one in slots for part in self.slots[one]]
-            self._decoders[key] = self._bind("decoder", table, cached, rows)
+            self._decoders[key] = self._bind(network_name("decoder", width), table, cached, rows)
         return self._decoders[key]
 
     def _bind(self, network: str, table: list[TensorSpec], cached: list[Tensor], rows: slice) -> Callable[[], None]:

@@ -24,12 +24,12 @@ from ddt_accel.backends.kernel_cache import KernelCache, kernels_name
 from ddt_accel.backends.manifest import (
     ENGINE_LIBRARIES,
     REFERENCE_FORMAT,
-    REFERENCE_NAME,
     REFERENCE_VERSION,
     TOLERANCE,
     WIDER,
     Engine,
     Manifest,
+    reference_name,
 )
 from ddt_accel.backends.session import BoundSession
 from ddt_accel.errors import ArtifactError, ConfigError, DependencyError, MismatchError, ParityError
@@ -95,13 +95,14 @@ class TensorRTBackend:
         check_engine(engine, str(self._trt.__version__), architecture)
         self.config, self.checkpoint_sha256 = self.manifest.config, self.manifest.checkpoint_sha256
         self.latent_shape, self.cut = self.manifest.latent_shape, self.manifest.cut
+        self.widths = self.manifest.widths
         self.name = f"{engine.library} {engine.version}, {self.manifest.precision}"
         self.device = torch.device("cuda", torch.cuda.current_device())
         self._logger = self._trt.Logger(self._trt.Logger.ERROR)
         self._runtime = self._trt.Runtime(self._logger)
         if engine.version_compatible and hasattr(self._runtime, "engine_host_code_allowed"):
             self._runtime.engine_host_code_allowed = True  # its lean runtime, out of a file whose checksum is ours
-        self._engines = {name: self._deserialized(name) for name in ("encoder", "decoder")}
+        self._engines = {name: self._deserialized(name) for name in self.manifest.tensors}
         self._stream = torch.cuda.Stream(self.device)
         self._kernels = KernelCache(
             self.folder / kernels_name(str(architecture)),
@@ -189,11 +190,8 @@ class TensorRTBackend:
         return engine
 
     def _verify(self, engine: Engine) -> None:
-        """Compares with the reference points, and writes down how far the engines are from them."""
-        _, points = read_arrays(self.folder / REFERENCE_NAME, REFERENCE_FORMAT, REFERENCE_VERSION)
-        expected = torch.from_numpy(points["velocity"])
-        got = torch.cat([self._at(points, p) for p in range(len(expected))])
-        error = float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+        """Compares with the reference points, and writes down how far the engines are from them at most."""
+        error = max(map(self._error_at, self.widths))
         limit = TOLERANCE[self.manifest.precision]
         if not error <= limit:
             wider = WIDER.get(self.manifest.precision)
@@ -206,7 +204,14 @@ class TensorRTBackend:
         with contextlib.suppress(ArtifactError):
             self.manifest.save(self.folder)
 
-    def _at(self, points: dict[str, Any], p: int) -> Tensor:
+    def _error_at(self, width: float) -> float:
+        """The largest error of both networks at a width, relative to the largest velocity."""
+        _, points = read_arrays(self.folder / reference_name(width), REFERENCE_FORMAT, REFERENCE_VERSION)
+        expected = torch.from_numpy(points["velocity"])
+        got = torch.cat([self._at(points, p, width) for p in range(len(expected))])
+        return float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+
+    def _at(self, points: dict[str, Any], p: int, width: float) -> Tensor:
         """The velocity [1, C, H, W] at one of the points: its refreshes encoded, forecast from, and decoded."""
         count, batch = len(points["refresh_times"]), self.least_batch
         session = self.open(batch, self.manifest.latent_shape, count + 1)
@@ -215,9 +220,9 @@ class TensorRTBackend:
         for s in range(count):
             session.latents[rows] = torch.from_numpy(points["refresh_latents"][s, p]).to(self.device)
             session.times[rows] = float(points["refresh_times"][s, p])
-            session.encode(s, rows)
+            session.encode(s, rows, width)
         constant = torch.from_numpy(points["constant"][p]).to(self.device)
         session.forecast(count, list(enumerate(points["weights"][p].tolist())), constant, rows)
         session.latents[rows] = torch.from_numpy(points["latents"][p]).to(self.device)
-        session.decode(count, rows)
+        session.decode(count, rows, width)
         return session.velocity[:1].cpu()

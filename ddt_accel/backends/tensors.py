@@ -65,6 +65,11 @@ class Cut:
         return [self.cache] if self.sources == 0 else [f"{self.cache}_{s + 1}" for s in range(self.sources)]
 
 
+def network_name(kind: str, width: float) -> str:
+    """What "encoder" or "decoder" is called at a width: in files, and for whatever runs it."""
+    return kind if width == 1.0 else f"{kind}-{width:g}"
+
+
 def tensor_table(config: SplitConfig, latent_shape: tuple[int, int, int], cut: Cut) -> dict[str, list[TensorSpec]]:
     """Inputs and, last, the output of "encoder" and "decoder", in order; a blockwise encoder has several."""
     tokens = config.num_tokens(latent_shape)
@@ -100,6 +105,10 @@ def tensor_table(config: SplitConfig, latent_shape: tuple[int, int, int], cut: C
     }
 
 
-def as_lists(table: dict[str, list[TensorSpec]]) -> dict[str, list[list[Any]]]:
-    """The table as a manifest has it."""
-    return {network: [[one.name, one.dtype, list(one.shape)] for one in tensors] for network, tensors in table.items()}
+def as_lists(table: dict[str, list[TensorSpec]], widths: tuple[float, ...] = (1.0,)) -> dict[str, list[list[Any]]]:
+    """The table as a manifest has it; networks of all widths have the same tensors."""
+    return {
+        network_name(kind, width): [[one.name, one.dtype, list(one.shape)] for one in tensors]
+        for width in widths
+        for kind, tensors in table.items()
+    }

@@ -42,7 +42,7 @@ class TimedBackend:
     def __init__(self, backend: Backend, clock: Clock) -> None:
         self.backend, self.clock = backend, clock
         self.name, self.config, self.device, self.guide = backend.name, backend.config, backend.device, backend.guide
-        self.checkpoint_sha256 = backend.checkpoint_sha256
+        self.checkpoint_sha256, self.widths = backend.checkpoint_sha256, backend.widths
 
     def open(
         self, batch: int, latent_shape: tuple[int, int, int], slots: int, *, buffers: Buffers | None = None
@@ -57,14 +57,14 @@ class _TimedSession:
             session.latents, session.times, session.labels, session.velocity
         )  # fmt: skip
 
-    def encode(self, slot: int, rows: slice) -> None:
-        self.clock.encoder_seconds += self._timed(lambda: self.session.encode(slot, rows))
+    def encode(self, slot: int, rows: slice, width: float = 1.0) -> None:
+        self.clock.encoder_seconds += self._timed(lambda: self.session.encode(slot, rows, width))
 
     def forecast(self, slot: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: slice) -> None:
         self.clock.forecast_seconds += self._timed(lambda: self.session.forecast(slot, sources, constant, rows))
 
-    def decode(self, slot: int, rows: slice) -> None:
-        self.clock.decoder_seconds += self._timed(lambda: self.session.decode(slot, rows))
+    def decode(self, slot: int, rows: slice, width: float = 1.0) -> None:
+        self.clock.decoder_seconds += self._timed(lambda: self.session.decode(slot, rows, width))
 
     def _timed(self, call: Callable[[], None]) -> float:
         synchronize(self.device)
@@ -214,8 +214,12 @@ def _of_every_kind(runs: Iterable[_Run]) -> Iterator[_Run]:
             (
                 evaluation.held is None,
                 evaluation.decode_both,
+                evaluation.width,
                 len({refresh for branch in evaluation.branches for refresh, _ in branch.forecast}),
-                *((branch.encode, len(branch.forecast), branch.constant is None) for branch in evaluation.branches),
+                *(
+                    (branch.encode, branch.width, len(branch.forecast), branch.constant is None)
+                    for branch in evaluation.branches
+                ),
             )
             for evaluation in one.program.evaluations
         }

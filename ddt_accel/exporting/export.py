@@ -19,7 +19,6 @@ from ddt_accel.backends.guided import check_guide
 from ddt_accel.backends.manifest import (
     GUIDE_FOLDER,
     REFERENCE_FORMAT,
-    REFERENCE_NAME,
     REFERENCE_VERSION,
     TOLERANCE,
     WIDER,
@@ -27,17 +26,19 @@ from ddt_accel.backends.manifest import (
     Manifest,
     finish_publication,
     publish,
+    reference_name,
 )
 from ddt_accel.backends.networks import DecoderNetwork, EncoderNetwork
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.backends.tensorrt import gpu
-from ddt_accel.backends.tensors import Cut, as_lists, tensor_table
+from ddt_accel.backends.tensors import Cut, as_lists, network_name, tensor_table
 from ddt_accel.errors import ConfigError, ParityError
 from ddt_accel.exporting.engines import EngineOptions, build_engine, find_library
 from ddt_accel.exporting.onnx import OPSET, parity, versions, write_network
 from ddt_accel.exporting.reference import Reference, reference_points
 from ddt_accel.locks import Say, making, nothing
 from ddt_accel.networks.config import UNKNOWN
+from ddt_accel.networks.dynamic.widths import narrow, widths_of
 from ddt_accel.networks.families import prepare
 from ddt_accel.networks.prepared import Arithmetic
 from ddt_accel.networks.split import SplitNetwork, latent_shape_of
@@ -70,7 +71,8 @@ def export(
     next and how many steps it takes, and returns what to call after each; `say` is told for whom it waits, where
     another process is exporting to `out_dir`.
 
-    A second network that guides, the `guide`, is exported alike, to the folder `guide` there. Raises MismatchError for
+    A network with nested widths is exported at each of them, unless another guides: then both run complete. That one,
+    the `guide`, is exported alike, to the folder `guide` there. Raises MismatchError for
     a guide of other latents or classes, ParityError where the exported networks do not compute what PyTorch computes in
     float32.
     """
@@ -80,6 +82,7 @@ def export(
     as_engines, sources = format == "tensorrt", cut.sources
     latent_shape = latent_shape_of(model, latent_shape)
     table = tensor_table(model.config, latent_shape, cut)
+    widths = widths_of(model) if guide is None else (1.0,)
     # Files in bf16 are compared by PyTorch.
     known = versions(["onnx", "onnxscript", *([] if precision == "bf16" else ["onnxruntime"])])
     options = engines or EngineOptions()
@@ -87,38 +90,38 @@ def export(
 
     folder = Path(out_dir)
     with _staging(folder, say) as staging:
-        done = on_stage("a trajectory to compare with", 1)
-        points = reference_points(_reference(model), latent_shape, sources=sources, cache=cache)
-        arithmetic = Arithmetic.of(precision, written_out=True, wide_softmax=library is None)
-        prepared = prepare(model, latent_shape, arithmetic).cpu()
-        networks = {"encoder": EncoderNetwork(prepared, cut), "decoder": DecoderNetwork(prepared, cut)}
-        inputs, outputs = _examples(points, cut)
-        done()
         errors, products = {}, {}
-        for name, network in networks.items():
-            *_, output = table[name]
-            done = on_stage(f"{name}: ONNX", 1)
-            write_network(network, inputs[name], output.name, staging / f"{name}.onnx")
+        for width in widths:
+            done = on_stage(f"a trajectory to compare with{f', width {width:g}' * (width < 1)}", 1)
+            network_at = model if width == 1.0 else narrow(model, width)
+            points = reference_points(_reference(network_at), latent_shape, sources=sources, cache=cache)
+            arithmetic = Arithmetic.of(precision, written_out=True, wide_softmax=library is None)
+            prepared = prepare(network_at, latent_shape, arithmetic).cpu()
+            inputs, outputs = _examples(points, cut)
             done()
-            done = on_stage(f"{name}: comparison with PyTorch", 1)
-            if precision == "bf16":  # which ONNX Runtime has no kernels for on a CPU
-                errors[name] = _error(network, inputs[name], outputs[name])
-            else:
-                errors[name] = parity(staging / f"{name}.onnx", inputs[name], outputs[name])
-            done()
-            if not errors[name] <= TOLERANCE[precision]:
-                wider = WIDER.get(precision)
-                advice = f"try --precision {wider}" if wider else "please report it"
-                raise ParityError(
-                    f"The exported {name} is {errors[name]:.2e} away from PyTorch in float32; {precision} allows "
-                    f"{TOLERANCE[precision]:.0e}. Nothing was written; {advice}."
-                )
+            for kind, network in (
+                ("encoder", EncoderNetwork(prepared, cut)),
+                ("decoder", DecoderNetwork(prepared, cut)),
+            ):
+                name, (*_, output) = network_name(kind, width), table[kind]
+                done = on_stage(f"{name}: ONNX", 1)
+                write_network(network, inputs[kind], output.name, staging / f"{name}.onnx")
+                done()
+                done = on_stage(f"{name}: comparison with PyTorch", 1)
+                if precision == "bf16":  # which ONNX Runtime has no kernels for on a CPU
+                    errors[name] = _error(network, inputs[kind], outputs[kind])
+                else:
+                    errors[name] = parity(staging / f"{name}.onnx", inputs[kind], outputs[kind])
+                done()
+                _check_parity(name, errors[name], precision)
+                if library is not None:
+                    path = staging / f"{name}.engine"
+                    built = build_engine(library, staging / f"{name}.onnx", path, table[kind], options, on_stage)
+                    products[name] = built
+                    for leftover in staging.glob(f"{name}.onnx*"):
+                        leftover.unlink()
             if library is not None:
-                path = staging / f"{name}.engine"
-                built = build_engine(library, staging / f"{name}.onnx", path, table[name], options, on_stage)
-                products[name] = built
-                for leftover in staging.glob(f"{name}.onnx*"):
-                    leftover.unlink()
+                _write_reference(staging / reference_name(width), points)
         engine = None
         if library is not None:
             engine = Engine(
@@ -131,7 +134,6 @@ def export(
                 products=products,
                 verified=None,
             )
-            _write_reference(staging / REFERENCE_NAME, points)
         manifest = Manifest(
             format=format,
             model=model.source.name if model.source else "unnamed",
@@ -144,11 +146,12 @@ def export(
             sources=sources,
             opset=OPSET,
             files={path.name: sha256_of(path) for path in sorted(staging.iterdir())},
-            tensors=as_lists(table),
+            tensors=as_lists(table, widths),
             parity=errors,
             engine=engine,
             versions=known,
             guide_sha256=None if guide is None else guide.source.sha256 if guide.source else UNKNOWN,
+            widths=widths,
         )
         manifest.save(staging)
         if guide is not None:  # before the first network's, which names it
@@ -158,6 +161,16 @@ def export(
             )  # fmt: skip
         publish(staging, folder)
     return manifest
+
+
+def _check_parity(name: str, error: float, precision: str) -> None:
+    if not error <= TOLERANCE[precision]:
+        wider = WIDER.get(precision)
+        advice = f"try --precision {wider}" if wider else "please report it"
+        raise ParityError(
+            f"The exported {name} is {error:.2e} away from PyTorch in float32; {precision} allows "
+            f"{TOLERANCE[precision]:.0e}. Nothing was written; {advice}."
+        )
 
 
 def checked_cut(

@@ -47,13 +47,16 @@ class Session(Protocol):
     labels: Tensor  # [2B] int64, read by the encoder
     velocity: Tensor  # [2B, C, H, W] float32, written by the decoder
 
-    def encode(self, slot: int, rows: slice) -> None:
-        """Runs the encoder on some `rows`, a half or all; their modulations go to the same rows of `slot`."""
+    def encode(self, slot: int, rows: slice, width: float = 1.0) -> None:
+        """Runs the encoder on some `rows`, a half or all; their modulations go to the same rows of `slot`.
+
+        `width` is one of the backend's.
+        """
 
     def forecast(self, slot: int, sources: Sequence[tuple[int, float]], constant: Tensor | None, rows: slice) -> None:
         """Sets `slot` to the weighted sum of other slots plus a `constant` [M], in some `rows`."""
 
-    def decode(self, slot: int, rows: slice) -> None:
+    def decode(self, slot: int, rows: slice, width: float = 1.0) -> None:
         """Runs the decoder on some `rows`, the first half or all, under the modulations in `slot`."""
 
 
@@ -78,6 +81,10 @@ class Backend(Protocol):
     @property
     def checkpoint_sha256(self) -> str | None:
         """Which weights these are, where known."""
+
+    @property
+    def widths(self) -> tuple[float, ...]:
+        """The shares of heads and channels that encoder and decoder run at, from 1.0 down; often that alone."""
 
     @property
     def guide(self) -> Backend | None:

@@ -15,11 +15,13 @@ from ddt_accel.schedule import Forecast, Schedule
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Branch:
-    """What one guidance branch does at an evaluation: run the encoder, or forecast."""
+    """What one guidance branch does at an evaluation: run the encoder, or forecast; both where a narrow encoder's state
+    is corrected."""
 
     encode: bool
-    forecast: Forecast  # ((k, 1.0),) where it encodes, at k itself; empty where there is nothing to read yet
+    forecast: Forecast  # ((k, 1.0),) for the state of k itself as it is; empty where there is nothing to read yet
     constant: NDArray[np.float32] | None  # c_k [M], added to the forecast
+    width: float = 1.0  # of the encoder
 
     @property
     def held(self) -> int | None:
@@ -27,9 +29,14 @@ class Branch:
         (step, weight), *others = self.forecast
         return step if not others and weight == 1.0 and self.constant is None else None
 
+    @property
+    def corrected(self) -> bool:
+        """Whether the decoder works with a forecast that draws on a state of this very evaluation."""
+        return self.encode and self.held is None
+
     def does_as(self, other: Branch) -> bool:
         """Whether both can be done at once; equal constants are one array (`compile_program`)."""
-        mine, others = (self.encode, self.forecast), (other.encode, other.forecast)
+        mine, others = (self.encode, self.width, self.forecast), (other.encode, other.width, other.forecast)
         return mine == others and self.constant is other.constant
 
 
@@ -42,6 +49,7 @@ class Evaluation:
     conditional: Branch
     unconditional: Branch | None
     update: Update
+    width: float = 1.0  # of the decoder
 
     @property
     def decode_both(self) -> bool:
@@ -50,6 +58,11 @@ class Evaluation:
     @property
     def branches(self) -> tuple[Branch, ...]:
         return (self.conditional,) if self.unconditional is None else (self.conditional, self.unconditional)
+
+    @property
+    def corrected(self) -> bool:
+        """Whether any branch's new state is corrected before it is used."""
+        return any(branch.corrected for branch in self.branches)
 
     @property
     def encodes(self) -> bool:
@@ -108,6 +121,7 @@ def compile_program(schedule: Schedule, *, encode_unconditional: str = "read") -
                 conditional=conditional[k],
                 unconditional=branch if guidance[k] != 1.0 or (branch.encode and (always or k in read)) else None,
                 update=update,
+                width=schedule.decoder_widths.get(k, 1.0),
             )
             for k, (time, branch, update) in enumerate(
                 zip(schedule.times or spec.times.tolist(), unconditional, rows, strict=True)
@@ -130,21 +144,30 @@ def _branch(schedule: Schedule, k: int, *, beside: Branch | None = None) -> Bran
         means = schedule.guide_mean_modulations
     elif beside is not None and beside.forecast == row:
         return beside
-    return Branch(encode=row == ((k, 1.0),), forecast=row, constant=_constant(means, k, row))
+    corrected = beside is None and k in schedule.forecasts
+    as_it_is = row == () or (row == ((k, 1.0),) and not corrected)
+    return Branch(
+        encode=row == ((k, 1.0),) or k in schedule.encoder_widths,
+        forecast=row,
+        constant=None if means is None or as_it_is else _constant(schedule, means, k, row),
+        width=schedule.encoder_widths.get(k, 1.0),
+    )
 
 
-def _constant(means: NDArray[np.float32] | None, k: int, row: Forecast) -> NDArray[np.float32] | None:
+def _constant(schedule: Schedule, means: NDArray[np.float32], k: int, row: Forecast) -> NDArray[np.float32]:
     """c_k = μ_k − Σ w μ_r: with it the forecast is of the deviation from the states of modulations μ [E, M] or [1, M].
 
-    Modulations are affine in the state, so that means and forecasts of states are means and forecasts of modulations.
+    Of a narrow refresh μ_r is the narrow encoder's. Modulations are affine in the state, so that means and forecasts of
+    states are means and forecasts of modulations.
     """
-    if means is None or row in ((), ((k, 1.0),)):
-        return None
     constant: NDArray[np.float64]
     if len(means) == 1:
         constant = (1.0 - sum(w for _, w in row)) * means[0].astype(np.float64)
     else:
-        constant = means[k].astype(np.float64) - sum(w * means[r].astype(np.float64) for r, w in row)
+        narrow = schedule.narrow_mean_modulations
+        of_refreshes = {} if narrow is None else dict(zip(schedule.encoder_widths, narrow, strict=True))
+        drawn = sum(w * of_refreshes.get(r, means[r]).astype(np.float64) for r, w in row)
+        constant = means[k].astype(np.float64) - drawn
     return constant.astype(np.float32)
 
 
@@ -175,7 +198,7 @@ def branch_work(program: Program, *, apart: bool = False) -> tuple[Work, Work]:
                 reads=sum(
                     len(branch.forecast)
                     for one, branch in done
-                    if (branch if apart else one).held is None and not branch.encode
+                    if branch.corrected or ((branch if apart else one).held is None and not branch.encode)
                 ),
             )
         )

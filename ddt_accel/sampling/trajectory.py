@@ -2,6 +2,7 @@
 
 at a refresh k:    m_k = modulations(encode(x, t_k, y))
 otherwise:         m_k = Σ_r F[k, r] m_r + c_k             either branch by its own refreshes and forecasts
+                                                           (so, too, at a narrow refresh that is corrected, r = k in it)
 v_k = v_u + w_k (v_c − v_u),   v = decode(x, m_k)
 x   ← a_k x + Σ_j B[k, j] v_j + n_k ξ_k
 """
@@ -45,7 +46,8 @@ class Trajectory:
         if program.stochastic and step_noise is None:
             raise ConfigError("A stochastic sampler adds noise at every step; give step_noise, a function of the step.")
         self.program, self.step_noise, self.batch = program, step_noise, len(noise)
-        self._velocity_slots, self._modulation_slots = _plan(program)
+        check_widths(backend, program)
+        self._velocity_slots, self._modulation_slots, self._read_slots = _plan(program)
         slots = _kept(program, self._modulation_slots)
         with torch.inference_mode(False):  # buffers outlive the mode that the caller may be in
             self.session = session = backend.open(self.batch, (noise.shape[1], noise.shape[2], noise.shape[3]), slots)
@@ -127,16 +129,16 @@ class Trajectory:
         evaluation = reweighted or self.program.evaluations[k]
         if len(evaluation.branches) == 2:
             self._copy.copy_(x)
-        slot = self._modulation_slots[k]
+        slot = self._read_slots[k]
         for side, (branch, rows) in enumerate(self._parts(evaluation)):
             if branch.encode:
                 session.times.fill_(evaluation.time)
-                session.encode(slot, rows)
-            elif evaluation.held is None:
+                session.encode(self._modulation_slots[k], rows, branch.width)
+            if branch.corrected or (not branch.encode and evaluation.held is None):
                 sources = [(self._modulation_slots[r], weight) for r, weight in branch.forecast]
                 constant = self._constants.get((k, side)) if reweighted is None else self._constant(branch)
                 session.forecast(slot, sources, constant, rows)
-        session.decode(slot, slice(0, 2 * batch if evaluation.decode_both else batch))
+        session.decode(slot, slice(0, 2 * batch if evaluation.decode_both else batch), evaluation.width)
 
         v = self.velocity(k)
         conditional, unconditional = session.velocity[:batch], session.velocity[batch:]
@@ -233,12 +235,13 @@ def run(
     return trajectory.end()
 
 
-def _plan(program: Program) -> tuple[dict[int, int], dict[int, int]]:
-    """Which buffer holds the velocity and which the modulations of every evaluation.
+def _plan(program: Program) -> tuple[dict[int, int], dict[int, int], dict[int, int]]:
+    """Which buffer holds the velocity of every evaluation, which its modulations or state, and which the decoder reads.
 
     A buffer is free again once nothing reads it any more. An evaluation that holds a refreshed state uses its slot.
 
     One that forecasts takes what is free: at most one slot more than refreshes need, since a forecast is read at once.
+    The last two differ where a refreshed state is kept as it is and corrected for the decoder.
     """
     last_velocity_read = {k: k for k in range(len(program.evaluations))}
     last_state_read: dict[int, int] = {}
@@ -247,6 +250,7 @@ def _plan(program: Program) -> tuple[dict[int, int], dict[int, int]]:
         last_state_read.update({r: k for branch in evaluation.branches for r, _ in branch.forecast})
     velocities: dict[int, int] = {}
     modulations: dict[int, int] = {}
+    read: dict[int, int] = {}
     for k, evaluation in enumerate(program.evaluations):
         velocities[k] = _free({velocities[j] for j, last in last_velocity_read.items() if j < k <= last})
         if evaluation.held is not None:
@@ -254,12 +258,26 @@ def _plan(program: Program) -> tuple[dict[int, int], dict[int, int]]:
         else:
             live = {modulations[r] for r, last in last_state_read.items() if r < k <= last}
             modulations[k] = _free(live)
-    return velocities, modulations
+        read[k] = _free(live | {modulations[k]}) if evaluation.corrected else modulations[k]
+    return velocities, modulations, read
 
 
 def state_slots(program: Program) -> int:
     """How many refreshes' modulations, or states, are kept at a time."""
     return _kept(program, _plan(program)[1])
+
+
+def check_widths(backend: Backend, program: Program) -> None:
+    """Raises MismatchError where a program runs a network at a width that it does not have."""
+    asked = {one.width for one in program.evaluations}
+    asked |= {branch.width for one in program.evaluations for branch in one.branches if branch.encode}
+    if lacking := sorted(asked - set(backend.widths)):
+        known = ", ".join(f"{width:g}" for width in backend.widths)
+        raise MismatchError(
+            f"The schedule runs a network at width {lacking[0]:g}, and {backend.name} has {known}; take a schedule "
+            "without widths, or a checkpoint that was trained at them (`ddt-accel train --from CHECKPOINT --dynamic "
+            "nested`)."
+        )
 
 
 def _kept(program: Program, modulations: dict[int, int]) -> int:

@@ -31,7 +31,8 @@ def narrowable(config: SplitConfig) -> ConditionConfig:
 def taken(model: SplitNetwork, heads: Sequence[Tensor], channels: Sequence[Tensor]) -> SplitNetwork:
     """A network with these heads and channels alone, in this order: indices for each transformer block.
 
-    With all of them it is the same network in another order. Raises ConfigError for networks with other blocks, and
+    With all of them it is the same network in another order. It shares memory where its weights are the same, or the
+    first of them: do not train it. Raises ConfigError for networks with other blocks, and
     where nothing is left of a block's heads or channels.
     """
     config = narrowable(model.config)
@@ -43,7 +44,8 @@ def taken(model: SplitNetwork, heads: Sequence[Tensor], channels: Sequence[Tenso
     )
     kept = model.config if complete else config.narrowed(*counts)
     tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    for index, (of_heads, of_channels) in enumerate(zip(heads, channels, strict=True)):
+    for index, kept_of_block in enumerate(zip(heads, channels, strict=True)):
+        of_heads, of_channels = map(_selection, kept_of_block)
         block = f"blocks.{index}"
         rows, columns = f"{block}.attn.qkv.weight", f"{block}.attn.proj.weight"
         by_head = tensors[rows].unflatten(0, (3, -1, config.head_size))  # rows are (q, k, v) × head × d
@@ -53,8 +55,14 @@ def taken(model: SplitNetwork, heads: Sequence[Tensor], channels: Sequence[Tenso
             tensors[f"{block}.mlp.{name}.weight"] = tensors[f"{block}.mlp.{name}.weight"][of_channels]
         tensors[f"{block}.mlp.w2.weight"] = tensors[f"{block}.mlp.w2.weight"][:, of_channels]
     network = build(kept)  # type: ignore[arg-type]  # a protocol cannot say that a class has it
-    network.load_state_dict(tensors)
+    network.load_state_dict(tensors, assign=True)
     return network.to(device=model.device, dtype=model.dtype).train(model.training)
+
+
+def _selection(indices: Tensor) -> Tensor | slice:
+    """Of the first ones a slice, which is a view."""
+    count = len(indices)
+    return slice(count) if torch.equal(indices, torch.arange(count, device=indices.device)) else indices
 
 
 def unmasked(model: SplitNetwork, masks: Sequence[BlockMasks]) -> SplitNetwork:

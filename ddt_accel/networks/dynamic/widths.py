@@ -56,8 +56,14 @@ def width_costs(config: ConditionConfig, tokens: int, encoder: float, decoder: f
     return narrow / complete
 
 
+def widths_of(model: SplitNetwork) -> tuple[float, ...]:
+    """Those that a network can run at, from 1.0 down."""
+    source = model.source
+    return source.widths if source is not None and source.widths else (1.0,)
+
+
 def narrow(model: SplitNetwork, encoder: float, decoder: float | None = None) -> SplitNetwork:
-    """The ordinary network that a network trained at nested widths is at one of them, in its own memory.
+    """The ordinary network that a network trained at nested widths is at one of them, sharing its memory where it can.
 
     `decoder` is `encoder` where nothing is said. Raises ConfigError for widths that it was not trained at.
     """
