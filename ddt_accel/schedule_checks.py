@@ -61,10 +61,8 @@ def checked_steps(
 
 def checked_widths(name: str, given: Mapping[int, float], steps: Sequence[int]) -> dict[int, float]:
     """The widths of networks that run narrow at some of `steps`, in their order; raises ConfigError for others."""
-    if not set(given) <= set(steps):
-        raise ConfigError(
-            f"{name} are given for {shortened(tuple(sorted(set(given) - set(steps))))}, and none is read."
-        )
+    if others := sorted(set(given) - set(steps)):
+        raise ConfigError(f"{name} are given for the steps {shortened(tuple(others))}, at which it does not run.")
     if not all(is_number(width) and 0 < width < 1 for width in given.values()):
         raise ConfigError(f"{name} are {shortened(tuple(given.values()))}; give shares between 0 and 1.")
     return {int(step): float(given[step]) for step in sorted(given)}

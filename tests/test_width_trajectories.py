@@ -16,6 +16,12 @@ from ddt_accel.backends.compiled import CompiledBackend
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError
 from ddt_accel.evaluation.benchmark import measure
+from ddt_accel.evaluation.costs import Costs, counted_costs, counted_of
+from ddt_accel.evaluation.timing import timed_costs
+from ddt_accel.fitting.fit import Fitter
+from ddt_accel.fitting.fit_spec import FitSpec
+from ddt_accel.fitting.scalars import Scalars, widened
+from ddt_accel.fitting.trajectory import fitted_trajectory
 from ddt_accel.networks.dynamic.widths import narrow, width_masks
 from ddt_accel.networks.saving import save_network
 from ddt_accel.networks.split import SplitNetwork
@@ -212,3 +218,56 @@ def test_a_file_keeps_widths_and_another_program_sees_them(network, schedule, tm
     loaded = load_model(tmp_path / "nested.safetensors", latent_shape=SHAPE)
     assert TorchBackend(loaded).widths == (1.0, 0.75, 0.5)
     close(sample(loaded, replace(schedule, checkpoint_sha256=None), *noises()), written_out(network, schedule), 1e-5)
+
+
+def test_a_schedule_costs_what_its_networks_do(network, schedule) -> None:
+    """Against runs and multiply-adds counted by hand; both branches run at the guided steps, and at refreshes read."""
+    complete, most, half = (narrow(network, width).config.multiply_adds(SHAPE) for width in (1.0, 0.75, 0.5))
+    costs = counted_of(TorchBackend(network), SHAPE)
+    assert costs.at(0.5).encoder == half.encoder + half.modulations
+    assert costs.at(0.75).decoder == most.decoder
+    guided = SPEC.guidance_weights != 1
+    at = {1.0: complete, 0.75: most, 0.5: half}
+    program = compile_program(schedule)
+    encoder = decoder = 0.0
+    for k, evaluation in enumerate(program.evaluations):
+        if k in STEPS:
+            counted = at[WIDTHS.get(k, 1.0)]
+            encoder += len(evaluation.branches) * (counted.encoder + counted.modulations)
+        decoder += (2 if guided[k] else 1) * at[DECODERS.get(k, 1.0)].decoder
+    assert costs.parts(program)[0][:2] == pytest.approx((encoder, decoder))
+    with pytest.raises(MismatchError, match=r"at width 0\.[57]"):
+        counted_costs(network.config, SHAPE).of(schedule)
+
+
+def test_costs_of_widths_are_kept(network, tmp_path) -> None:
+    costs = timed_costs(TorchBackend(network), SPEC, SHAPE, 1, "here")
+    assert [one.width for one in costs.narrow] == [0.75, 0.5]
+    costs.save(tmp_path / "costs.json")
+    assert Costs.load(tmp_path / "costs.json") == costs
+
+
+def test_fits_see_the_same_trajectory(network, schedule) -> None:
+    """Gradients flow through what samplers run, also to the rows of corrected refreshes."""
+    bias = network.modulation_bias.numpy()
+    scalars = Scalars(schedule, bias, sources=1)
+    widths = {width: narrow(network, width) for width in schedule.widths}
+    end = fitted_trajectory(network, scalars, *noises(), narrow=widths).end
+    close(end.detach(), written_out(network, schedule), 1e-5)
+    end.square().mean().backward()
+    moved = scalars.forecasts.grad[0, 6]
+    assert moved[4] != 0
+    assert moved[6] != 0
+    assert (moved[[0, 1, 2, 3, 5, 7]] == 0).all()
+    close(sample(network, scalars.schedule(), *noises()), written_out(network, schedule), 1e-5)
+
+
+def test_a_fit_keeps_widths_and_corrections(network, schedule) -> None:
+    one = replace(schedule, forecasts={**FORECASTS, 6: ((6, 0.8),)})
+    wide = widened(one, network.modulation_bias.numpy(), 2)
+    assert wide.forecasts[6] == ((4, 0.0), (6, 0.8))
+    assert not {2, 4} & set(wide.forecasts)  # taken as they are
+    tiny = FitSpec(iterations=2, images=2, held_out=4, batch_size=2, reference_steps=16)
+    found = Fitter(network, schedule, tiny).run()
+    assert found.schedule.encoder_widths == WIDTHS
+    assert found.schedule.decoder_widths == DECODERS

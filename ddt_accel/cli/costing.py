@@ -74,7 +74,8 @@ def counted_by_export(place: Workspace, checkpoint_sha256: str | None, guide_sha
             told = read_json(folder / FILE_NAME, FORMAT, VERSION)
             if (told["checkpoint_sha256"], told.get("guide_sha256")) == (checkpoint_sha256, guide_sha256):
                 guide = read_json(folder / GUIDE_FOLDER / FILE_NAME, FORMAT, VERSION) if guide_sha256 else None
-                return _counted(told["config"], told["latent_shape"], guide and guide["config"])
+                widths = tuple(told.get("widths", (1.0,)))
+                return _counted(told["config"], told["latent_shape"], guide and guide["config"], widths)
         except (DDTAccelError, KeyError, TypeError, ValueError):
             continue
     return None
@@ -85,10 +86,17 @@ def _counted_by_name(path: Path) -> Costs | None:
     for name in sorted(embedded_models(), key=len, reverse=True):
         if path.stem.startswith(f"{name}-"):
             told = metadata(EMBEDDED / f"{name}.safetensors")
-            return _counted(json.loads(told["config"]), json.loads(told["latent_shape"]))
+            widths = tuple(json.loads(told.get("widths", "[1.0]")))
+            return _counted(json.loads(told["config"]), json.loads(told["latent_shape"]), widths=widths)
     return None
 
 
-def _counted(config: dict[str, int], latent_shape: list[int], guide: dict[str, int] | None = None) -> Costs:
+def _counted(
+    config: dict[str, int],
+    latent_shape: list[int],
+    guide: dict[str, int] | None = None,
+    widths: tuple[float, ...] = (1.0,),
+) -> Costs:
     channels, height, width = map(int, latent_shape)
-    return counted_costs(config_of(config), (channels, height, width), guide=config_of(guide) if guide else None)
+    network, guided_by = config_of(config), config_of(guide) if guide else None
+    return counted_costs(network, (channels, height, width), guide=guided_by, widths=widths)

@@ -23,10 +23,11 @@ MISSED, MISSED_UNMEASURED = 4.0, 6.0
 
 def costs_of(place: Workspace, calibration: Calibration) -> Costs:
     """The costs that were measured in this workspace, else counted ones of its export or of its model."""
+    from ddt_accel.backends.guided import backend_of
     from ddt_accel.cli.console import say
     from ddt_accel.cli.costing import counted_by_export
     from ddt_accel.errors import MismatchError
-    from ddt_accel.evaluation.costs import counted_costs, kept_costs
+    from ddt_accel.evaluation.costs import counted_of, kept_costs
 
     sha256 = calibration.checkpoint_sha256
     guided_by = calibration.guide_sha256
@@ -41,7 +42,7 @@ def costs_of(place: Workspace, calibration: Calibration) -> Costs:
             f"The calibration is not of the model of {place.folder}, whose operations would be counted; solve in the "
             "workspace that it was made in."
         )
-    return counted_costs(network.config, calibration.latent_shape, guide=guide.config if guide is not None else None)
+    return counted_of(backend_of(network, guide), calibration.latent_shape)
 
 
 def source_of(network: SplitNetwork | None) -> str | None:

@@ -230,13 +230,14 @@ def kept(folder: Path) -> str:
 
 def _costs(place: Workspace, network: SplitNetwork, guide: SplitNetwork | None) -> Costs:
     """As `bench` measured them in this workspace, else counted."""
-    from ddt_accel.evaluation.costs import counted_costs, kept_costs
+    from ddt_accel.backends.guided import backend_of
+    from ddt_accel.evaluation.costs import counted_of, kept_costs
     from ddt_accel.networks.split import latent_shape_of
 
     measured = None
     if (sha256 := source_of(network)) is not None:
         measured = kept_costs(place.costs_path, sha256, say, guide_sha256=source_of(guide))
-    return measured or counted_costs(network.config, latent_shape_of(network), guide=guide.config if guide else None)
+    return measured or counted_of(backend_of(network, guide), latent_shape_of(network))
 
 
 def _told_size(schedule: Schedule, costs: Costs, unshared: Schedule) -> str:

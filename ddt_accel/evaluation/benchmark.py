@@ -291,7 +291,7 @@ def _own(name: str, one: _Run, num_images: int, speed: float) -> Measurement:
 
 
 def in_terms_of(baseline: Measurement, unshared: Schedule, m: Measurement, schedule: Schedule) -> Measurement:
-    """With the speed-up over a baseline, and what it could be."""
+    """With the speed-up over a baseline, and what it could be if nothing took time but the two networks."""
     guided = any(baseline.guide_seconds)
     own, every = (works(compile_program(one), guided) for one in (schedule, unshared))
     whole = baseline.encoder_seconds + baseline.decoder_seconds
@@ -299,4 +299,6 @@ def in_terms_of(baseline: Measurement, unshared: Schedule, m: Measurement, sched
         encoder * work.encoded / most.encoded + decoder * work.decoded / most.decoded
         for (encoder, decoder, _), work, most in zip(baseline.parts(guided), own, every, strict=True)
     )
+    if schedule.has_widths:  # whose networks the baseline does not run
+        ideal = m.encoder_seconds + m.decoder_seconds
     return dataclasses.replace(m, speedup=baseline.seconds / m.seconds, ideal_speedup=whole / ideal)

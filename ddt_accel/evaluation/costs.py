@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddt_accel.artifacts import read_json, write_json
-from ddt_accel.errors import ArtifactError, ConfigError
+from ddt_accel.errors import ArtifactError, ConfigError, MismatchError
 from ddt_accel.networks.config import SplitConfig
+from ddt_accel.networks.dynamic.widths import config_at
 from ddt_accel.sampling.program import Program, Work, branch_work, compile_program
 from ddt_accel.schedule import Schedule
 from ddt_accel.spec import SamplingSpec
@@ -33,11 +34,20 @@ class GuideCosts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NarrowCosts:
+    """Those of both networks at a width of their heads and channels."""
+
+    width: float
+    encoder: float
+    decoder: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Costs:
     """What one image costs in one branch: a run of the encoder with its modulations, a run of the decoder, a state
     that a forecast reads; and what every evaluation costs besides, whatever the branches.
 
-    With a `guide` the unconditional branch has costs of its own.
+    With a `guide` the unconditional branch has costs of its own. `narrow` are those at nested widths, if there are any.
     """
 
     unit: str
@@ -48,11 +58,12 @@ class Costs:
     conditions: str
     checkpoint_sha256: str | None = None
     guide: GuideCosts | None = None
+    narrow: tuple[NarrowCosts, ...] = ()
 
     def __post_init__(self) -> None:
-        every = (self, self.guide or self)
+        every = (self, self.guide or self, *self.narrow)
         runs = [value for one in every for value in (one.encoder, one.decoder)]
-        values = (self.evaluation, *(one.forecast for one in every))
+        values = (self.evaluation, *(one.forecast for one in (self, self.guide or self)))
         if self.unit not in (SECONDS, MULTIPLY_ADDS) or min(runs) <= 0 or min(values) < 0:
             raise ConfigError(
                 f"{self.encoder} {self.unit} for the encoder, {self.decoder} for the decoder, {self.forecast} for a "
@@ -67,10 +78,28 @@ class Costs:
 
     def parts(self, program: Program) -> list[tuple[float, float, float]]:
         """What an image takes in encoder, decoder and forecasts, network by network."""
-        return [
-            (one.encoder * work.encoded, one.decoder * work.decoded, one.forecast * work.reads)
-            for one, work in zip((self, self.guide or self), works(program, self.guide is not None), strict=False)
-        ]
+        own, *others = works(program, self.guide is not None)
+        encoder, decoder = (
+            sum(getattr(self.at(width), kind) * runs for width, runs in made.items())
+            for kind, made in (("encoder", own.encoded_at), ("decoder", own.decoded_at))
+        )
+        parts = [(encoder, decoder, self.forecast * own.reads)]
+        if self.guide is not None:
+            (work,), one = others, self.guide
+            parts.append((one.encoder * work.encoded, one.decoder * work.decoded, one.forecast * work.reads))
+        return parts
+
+    def at(self, width: float) -> Costs | NarrowCosts:
+        """Those of a width; raises MismatchError where nothing is known of it."""
+        if width == 1.0:
+            return self
+        for one in self.narrow:
+            if one.width == width:
+                return one
+        raise MismatchError(
+            f"The schedule runs a network at width {width:g}, of which these costs ({self.conditions}) know nothing; "
+            "run `ddt-accel bench` with the checkpoint that it is for."
+        )
 
     @property
     def relative(self) -> tuple[float, float]:
@@ -90,8 +119,9 @@ class Costs:
         return replace(self, checkpoint_sha256=backend.checkpoint_sha256, guide=guide)
 
     def document(self) -> dict[str, Any]:
-        """What files say of it; nothing of a guide where there is none, as in older ones."""
-        return {name: value for name, value in asdict(self).items() if name != "guide" or value is not None}
+        """What files say of it; nothing of a guide or widths where there are none, as in older ones."""
+        told = asdict(self)
+        return {name: value for name, value in told.items() if value or name not in ("guide", "narrow")}
 
     def save(self, path: Path) -> None:
         write_json(path, FORMAT, VERSION, self.document())
@@ -101,7 +131,8 @@ class Costs:
         content = read_json(path, FORMAT, VERSION)
         try:
             guide = content.pop("guide", None)
-            return cls(**content, guide=guide and GuideCosts(**guide))
+            narrow = tuple(NarrowCosts(**one) for one in content.pop("narrow", []))
+            return cls(**content, guide=guide and GuideCosts(**guide), narrow=narrow)
         except (TypeError, ConfigError) as error:
             raise ArtifactError(f"{path} does not hold usable costs ({error}); run `ddt-accel bench` anew.") from None
 
@@ -140,7 +171,8 @@ def measured_costs(
 ) -> Costs:
     """Seconds, from the measurements of the unshared trajectory of `spec` and of `schedule` in one run.
 
-    Where that one forecasts nothing, a forecast is taken to cost as much of an encoder run as by counting.
+    Where that one forecasts nothing, a forecast is taken to cost as much of an encoder run as by counting; so are
+    narrow networks.
     """
     guided = counted.guide is not None
     full, shared = (works(compile_program(one), guided) for one in (Schedule.full(spec), schedule))
@@ -169,6 +201,14 @@ def measured_costs(
         conditions=conditions,
         checkpoint_sha256=schedule.checkpoint_sha256,
         guide=guide,
+        narrow=tuple(
+            NarrowCosts(
+                width=one.width,
+                encoder=encoder * one.encoder / counted.encoder,
+                decoder=decoder * one.decoder / counted.decoder,
+            )
+            for one in counted.narrow
+        ),
     )
 
 
@@ -218,11 +258,16 @@ def added_up(name: str, schedule: Schedule, costs: Costs) -> Measurement:
 
 
 def counted_costs(
-    config: SplitConfig, latent_shape: tuple[int, int, int], *, guide: SplitConfig | None = None
+    config: SplitConfig,
+    latent_shape: tuple[int, int, int],
+    *,
+    guide: SplitConfig | None = None,
+    widths: tuple[float, ...] = (1.0,),
 ) -> Costs:
     """Multiply-adds of the matrix products, with cached modulations; a forecast reads M values per token and state.
 
-    The encoder's include the modulations. A second network, the `guide`, is counted by itself.
+    The encoder's include the modulations. A second network, the `guide`, is counted by itself, and so is the network at
+    each of its nested `widths`.
     """
 
     def parts(one: SplitConfig) -> tuple[float, float, float]:
@@ -234,6 +279,7 @@ def counted_costs(
         )
 
     encoder, decoder, forecast = parts(config)
+    narrow = [(width, *parts(config_at(config, width))[:2]) for width in widths if width != 1.0]
     others = parts(guide) if guide is not None else None
     guided = "" if guide is None else f", guided by {guide.description}"
     return Costs(
@@ -244,9 +290,11 @@ def counted_costs(
         evaluation=0.0,
         conditions=f"counted for {config.num_tokens(latent_shape)} tokens, {config.description}{guided}",
         guide=others and GuideCosts(encoder=others[0], decoder=others[1], forecast=others[2]),
+        narrow=tuple(NarrowCosts(width=width, encoder=one, decoder=other) for width, one, other in narrow),
     )
 
 
 def counted_of(backend: Backend, latent_shape: tuple[int, int, int]) -> Costs:
     """`counted_costs` of the networks of a backend."""
-    return counted_costs(backend.config, latent_shape, guide=backend.guide.config if backend.guide else None)
+    guide = backend.guide.config if backend.guide else None
+    return counted_costs(backend.config, latent_shape, guide=guide, widths=backend.widths)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ddt_accel.evaluation.benchmark import measure
-from ddt_accel.evaluation.costs import Costs, counted_of, implied_costs, measured_costs
+from ddt_accel.evaluation.costs import Costs, NarrowCosts, counted_of, implied_costs, measured_costs
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.schedule import Schedule
 from ddt_accel.spec import SamplingSpec
@@ -18,22 +18,40 @@ STEPS, ROUNDS = 8, 2
 def timed_costs(
     backend: Backend, spec: SamplingSpec, latent_shape: tuple[int, int, int], batch_size: int, conditions: str
 ) -> Costs:
-    """Seconds an image, from short trajectories of batches of `batch_size`, of the sampler of `spec` and of one that
-    forecasts from two states."""
+    """Seconds an image, from short trajectories of batches of `batch_size`, of the sampler of `spec`, of one that
+    forecasts from two states, and of one at each narrower width of the networks."""
     short = replace(spec, num_steps=min(STEPS, spec.num_steps))
     full = full_on(backend, short)
     forecasts = dict.fromkeys(range(2, short.num_evaluations), ((1, 1.5), (0, -0.5)))
     shared = replace(full, refresh_steps=full.refresh_steps[:2], forecasts=forecasts)
-    (unshared, forecasting), _ = measure(
+    every = range(short.num_evaluations)
+    narrow = {
+        f"width {width:g}": replace(
+            full, encoder_widths=dict.fromkeys(every, width), decoder_widths=dict.fromkeys(every, width)
+        )
+        for width in backend.widths[1:]
+    }
+    (unshared, forecasting, *others), _ = measure(
         backend,
-        {"unshared": full, "forecasting": shared},
+        {"unshared": full, "forecasting": shared, **narrow},
         latent_shape=latent_shape,
         num_images=ROUNDS * batch_size,
         seed=0,
         batch_size=batch_size,
     )
     counted = counted_of(backend, latent_shape)
-    return measured_costs(unshared, short, forecasting, shared, conditions, counted)
+    costs = measured_costs(unshared, short, forecasting, shared, conditions, counted)
+    return replace(
+        costs,
+        narrow=tuple(
+            NarrowCosts(
+                width=width,
+                encoder=costs.encoder * one.encoder_seconds / unshared.encoder_seconds,
+                decoder=costs.decoder * one.decoder_seconds / unshared.decoder_seconds,
+            )
+            for width, one in zip(backend.widths[1:], others, strict=True)
+        ),
+    )
 
 
 def full_on(backend: Backend, spec: SamplingSpec) -> Schedule:

@@ -105,7 +105,7 @@ def _free(schedule: Schedule, evaluation: Evaluation) -> list[int]:
     branches = evaluation.branches
     if schedule.unconditional_steps is None:
         branches = branches[:1]
-    return [side for side, one in enumerate(branches) if not one.encode and one.held is None]
+    return [side for side, one in enumerate(branches) if one.corrected or (not one.encode and one.held is None)]
 
 
 def _aligned_at(

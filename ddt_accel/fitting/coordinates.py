@@ -9,7 +9,7 @@ velocities on an even grid comes near backward differences), and descent goes al
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -49,6 +49,7 @@ class Coordinates:
         *,
         autocast: bool = False,
         guide: SplitNetwork | None = None,
+        narrow: Mapping[float, SplitNetwork] | None = None,
     ) -> Coordinates:
         """Those of the present trajectories of some images: noise [B, C, H, W] and labels [B] of each batch.
 
@@ -59,11 +60,12 @@ class Coordinates:
         of_velocities, of_states = np.zeros((count, count)), np.zeros((len(sides), count, count))
         for noise, labels in inputs:
             with torch.no_grad():
-                passed = fitted_trajectory(model, scalars, noise, labels, autocast=autocast, guide=guide)
+                passed = fitted_trajectory(model, scalars, noise, labels, autocast=autocast, guide=guide, narrow=narrow)
             _add_products(of_velocities, dict(enumerate(passed.velocities)))
             for side in sides:
                 states = {r: state for (own, r), state in passed.modulations.items() if own == side}
-                if (means := scalars.means_of(side)) is not None:  # forecasts are of what differs from them
+                if scalars.means_of(side) is not None:  # forecasts are of what differs from them
+                    means = scalars.source_means_of(side)
                     states = {r: state - means[r] for r, state in states.items()}
                 _add_products(of_states[side], states)
         if not (np.isfinite(of_velocities).all() and np.isfinite(of_states).all()):
@@ -72,7 +74,7 @@ class Coordinates:
         forecasts = np.zeros((len(sides), count, count, count))
         for k, evaluation in enumerate(scalars.program.evaluations):
             for side, branch in zip(sides, evaluation.branches, strict=False):
-                if not branch.encode:
+                if branch.corrected or not branch.encode:
                     forecasts[side, k] = row_basis(of_states[side], [r for r, _ in branch.forecast])
         bases = zip(COORDINATED, (integrator, forecasts), strict=True)
         return cls({name: torch.from_numpy(basis).to(scalars.gaps.device) for name, basis in bases})

@@ -36,6 +36,7 @@ from ddt_accel.fitting.fit_spec import FitSpec
 from ddt_accel.fitting.scalars import INTEGRATOR, Scalars
 from ddt_accel.fitting.trajectory import fitted_trajectory
 from ddt_accel.networks.config import UNKNOWN, LatentShape
+from ddt_accel.networks.dynamic.widths import narrow
 from ddt_accel.networks.split import SplitNetwork, latent_shape_of
 from ddt_accel.sampling.noise import ImageRange, draw_labels, draw_noise
 from ddt_accel.schedule import Schedule
@@ -123,6 +124,7 @@ class Fitter:
             known = guide.source.sha256 if guide.source else UNKNOWN
             schedule = dataclasses.replace(schedule, guide_sha256=schedule.guide_sha256 or known)
         self.warm = schedule
+        self.narrow = {width: narrow(model, width) for width in schedule.widths}
         self.scalars = Scalars(schedule, bias, free=spec.free, sources=spec.sources, guide_bias=guide_bias)
         self.scalars.to(model.device)
         self.trained = {name: value for name, value in self.scalars.named_parameters() if value.requires_grad}
@@ -197,7 +199,9 @@ class Fitter:
 
         def along() -> Coordinates:
             batch = map(self._inputs, self._micro_batches(range(spec.batch_size)))
-            return Coordinates.along(self.model, self.scalars, batch, autocast=spec.autocast, guide=self.guide)
+            return Coordinates.along(
+                self.model, self.scalars, batch, autocast=spec.autocast, guide=self.guide, narrow=self.narrow
+            )
 
         return self.descent(self._in_memory(along))
 
@@ -241,7 +245,9 @@ class Fitter:
             for indices in self._micro_batches(chosen.tolist()):
                 inputs = self._inputs(indices)
                 # The end alone: what else was passed must not stay while the next ones are on their way.
-                end = fitted_trajectory(self.model, self.scalars, *inputs, autocast=spec.autocast, guide=self.guide).end
+                end = fitted_trajectory(
+                    self.model, self.scalars, *inputs, autocast=spec.autocast, guide=self.guide, narrow=self.narrow
+                ).end
                 error = (end - targets[indices].to(self.backend.device)).square().flatten(1).mean(1)
                 (error.log().sum() / spec.batch_size).backward()
 

@@ -74,12 +74,23 @@ class Scalars(nn.Module):
             raise ConfigError(f"This schedule has no {' or '.join(sorted(self.free))} that could be fitted.")
         self.means: Tensor | None
         self.guide_means: Tensor | None
+        self.source_means: Tensor | None
         self.register_buffer("means", _every(self.warm.mean_modulations, count))
         self.register_buffer("guide_means", _every(self.warm.guide_mean_modulations, count))
+        # Those of the states that there are: at narrow refreshes the narrow encoder's.
+        self.register_buffer("source_means", None if self.means is None else self.means.clone())
+        if self.source_means is not None and (narrow := self.warm.narrow_mean_modulations) is not None:
+            self.source_means[list(self.warm.encoder_widths)] = torch.from_numpy(narrow)
 
     def means_of(self, side: int) -> Tensor | None:
         """What the forecasts of a branch (0 conditional, 1 unconditional) are relative to, [E, M]."""
         return self.guide_means if side == 1 and self.warm.guide_sha256 is not None else self.means
+
+    def source_means_of(self, side: int) -> Tensor:
+        """The means [E, M] of the states that a branch's forecasts draw on; there are some where `means_of` has any."""
+        found = self.guide_means if side == 1 and self.warm.guide_sha256 is not None else self.source_means
+        assert found is not None
+        return found
 
     def set_integrator(self, schedule: Schedule) -> None:
         """Takes over the integrator of a schedule of the same times."""
@@ -149,8 +160,8 @@ def widened(
     *,
     guide_bias: NDArray[np.float32] | None = None,
 ) -> Schedule:
-    """The same schedule with a row for every reuse step, of the last `sources` refreshes where that costs no encoder
-    run, the new ones with weight 0."""
+    """The same schedule with a row for every reuse step and corrected refresh, of the last `sources` refreshes where
+    that costs no encoder run, the new ones with weight 0."""
     if sources < 1:
         raise ConfigError(f"A forecast from {sources} states; give 1 or more.")
 
@@ -164,11 +175,11 @@ def widened(
     def rows(steps: tuple[int, ...], unconditional: bool) -> dict[int, Forecast]:
         wide: dict[int, Row] = {}
         for k in range(steps[0], schedule.spec.num_evaluations):
-            if k not in steps:
+            if k not in steps or k in schedule.forecasts:
                 given = dict(schedule.forecast_at(k, unconditional=unconditional))
                 # A guided step that read another refresh would have the unconditional branch encoded there, too.
                 shares_rows = own is None and guidance[k] != 1.0
-                last = [r for r in steps if r < k and (r in read or not shares_rows)][-sources:]
+                last = [r for r in steps if r <= k and (r in read or not shares_rows)][-sources:]
                 added = [r for r in last if r not in given]
                 wide[k] = tuple((r, given.get(r, 0.0)) for r in sorted([*given, *added]))
         return wide

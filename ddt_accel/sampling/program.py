@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -173,15 +174,27 @@ def _constant(schedule: Schedule, means: NDArray[np.float32], k: int, row: Forec
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a guidance branch takes for one image: runs of encoder and decoder, and states that forecasts read."""
+    """What a guidance branch takes for one image: runs of encoder and decoder by width, and states that forecasts
+    read."""
 
-    encoded: int
-    decoded: int
+    encoded_at: Counter[float]
+    decoded_at: Counter[float]
     reads: int
+
+    @property
+    def encoded(self) -> int:
+        """Runs of the encoder, at any width."""
+        return self.encoded_at.total()
+
+    @property
+    def decoded(self) -> int:
+        return self.decoded_at.total()
 
     def __add__(self, other: Work) -> Work:
         return Work(
-            encoded=self.encoded + other.encoded, decoded=self.decoded + other.decoded, reads=self.reads + other.reads
+            encoded_at=self.encoded_at + other.encoded_at,
+            decoded_at=self.decoded_at + other.decoded_at,
+            reads=self.reads + other.reads,
         )
 
 
@@ -193,8 +206,8 @@ def branch_work(program: Program, *, apart: bool = False) -> tuple[Work, Work]:
         done = [(one, one.branches[side]) for one in program.evaluations if side < len(one.branches)]
         work.append(
             Work(
-                encoded=sum(branch.encode for _, branch in done),
-                decoded=sum(side == 0 or one.decode_both for one, _ in done),
+                encoded_at=Counter(branch.width for _, branch in done if branch.encode),
+                decoded_at=Counter(one.width for one, _ in done if side == 0 or one.decode_both),
                 reads=sum(
                     len(branch.forecast)
                     for one, branch in done

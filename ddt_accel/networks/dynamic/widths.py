@@ -12,7 +12,7 @@ import torch
 
 from ddt_accel.errors import ConfigError
 from ddt_accel.networks.checkpoints import identity
-from ddt_accel.networks.config import ConditionConfig, swiglu_width
+from ddt_accel.networks.config import ConditionConfig, SplitConfig, swiglu_width
 from ddt_accel.networks.dynamic.masks import BlockMasks, prefix
 from ddt_accel.networks.dynamic.slicing import narrowable, taken
 from ddt_accel.networks.split import SplitNetwork
@@ -45,6 +45,12 @@ def width_masks(config: ConditionConfig, encoder: float, decoder: float) -> list
         BlockMasks(heads=prefix(config.num_groups, heads), channels=prefix(swiglu_width(config.hidden_size), channels))
         for heads, channels in _counts(config, encoder, decoder)
     ]
+
+
+def config_at(config: SplitConfig, width: float) -> SplitConfig:
+    """The settings of the ordinary network that one with nested widths is at one of them."""
+    complete = narrowable(config)
+    return complete.narrowed(*zip(*_counts(complete, width, width), strict=True))  # type: ignore[return-value]
 
 
 def width_costs(config: ConditionConfig, tokens: int, encoder: float, decoder: float) -> float:
