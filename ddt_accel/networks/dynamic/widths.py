@@ -62,6 +62,13 @@ def widths_of(model: SplitNetwork) -> tuple[float, ...]:
     return source.widths if source is not None and source.widths else (1.0,)
 
 
+def narrow_decoders(model: SplitNetwork) -> tuple[float, ...]:
+    """The widths below 1 at which its decoder does less; none where that has no heads and no such MLP."""
+    config = model.config
+    has_blocks = isinstance(config, ConditionConfig) and config.encoder_blocks < config.transformer_blocks
+    return widths_of(model)[1:] if has_blocks else ()
+
+
 def narrow(model: SplitNetwork, encoder: float, decoder: float | None = None) -> SplitNetwork:
     """The ordinary network that a network trained at nested widths is at one of them, sharing its memory where it can.
 
