@@ -61,6 +61,7 @@ def made(n: int, seed: int = 0, *, noise: float = 0.1, effect: float = 0.02, mis
             gram=gram.reshape(n, 3, n, 3),
             mean_modulations=rng.normal(size=(n, 2, M)).astype(np.float32),
             effects=(flat @ flat.T / flat.shape[1]).reshape(n, 2, n, 2),
+            misses=Misses(runs=np.array([1.0]), ratios=np.full((len(WAYS), 1), miss)),
         ),
         mean_modulations=rng.normal(size=(n, M)).astype(np.float32),
         misses=Misses(runs=np.array([1.0]), ratios=np.full((len(WAYS), 1), miss)),

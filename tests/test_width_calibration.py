@@ -10,16 +10,18 @@ import torch
 from test_widths import random_network
 from torch import Tensor
 
-from ddt_accel import Calibration, SamplingSpec, calibrate, draw_labels, draw_noise
+from ddt_accel import Calibration, SamplingSpec, Schedule, calibrate, draw_labels, draw_noise, sample
 from ddt_accel.artifacts import write_arrays
 from ddt_accel.calibration import calibrate as under_test
 from ddt_accel.calibration import sensitivity
+from ddt_accel.calibration.closed_loop import narrow_runs, no_shared_sum
 from ddt_accel.calibration.narrow_decoders import _measured
 from ddt_accel.calibration.resample import interpolation, resample
 from ddt_accel.calibration.statistics import FORMAT, VERSION
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError, NumericsError
 from ddt_accel.networks.dynamic.widths import narrow
 from ddt_accel.networks.split import SplitNetwork
+from ddt_accel.solver.with_widths import solve_narrowest
 
 SHAPE = (3, 8, 8)
 SPEC = SamplingSpec(num_steps=5, guidance=1.5, guidance_interval=(0.3, 0.9))
@@ -82,6 +84,29 @@ def test_effects_of_narrow_decoders_are_those_of_each_alone(network, calibration
     expected = (flat @ flat.T / flat[0].numel()).numpy()
     np.testing.assert_allclose(sums.effect_sum / 2, expected, rtol=1e-2, atol=1e-5 * expected.max())
     assert np.array_equal(calibration.widths.effects.reshape(10, 10), sums.effect_sum / 2)
+
+
+def test_schedules_that_are_narrow_everywhere_are_run(network, calibration) -> None:
+    """As the batch's own statistics have them solved, whose predictions nothing has corrected yet."""
+    sums = calibrate(network, SPEC, num_samples=2, sensitivity_samples=2)
+    bare = dataclasses.replace(
+        sums,
+        shared_sum=no_shared_sum(SPEC),
+        width_sums=dataclasses.replace(sums.width_sums, shared_sum=np.zeros_like(sums.width_sums.shared_sum)),
+    )
+    assert narrow_runs(SPEC) == [2, 5]
+    assert np.array_equal(sums.width_sums.shared_sum, calibration.width_sums.shared_sum)
+    noise, labels = draw_noise(SHAPE, seed=0, indices=range(2)), draw_labels(5, seed=0, indices=range(2))
+    unshared = sample(network, Schedule.full(SPEC), noise, labels).double()
+    for row, schedule in zip(sums.width_sums.shared_sum, solve_narrowest(bare, [2, 5]), strict=True):
+        assert set(schedule.encoder_widths) == set(schedule.refresh_steps)
+        assert set(schedule.encoder_widths.values()) == {0.5}
+        error = (sample(network, schedule, noise, labels).double() - unshared).square().mean().item()
+        assert row == pytest.approx([2, 2 * error, 2 * schedule.predicted_error**2], rel=1e-4)
+    # So that of these very images predictions are what is measured.
+    for row, schedule in zip(sums.width_sums.shared_sum, solve_narrowest(sums, [2, 5]), strict=True):
+        if schedule.budget in (2, 5):
+            assert 2 * schedule.predicted_error**2 == pytest.approx(row[1], rel=1e-6)
 
 
 def test_parts_merge_and_continue_to_the_whole(network, calibration, tmp_path) -> None:

@@ -13,7 +13,14 @@ from torch import Tensor
 
 from ddt_accel.backends.guided import check_guides
 from ddt_accel.backends.pytorch import TorchBackend
-from ddt_accel.calibration.closed_loop import no_shared_sum, shared_evaluations, shared_sum
+from ddt_accel.calibration.closed_loop import (
+    narrow_evaluations,
+    narrow_sum,
+    no_narrow_sum,
+    no_shared_sum,
+    shared_evaluations,
+    shared_sum,
+)
 from ddt_accel.calibration.coarser import coarser_evaluations, coarser_sum
 from ddt_accel.calibration.guide_sums import GuideSums
 from ddt_accel.calibration.inner_products import inner_products
@@ -87,7 +94,7 @@ def calibrate(
         null_label(model.config)
     latent_shape = latent_shape_of(model, latent_shape)
     sha256, *others = (one.source.sha256 if one.source else UNKNOWN for one in networks)
-    widths = widths_of(model) if guide is None else (1.0,)
+    widths = calibrated_at(model, guide)
     wanted = ImageRange(seed=seed, first=first_image, stop=first_image + num_samples)
     if resume is not None:
         check_beginning(
@@ -100,7 +107,7 @@ def calibrate(
     measured = sum(images.first < followed for images in batches)
     measuring = measuring_evaluations(spec, sensitivity_steps) + coarser_evaluations(spec) + shared_evaluations(spec)
     if len(widths) > 1:
-        measuring += effect_evaluations(model, spec, sensitivity_steps)
+        measuring += effect_evaluations(model, spec, sensitivity_steps) + narrow_evaluations(spec)
     advance = on_stage("calibrating", len(batches) * spec.num_evaluations + measured * measuring)
     for images in batches:
         disturbed = replace(images, stop=max(images.first, min(images.stop, followed)))
@@ -118,14 +125,23 @@ def calibrate(
         )
         if width_sums:
             count, effects = effect_sums(model, spec, disturbed, latent_shape, advance, most=sensitivity_steps)
-            found = WidthSums(widths=widths, **width_sums, effect_count=count, effect_sum=effects)
+            found = WidthSums(
+                widths=widths, **width_sums, effect_count=count, effect_sum=effects, shared_sum=no_narrow_sum(spec)
+            )
             batch = replace(batch, width_sums=found)
+            shared = narrow_sum(model, batch, disturbed, latent_shape, advance)
+            batch = replace(batch, width_sums=replace(found, shared_sum=shared))
         batch = replace(batch, shared_sum=shared_sum(networks, batch, disturbed, latent_shape, advance))
         done = batch if done is None else done.merge(batch)
         if on_batch is not None:
             on_batch(done)
     assert done is not None
     return done
+
+
+def calibrated_at(model: SplitNetwork, guide: SplitNetwork | None) -> tuple[float, ...]:
+    """The widths that a calibration measures: where a second network guides, both run complete."""
+    return widths_of(model) if guide is None else (1.0,)
 
 
 def batches_of(wanted: ImageRange, start: int, size: int) -> list[ImageRange]:

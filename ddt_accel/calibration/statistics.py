@@ -96,7 +96,7 @@ class Calibration:
             if array.shape != shape or array.dtype != np.float64:
                 raise ConfigError(f"{name} is {array.dtype}{list(array.shape)}; expected float64 {list(shape)}.")
         if self.width_sums is not None:
-            self.width_sums.check(e, self.mean_sum.shape[-1], self.modulation_sum.shape[-1])
+            self.width_sums.check(self.spec, self.mean_sum.shape[-1], self.modulation_sum.shape[-1])
         if any(r.seed < 0 or not 0 <= r.first < r.stop for r in self.ranges):
             raise ConfigError("The calibrated image ranges make no sense.")
 

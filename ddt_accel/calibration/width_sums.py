@@ -10,15 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddt_accel.calibration.between import between
+from ddt_accel.calibration.closed_loop import narrow_runs
 from ddt_accel.errors import ConfigError
 from ddt_accel.solver.forecast import centred
+from ddt_accel.solver.misses import CALIBRATED, WAYS, Misses, misses_of
 from ddt_accel.solver.width_statistics import WidthStatistics
 from ddt_accel.spec import SamplingSpec
 
 Array = NDArray[np.float64]
 
 # Only in files of such a network, each with `width_` before it.
-WIDTH_ARRAYS = ("gram_sum", "mean_sum", "modulation_sum", "effect_count", "effect_sum")
+WIDTH_ARRAYS = ("gram_sum", "mean_sum", "modulation_sum", "effect_count", "effect_sum", "shared_sum")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,6 +40,8 @@ class WidthSums:
 
     Effects add up to first order, so that the mean squared error of the final latents of any assignment of decoder
     widths is the sum over pairs of its narrow evaluations.
+
+    Of the same images `shared_sum` [B, 3] has what schedules with narrow encoders come to: see `narrow_sum`.
     """
 
     widths: tuple[float, ...]
@@ -46,14 +50,16 @@ class WidthSums:
     modulation_sum: Array
     effect_count: Array
     effect_sum: Array
+    shared_sum: Array
 
-    def check(self, e: int, state_size: int, modulation_size: int) -> None:
-        """Raises ConfigError unless the arrays are of E evaluations, D and M."""
-        w = len(self.widths)
+    def check(self, spec: SamplingSpec, state_size: int, modulation_size: int) -> None:
+        """Raises ConfigError unless the arrays are of the evaluations of `spec`, D and M."""
+        e, w = spec.num_evaluations, len(self.widths)
         if w < 2 or self.widths[0] != 1 or list(self.widths) != sorted({*self.widths}, reverse=True):
             raise ConfigError(f"The calibrated widths are {list(self.widths)}; expected 1 and others below it.")
         shapes = (
             (e * w, e * w), (e, w - 1, state_size), (e, w - 1, modulation_size), (e,), (e * (w - 1), e * (w - 1)),
+            (len(narrow_runs(spec)), 3),
         )  # fmt: skip
         for name, shape in zip(WIDTH_ARRAYS, shapes, strict=True):
             array = getattr(self, name)
@@ -89,7 +95,13 @@ class WidthSums:
             gram=centred(self.gram_sum / count, means @ means.T).reshape(e, w, e, w),
             mean_modulations=(self.modulation_sum / count).astype(np.float32),
             effects=self._effects(spec),
+            misses=self._misses(spec),
         )
+
+    def _misses(self, spec: SamplingSpec) -> Misses:
+        sums = np.zeros((len(WAYS), *self.shared_sum.shape))
+        sums[WAYS.index(CALIBRATED)] = self.shared_sum
+        return misses_of(narrow_runs(spec), sums)
 
     def _effects(self, spec: SamplingSpec) -> Array | None:
         """[E, W − 1, E, W − 1]; None where nothing was measured.

@@ -69,7 +69,7 @@ def solve_with_widths(
     """
     if objective not in OBJECTIVES:
         raise ConfigError(f"The objective is {objective!r}; with widths choose one of {', '.join(OBJECTIVES)}.")
-    widths, sensitivity = _known(calibration)
+    widths, sensitivity = check_widths(calibration)
     gamma, evaluations = GAMMA[objective], calibration.spec.num_evaluations
     count = _Count.of(calibration, total, encoder_costs, decoder_costs)
     prices = width_prices(widths.gram, sensitivity)
@@ -106,6 +106,19 @@ def solve_with_widths(
     return schedule, certificate
 
 
+def solve_narrowest(calibration: Statistics, runs: Sequence[int]) -> list[Schedule]:
+    """The best schedules of at most so many encoder runs, each of them at the narrowest width, with complete decoders:
+    one for each number of `runs`."""
+    if not runs:
+        return []
+    widths, sensitivity = check_widths(calibration)
+    prices = width_prices(widths.gram, sensitivity)[:, -1:, :, -1:]
+    solutions = solve_widths(prices, [1], max(runs), gamma=GAMMA["sum"])
+    narrowest, complete = len(widths.widths) - 1, [0] * len(sensitivity)
+    found = [[step for step, _ in one.refreshes] for count in runs if (one := solutions[count - 1]) is not None]
+    return [schedule_with_widths(calibration, [(step, narrowest) for step in steps], complete) for steps in found]
+
+
 def schedule_with_widths(
     calibration: Statistics, refreshes: Sequence[Refresh], decoders: Sequence[int], *, objective: str = "sum"
 ) -> Schedule:
@@ -114,7 +127,7 @@ def schedule_with_widths(
 
     Without a narrow refresh it is `solve`'s of these steps, but for the decoders.
     """
-    widths, sensitivity = _known(calibration)
+    widths, sensitivity = check_widths(calibration)
     method, gamma = Method(objective=objective), GAMMA[objective]
     steps = tuple(step for step, _ in refreshes)
     schedule = schedule_with(calibration, steps, method)
@@ -123,7 +136,7 @@ def schedule_with_widths(
         forecasts, errors = _forecasts(widths, refreshes)
         segments = np.add.reduceat(sensitivity * errors, steps)
         encoder_cost = combined(segments, gamma)
-        encoder_error = combined(segments, GAMMA["power"]) * calibration.misses.of(CALIBRATED, len(steps))
+        encoder_error = combined(segments, GAMMA["power"]) * _missed(calibration, len(steps), len(narrow) / len(steps))
         schedule = dataclasses.replace(
             schedule,
             forecasts=forecasts,
@@ -140,6 +153,17 @@ def schedule_with_widths(
         predicted_cost=combined(np.array([encoder_cost, *alone]), gamma) if chosen else encoder_cost,
         predicted_error=math.hypot(encoder_error, effect) if chosen else encoder_error,
     )
+
+
+def _missed(calibration: Statistics, runs: int, narrow: float) -> float:
+    """What an error predicted for so many encoder runs is to be multiplied by, where a share of them is `narrow`.
+
+    The errors of narrow states point the same way from refresh to refresh, more than those of forecasts do, which is
+    measured where all are narrow; in between the logarithm of the ratio goes with the share.
+    """
+    widths, _ = check_widths(calibration)
+    ratios = (one.of(CALIBRATED, runs) for one in (widths.misses, calibration.misses))
+    return math.prod(ratio**share for ratio, share in zip(ratios, (narrow, 1 - narrow), strict=True))
 
 
 def decoder_prices(widths: WidthStatistics) -> Array:
@@ -172,7 +196,7 @@ class _Count:
     def of(
         cls, calibration: Statistics, total: float, encoder_costs: Sequence[float], decoder_costs: Sequence[float]
     ) -> _Count:
-        widths, _ = _known(calibration)
+        widths, _ = check_widths(calibration)
         known = len(widths.widths)
         costs = np.array([*encoder_costs, *decoder_costs], dtype=np.float64)
         if len(encoder_costs) != known or len(decoder_costs) != known or not (costs > 0).all():
@@ -240,13 +264,14 @@ def _forecasts(widths: WidthStatistics, refreshes: Sequence[Refresh]) -> tuple[d
     return rows, errors
 
 
-def _known(calibration: Statistics) -> tuple[WidthStatistics, Array]:
+def check_widths(calibration: Statistics) -> tuple[WidthStatistics, Array]:
     """The statistics of widths and the sensitivities; raises ConfigError where there are none, or too many."""
     widths, sensitivity = calibration.widths, calibration.sensitivity
     if widths is None:
+        cause = "a second network guides" if calibration.guide else "its network was trained at one"
         raise ConfigError(
-            "The calibration has no narrow widths: its network was trained at one. `ddt-accel train --from CHECKPOINT "
-            "--dynamic nested` makes a network that has several; calibrate that."
+            f"The calibration has no narrow widths: {cause}. Calibrate a checkpoint by itself that was trained with "
+            "`ddt-accel train --from CHECKPOINT --dynamic nested`."
         )
     if sensitivity is None:
         raise ConfigError(

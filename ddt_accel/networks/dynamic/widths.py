@@ -12,7 +12,7 @@ import torch
 
 from ddt_accel.errors import ConfigError
 from ddt_accel.networks.checkpoints import identity
-from ddt_accel.networks.config import ConditionConfig, swiglu_width
+from ddt_accel.networks.config import ConditionConfig, SplitConfig, swiglu_width
 from ddt_accel.networks.dynamic.masks import BlockMasks, prefix
 from ddt_accel.networks.dynamic.slicing import narrowable, taken
 from ddt_accel.networks.split import SplitNetwork
@@ -54,6 +54,13 @@ def width_costs(config: ConditionConfig, tokens: int, encoder: float, decoder: f
         one.blocks_multiply_adds(tokens, slice(None)) for one in (config.narrowed(heads, channels), config)
     )
     return narrow / complete
+
+
+def config_at(config: SplitConfig, width: float) -> SplitConfig:
+    """The settings of the network that one with nested widths is at one of them, encoder and decoder alike; raises
+    ConfigError for blocks that cannot become narrow."""
+    heads, channels = zip(*_counts(narrowable(config), width, width), strict=True)
+    return narrowable(config).narrowed(heads, channels)
 
 
 def widths_of(model: SplitNetwork) -> tuple[float, ...]:
