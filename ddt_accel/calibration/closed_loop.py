@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from ddt_accel.backends.sample import sample_images
 from ddt_accel.calibration.watched import Networks, unwatched
 from ddt_accel.errors import NumericsError
+from ddt_accel.networks.split import SplitNetwork
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.schedule import Schedule
 from ddt_accel.solver.misses import CALIBRATED, HELD, SPLIT, WAYS
 from ddt_accel.solver.solve import Method, Statistics, solve_curve
 from ddt_accel.solver.split import split
+from ddt_accel.solver.with_widths import MOST_EVALUATIONS, solve_narrowest
 from ddt_accel.spec import SamplingSpec
 
 # The numbers of encoder runs, as shares of the evaluations.
@@ -87,6 +89,57 @@ def shared_sum(
                     schedule = split(statistics, schedule, METHODS[way])
                 total[WAYS.index(way), place] = _row(schedule, images.count, squared_error)
             passed()
+    return total
+
+
+def narrow_runs(spec: SamplingSpec) -> list[int]:
+    """The numbers of narrow encoder runs that are measured: as many as of complete ones, and all."""
+    count = spec.num_evaluations
+    return [*shared_runs(spec), count] if count <= MOST_EVALUATIONS else []
+
+
+def no_narrow_sum(spec: SamplingSpec) -> NDArray[np.float64]:
+    """What stands where nothing was measured."""
+    return np.zeros((len(narrow_runs(spec)), 3))
+
+
+def narrow_evaluations(spec: SamplingSpec) -> int:
+    """How many evaluations of a batch `narrow_sum` makes."""
+    return spec.num_evaluations * (1 + len(narrow_runs(spec)))
+
+
+def narrow_sum(
+    model: SplitNetwork,
+    statistics: Statistics,
+    images: ImageRange,
+    latent_shape: tuple[int, int, int],
+    on_evaluation: Callable[[], None] = lambda: None,
+) -> NDArray[np.float64]:
+    """[B, 3] for the numbers of `narrow_runs`, as `shared_sum` has them: of schedules whose encoder runs at the
+    narrowest width everywhere.
+
+    Their decoders stay complete, whose part of a prediction has its own matrix.
+    """
+    spec, total = statistics.spec, no_narrow_sum(statistics.spec)
+    if images.count == 0:
+        return total
+    backend = unwatched((model,))
+
+    def squared_error(schedule: Schedule) -> float:
+        found = sample_images(backend, schedule, images, latent_shape, images.count).double()
+        return (found - unshared).square().flatten(1).mean(1).sum().item()
+
+    def passed() -> None:
+        for _ in range(spec.num_evaluations):
+            on_evaluation()
+
+    unshared = sample_images(backend, Schedule.full(spec), images, latent_shape, images.count).double()
+    passed()
+    schedules = solve_narrowest(statistics, narrow_runs(spec)) if statistics.sensitivity is not None else []
+    for place in range(len(total)):
+        if schedules:
+            total[place] = _row(schedules[place], images.count, squared_error)
+        passed()
     return total
 
 

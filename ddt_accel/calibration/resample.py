@@ -3,8 +3,8 @@
 States depend smoothly on time, so the state at a time between two evaluations is close to a polynomial through its
 neighbours', `s(t) ≈ Σ_k P[t, k] s_k`. Means are then `P μ` and inner products `P G Pᵀ`, which is a Gram matrix again.
 An error of the state acts on the latents through the length of its step, so that sensitivities are interpolated per
-unit of time. How far predictions miss depends on the stretches of time between refreshes, so that it stays as it is for
-the same number of encoder runs.
+unit of time, as are the effects of narrow decoders. How far predictions miss depends on the stretches of time between
+refreshes, so that it stays as it is for the same number of encoder runs.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ddt_accel.calibration.statistics import Array, Calibration, interpolated, mean_gram
+from ddt_accel.calibration.between import between, interpolated
+from ddt_accel.calibration.statistics import Array, Calibration, mean_gram
 from ddt_accel.errors import MismatchError
 from ddt_accel.solver.misses import Misses
 from ddt_accel.solver.solve import GuideMeans
+from ddt_accel.solver.width_statistics import WidthStatistics
 from ddt_accel.spec import SamplingSpec
 
 POINTS = 4
@@ -36,6 +38,7 @@ class Resampled:
     modulation_bias: NDArray[np.float32]
     guide: GuideMeans | None
     sensitivity: Array | None
+    widths: WidthStatistics | None
     misses: Misses
     checkpoint_sha256: str
     sha256: str
@@ -89,9 +92,32 @@ def resample(calibration: Calibration, spec: SamplingSpec) -> Resampled:
         modulation_bias=calibration.modulation_bias,
         guide=guide and replace(guide, mean_modulations=modulations(guide.mean_modulations)),
         sensitivity=sensitivity,
+        widths=calibration.widths and _at_widths(calibration.widths, own, spec, kept, weights),
         misses=calibration.misses,
         checkpoint_sha256=calibration.checkpoint_sha256,
         sha256=calibration.sha256,
+    )
+
+
+def _at_widths(
+    widths: WidthStatistics, own: SamplingSpec, spec: SamplingSpec, kept: NDArray[np.intp], weights: Array
+) -> WidthStatistics:
+    """Of narrow networks: states as those of the complete one, and the effects of decoders per unit of time."""
+
+    def both(inner: Array, factors: Array) -> Array:
+        found: Array = np.einsum("ik,kvlw,jl->ivjw", factors, inner[kept][:, :, kept], factors, optimize=True)
+        return found
+
+    effects = widths.effects
+    if effects is not None:
+        rates = between(spec.times, spec.guidance_weights, own.times[kept], own.guidance_weights[kept])
+        effects = both(effects, _lengths(spec)[:, None] * rates / _lengths(own)[kept])
+    modulations = np.einsum("ik,kvm->ivm", weights, widths.mean_modulations[kept].astype(np.float64))
+    return replace(
+        widths,
+        gram=both(widths.gram, weights),
+        mean_modulations=modulations.astype(np.float32),
+        effects=effects,
     )
 
 

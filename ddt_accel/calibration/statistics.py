@@ -10,40 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddt_accel.artifacts import checksum, read_arrays, write_arrays
+from ddt_accel.calibration.between import interpolated
 from ddt_accel.calibration.closed_loop import no_shared_sum, shared_runs
 from ddt_accel.calibration.coarser import coarser_steps
+from ddt_accel.calibration.guide_sums import GUIDE_ARRAYS, GuideSums
+from ddt_accel.calibration.width_sums import WidthSums
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.solver.misses import WAYS, Misses, misses_of
 from ddt_accel.solver.solve import GuideMeans
+from ddt_accel.solver.width_statistics import WidthStatistics
 from ddt_accel.spec import SamplingSpec
 
 FORMAT, VERSION = "ddt-accel calibration", 3
 ARRAYS = ("similarity_sum", "gram_sum", "mean_sum", "modulation_sum", "bias_sum", "sensitivity_sum")
 # Not in the files of older versions, nor where nothing was measured.
 COARSER, SHARED = "coarser_sum", "shared_sum"
-# Only in files with a second network that guides.
-GUIDE_ARRAYS = ("mean_sum", "modulation_sum", "bias_sum")
 
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class GuideSums:
-    """Sums over the states of a second network that guides, as `Calibration` has them of the first."""
-
-    mean_sum: Array
-    modulation_sum: Array
-    bias_sum: Array
-    checkpoint_sha256: str
-
-    def __add__(self, other: GuideSums) -> GuideSums:
-        sums = {name: getattr(self, name) + getattr(other, name) for name in GUIDE_ARRAYS}
-        return GuideSums(**sums, checkpoint_sha256=self.checkpoint_sha256)
-
-    def arrays(self) -> dict[str, Array]:
-        """As files name them."""
-        return {f"guide_{name}": getattr(self, name) for name in GUIDE_ARRAYS}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,7 +49,8 @@ class Calibration:
       and the sums of the final mean squared error to the unshared end, as measured and as predicted.
 
     Where a second network guides, the unconditional branch is that network's, whose states may have another width: its
-    means are in `guide_sums`, and the others are those of the conditional branch alone.
+    means are in `guide_sums`, and the others are those of the conditional branch alone. Of a network with nested widths
+    `width_sums` say what it does where it is narrow.
     """
 
     spec: SamplingSpec
@@ -81,6 +66,7 @@ class Calibration:
     checkpoint_sha256: str
     latent_shape: tuple[int, int, int]
     guide_sums: GuideSums | None = None
+    width_sums: WidthSums | None = None
 
     def __post_init__(self) -> None:
         e = self.spec.num_evaluations
@@ -109,6 +95,8 @@ class Calibration:
             shape = expected[name]
             if array.shape != shape or array.dtype != np.float64:
                 raise ConfigError(f"{name} is {array.dtype}{list(array.shape)}; expected float64 {list(shape)}.")
+        if self.width_sums is not None:
+            self.width_sums.check(self.spec, self.mean_sum.shape[-1], self.modulation_sum.shape[-1])
         if any(r.seed < 0 or not 0 <= r.first < r.stop for r in self.ranges):
             raise ConfigError("The calibrated image ranges make no sense.")
 
@@ -164,6 +152,12 @@ class Calibration:
     @property
     def guide_sha256(self) -> str | None:
         return self.guide_sums.checkpoint_sha256 if self.guide_sums else None
+
+    @property
+    def widths(self) -> WidthStatistics | None:
+        """Where the network has several."""
+        sums = self.width_sums
+        return None if sums is None else sums.statistics(self.spec, self.mean, self.num_samples)
 
     @property
     def mean_modulations(self) -> NDArray[np.float32]:
@@ -247,6 +241,11 @@ class Calibration:
             raise MismatchError(
                 f"Two calibrations on latents of {self.latent_shape} and {other.latent_shape} cannot be merged."
             )
+        if widths_of(self) != widths_of(other):
+            raise MismatchError(
+                f"Calibrations at the widths {list(widths_of(self))} and {list(widths_of(other))} cannot be merged; "
+                "one without narrow widths is of an earlier version: calibrate anew."
+            )
         for images in other.ranges:
             if self.contains(images):
                 raise MismatchError(
@@ -260,6 +259,7 @@ class Calibration:
             checkpoint_sha256=self.checkpoint_sha256,
             latent_shape=self.latent_shape,
             guide_sums=self.guide_sums + other.guide_sums if self.guide_sums and other.guide_sums else None,
+            width_sums=self.width_sums + other.width_sums if self.width_sums and other.width_sums else None,
         )
 
     def save(self, path: str | Path) -> None:
@@ -287,6 +287,7 @@ class Calibration:
                 )
                 if "guide_sha256" in content
                 else None,
+                width_sums=WidthSums.read(content["widths"], arrays) if "widths" in content else None,
             )
         except (ConfigError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} is not a usable calibration ({error}); calibrate anew.") from None
@@ -295,7 +296,9 @@ class Calibration:
         arrays: dict[str, Array] = {name: getattr(self, name) for name in ARRAYS}
         # What is not there is left out, here and below, so that older files keep their checksum.
         arrays |= {name: array for name in (COARSER, SHARED) if (array := getattr(self, name)).any()}
-        return arrays | (self.guide_sums.arrays() if self.guide_sums else {})
+        for sums in (self.guide_sums, self.width_sums):
+            arrays |= sums.arrays() if sums else {}
+        return arrays
 
     def _document(self) -> dict[str, object]:
         return {
@@ -304,23 +307,18 @@ class Calibration:
             "checkpoint_sha256": self.checkpoint_sha256,
             "latent_shape": list(self.latent_shape),
             **({"guide_sha256": self.guide_sha256} if self.guide_sha256 is not None else {}),
+            **({"widths": list(self.width_sums.widths)} if self.width_sums else {}),
         }
+
+
+def widths_of(calibration: Calibration) -> tuple[float, ...]:
+    """Those that it has measured, from 1 down."""
+    return calibration.width_sums.widths if calibration.width_sums else (1.0,)
 
 
 def mean_gram(means: list[Array]) -> Array:
     """⟨μ_i, μ_j⟩ [E, E] of means [E, D], averaged over the networks that these are of."""
     return sum((mean @ mean.T for mean in means[1:]), means[0] @ means[0].T) / len(means)
-
-
-def interpolated(wanted: Array, wanted_guidance: Array, known: Array, known_guidance: Array, values: Array) -> Array:
-    """Values on a line between known places, never over a change of guidance, where they jump."""
-    result = np.empty(len(wanted))
-    for weight in np.unique(wanted_guidance):
-        part, like = wanted_guidance == weight, known_guidance == weight
-        if not like.any():
-            like[:] = True
-        result[part] = np.interp(wanted[part], known[like], values[like])
-    return result
 
 
 def _joined(ranges: tuple[ImageRange, ...]) -> tuple[ImageRange, ...]:

@@ -70,7 +70,11 @@ def calibrate(
     samples: Annotated[int, typer.Option(min=1, help="Sample trajectories to average over.")] = 64,
     sensitivity_samples: Annotated[
         int,
-        typer.Option(min=0, help="On how many of them errors are followed to the picture; each costs 40 trajectories."),
+        typer.Option(
+            min=0,
+            help="On how many of them errors are followed to the picture; each costs 40 trajectories, with nested "
+            "widths 90.",
+        ),
     ] = 8,
     seed: SeedOption = 0,
     batch_size: BatchOption = 8,
@@ -84,6 +88,7 @@ def calibrate(
 ) -> None:
     """Measure how the encoder's state changes along unshared trajectories."""
     from ddt_accel.artifacts import check_writable
+    from ddt_accel.calibration.statistics import widths_of
     from ddt_accel.cli.calibrators import CalibratorSettings
     from ddt_accel.workspace import Workspace
 
@@ -132,12 +137,15 @@ def calibrate(
             out=path,
         )
     spec = calibration.spec
-    solving = f"ddt-accel solve --budget {max(1, spec.num_evaluations // 5)}{given('--calibration', out)}"
+    widths = list(widths_of(calibration))
+    with_widths = " --widths" if len(widths) > 1 else ""
+    solving = f"ddt-accel solve{with_widths} --budget {max(1, spec.num_evaluations // 5)}{given('--calibration', out)}"
     emit(
         {
             "calibration": str(path),
             "samples": calibration.num_samples,
             "evaluations": spec.num_evaluations,
+            "widths": widths,
             "mean_neighbour_similarity": float(calibration.similarity.diagonal(1).mean())
             if spec.num_evaluations > 1
             else 1.0,
@@ -173,15 +181,20 @@ def _calibrated(
 ) -> Calibration:
     """Calibrates with a bar; continues what an interrupted run of the same settings left behind."""
     from ddt_accel.calibration.calibrate import calibrate as run
+    from ddt_accel.calibration.calibrate import calibrated_at
+    from ddt_accel.cli.calibrators import widths_said
     from ddt_accel.sampling.noise import ImageRange
 
     partial = place.partial_path
+    widths = calibrated_at(network, guide)
+    for line in widths_said(widths):
+        say(line)
     resume = None
     source, wanted = network.source, ImageRange(seed=seed, first=0, stop=samples)
     if source is not None and source.latent_shape is not None:
         guide_sha256 = guide.source.sha256 if guide is not None and guide.source is not None else None
         resume = _beginning(
-            partial, spec, source.sha256, source.latent_shape, wanted, sensitivity_samples, guide_sha256
+            partial, spec, source.sha256, source.latent_shape, wanted, sensitivity_samples, guide_sha256, widths
         )
     kept = resume.num_samples if resume else 0
 
@@ -230,6 +243,7 @@ def _by_workers(
             wanted,
             settings.sensitivity_samples,
             told.guide_sha256,
+            told.widths,
         )
 
     with making(place.calibration_path, say), crew_at(site) as crew:
@@ -244,6 +258,7 @@ def _beginning(
     wanted: ImageRange,
     sensitivity_samples: int,
     guide_sha256: str | None,
+    widths: tuple[float, ...],
 ) -> Calibration | None:
     """What an interrupted run of the same settings has left, if one has; says what becomes of it."""
     from ddt_accel.calibration.calibrate import check_beginning
@@ -262,6 +277,7 @@ def _beginning(
             wanted,
             sensitivity_samples,
             guide_sha256=guide_sha256,
+            widths=widths,
         )
     except MismatchError:  # an ArtifactError, too
         say(f"{partial} is of an interrupted calibration with other settings; it is replaced.")

@@ -48,6 +48,7 @@ class Told:
     checkpoint_sha256: str
     latent_shape: tuple[int, int, int]
     guide_sha256: str | None
+    widths: tuple[float, ...]
     said: tuple[str, ...]
 
 
@@ -55,6 +56,7 @@ class CalibratorWork:
     """Networks in a worker's process: batches of samples become statistics of them."""
 
     def __init__(self, settings: CalibratorSettings, cores: int) -> None:
+        from ddt_accel.calibration.calibrate import calibrated_at
         from ddt_accel.cli.networks import load_networks
         from ddt_accel.cli.options import check_device
         from ddt_accel.cli.recipes import sampling_of
@@ -76,6 +78,7 @@ class CalibratorWork:
             checkpoint_sha256=source.sha256 if source else UNKNOWN,
             latent_shape=latent_shape_of(self._network, None),
             guide_sha256=guide_sha256,
+            widths=calibrated_at(self._network, self._guide),
             said=tuple(said.getvalue().splitlines()),
         )
 
@@ -93,6 +96,13 @@ class CalibratorWork:
             sensitivity_samples=max(0, followed),
             guide=self._guide,
         )
+
+
+def widths_said(widths: tuple[float, ...]) -> list[str]:
+    """That narrow networks are measured, too, where there are any."""
+    if len(widths) == 1:
+        return []
+    return [f"The network has the widths {', '.join(f'{width:g}' for width in widths)}, all of which are measured."]
 
 
 def calibrate_by(
@@ -114,7 +124,7 @@ def calibrate_by(
 
     job = partial(CalibratorWork, settings)
     told: Told = crew.first(job)
-    for line in told.said:
+    for line in (*told.said, *widths_said(told.widths)):
         say(line)
     wanted = ImageRange(seed=seed, first=0, stop=samples)
     merged = _Merged(beginning(told, wanted), place.partial_path)

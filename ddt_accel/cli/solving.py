@@ -17,6 +17,7 @@ from ddt_accel.cli.options import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption
 from ddt_accel.cli.preparation import keep
 from ddt_accel.cli.refining import improve
 from ddt_accel.cli.sentences import counted
+from ddt_accel.cli.solving_widths import check_alone, solved_with_widths
 
 if TYPE_CHECKING:
     from ddt_accel.calibration.statistics import Calibration
@@ -56,6 +57,13 @@ def solve(
         bool,
         typer.Option("--split", help="Refresh the unconditional branch, or the guide, at steps of its own; uncentred."),
     ] = False,
+    widths: Annotated[
+        bool,
+        typer.Option(
+            "--widths",
+            help="Also run narrow networks, of a model with nested widths, at the cost of --budget complete runs.",
+        ),
+    ] = False,
     pareto: Annotated[bool, typer.Option("--pareto", help="Write the schedules of all budgets, and a table.")] = False,
     refine: Annotated[
         bool, typer.Option("--refine", help="Run neighbouring schedules too, and keep what ends closer.")
@@ -92,12 +100,34 @@ def solve(
     spec = calibrated.spec
     statistics = on_grid(calibrated, spec if steps is None else dataclasses.replace(spec, num_steps=steps))
     method = Method(forecast=forecast, objective=objective, sources=sources, centred=centred and not split)
+    path = out or place.schedule_path
     if split and (pareto or refine):
         raise ConfigError("--split is for one budget; give it without --pareto and --refine.")
     if align and pareto:
         raise ConfigError("--align is for one budget; give it without --pareto.")
     target = Target(milliseconds=target_ms, speedup=target_speedup, error=max_error, psnr=min_psnr)
     evaluations = statistics.spec.num_evaluations
+    usual = DEFAULT_BUDGET if evaluations > DEFAULT_BUDGET else max(1, evaluations // 5)
+    if widths:
+        check_alone(
+            {
+                "--split": split,
+                "--pareto": pareto,
+                "--refine": refine,
+                "--align": align,
+                "a target": target != Target(),
+                "--forecast, --sources or --uncentred": (forecast, sources, centred) != ("calibrated", 2, True),
+            }
+        )
+        schedule, said, result = solved_with_widths(
+            place, calibrated, statistics, usual if budget is None else budget, objective
+        )
+        keep(place, schedule, path)
+        hint = following(
+            f"ddt-accel bench{given('--schedule', out)}{given('--calibration', calibration)}", workspace=workspace
+        )
+        emit(result | {"schedule": str(path)}, as_json=json, text=f"{said}\n→ {path}\n{hint}")
+        return
     if pareto:
         if budget is not None or target != Target():
             raise ConfigError("--pareto writes all budgets; give it without a budget or target.")
@@ -112,7 +142,6 @@ def solve(
                         stale.unlink()
         return
     if target == Target():
-        usual = DEFAULT_BUDGET if evaluations > DEFAULT_BUDGET else max(1, evaluations // 5)
         chosen = solve_curve(statistics, usual if budget is None else budget, method)[-1]
         costs = None
         # Of a calibration from elsewhere nothing tells the costs, without which two networks' runs are not split.
@@ -128,7 +157,6 @@ def solve(
         if unreached := unreached_told(curve, chosen[0], target):
             say(unreached)
     schedule, certificate = chosen
-    path = out or place.schedule_path
     said, result = describe(schedule, certificate), facts(schedule, certificate)
     if split:
         common, schedule = schedule, solve_split(statistics, schedule, method, costs=costs.relative if costs else ALIKE)

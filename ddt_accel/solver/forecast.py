@@ -41,6 +41,11 @@ def checked_gram(gram: Array) -> Array:
     return gram
 
 
+def centred(gram: Array, mean_gram: Array) -> Array:
+    """The inner products of deviations from means whose own are `mean_gram`; what is not finite stays as it is."""
+    return gram - mean_gram if np.isfinite(gram).all() else gram
+
+
 def forecast_weights(forecast: str, gram: Array, times: Array, sources: list[int], step: int) -> Array:
     """The weights of the states of `sources`, refreshes in increasing order, for a later `step`.
 

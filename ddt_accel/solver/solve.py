@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from ddt_accel.errors import ConfigError, NumericsError
 from ddt_accel.schedule import Forecast, Schedule, check_budget
-from ddt_accel.solver.forecast import FORECASTS, checked_gram, forecast_error, forecast_weights, pair_errors
+from ddt_accel.solver.forecast import FORECASTS, centred, checked_gram, forecast_error, forecast_weights, pair_errors
 from ddt_accel.solver.misses import Misses
 from ddt_accel.solver.pairs import combined, pair_cost, solve_pairs
 from ddt_accel.solver.refresh import Solution, solve_all_budgets, total_cost
+from ddt_accel.solver.width_statistics import WidthStatistics
 from ddt_accel.spec import SamplingSpec
 
 Array = NDArray[np.float64]
@@ -57,6 +58,8 @@ class Statistics(Protocol):
     def guide(self) -> GuideMeans | None: ...
     @property
     def sensitivity(self) -> Array | None: ...
+    @property
+    def widths(self) -> WidthStatistics | None: ...
     @property
     def misses(self) -> Misses: ...
     @property
@@ -224,9 +227,7 @@ class _Pricing:
             )
         self.method, self.times, self.sensitivity = method, calibration.spec.times, calibration.sensitivity
         gram = calibration.gram
-        if method.centred and np.isfinite(gram).all():
-            gram = gram - calibration.mean_gram
-        self.gram = checked_gram(gram)
+        self.gram = checked_gram(centred(gram, calibration.mean_gram) if method.centred else gram)
 
     @cached_property
     def prices(self) -> Array:

@@ -8,11 +8,12 @@ those of solver/forecast.py, and
     A(a, v; b, u; c) = Σ_{i=b}^{c−1} price[a, v, b, u, i],
     C_q(b, u; c) = min_{a < b, v} C_{q − cost(u)}(a, v; b) + A(a, v; b, u; c)^γ
 
-has the least cost of every total q from one pass: O(Q N³ W²) time, O(N³ W²) memory.
+has the least cost of every total q from one pass: O(Q N³ W²) time, O((N W + Q) N² W) memory.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from ddt_accel.solver.pairs import combined
 
 Array = NDArray[np.float64]
 Refresh = tuple[int, int]  # step and width
+_ROWS = 64  # totals at a time, so that what is compared stays in the cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,20 +74,24 @@ def solve_widths(prices: Array, costs: Sequence[int], total: int, *, gamma: floa
     if not np.isfinite(prices).all():
         raise ConfigError("A step price is not finite; calibrate anew.")
     powers = _segments(prices) ** gamma
-    # least[q][b, u, c]: of what spends exactly q, b the last refresh and c the next; N is the end.
-    least = [np.full((n, widths, n + 1), np.inf) for _ in range(total + 1)]
-    before = [np.full((n, widths, n + 1), -1, dtype=np.int64) for _ in range(total + 1)]
-    for q in range(1, total + 1):
+    # least[q, b, u, c]: of what spends exactly q, b the last refresh and c the next; N is the end.
+    least = np.full((total + 1, n, widths, n + 1), np.inf)
+    before = np.full(least.shape, -1, dtype=np.int32)
+    for u, cost in enumerate(costs):
+        if cost <= total:
+            least[cost, 0, u] = powers[0, u, 0, u]
+    # Refreshes before b are known for all totals at once.
+    for b in range(1, n):
+        arrived = least[:, :b, :, b].reshape(total + 1, b * widths)
         for u, cost in enumerate(costs):
-            if cost == q:
-                least[q][0, u] = powers[0, u, 0, u]
-            if cost >= q:
-                continue
-            for b in range(1, n):
-                joined = least[q - cost][:b, :, b, None] + powers[:b, :, b, u]  # [b, W, N + 1]
-                flat = joined.reshape(b * widths, n + 1)
-                best = flat.argmin(axis=0)
-                least[q][b, u], before[q][b, u] = flat[best, np.arange(n + 1)], best
+            segments = np.ascontiguousarray(powers[:b, :, b, u, b + 1 :].reshape(b * widths, n - b).T)
+            for first in range(0, total + 1 - cost, _ROWS):
+                part = arrived[first : min(first + _ROWS, total + 1 - cost)]
+                joined = part[:, None, :] + segments  # [q, c, refreshes before]
+                best = joined.argmin(axis=-1)
+                spent = slice(first + cost, first + cost + len(part))
+                least[spent, b, u, b + 1 :] = np.take_along_axis(joined, best[..., None], axis=-1)[..., 0]
+                before[spent, b, u, b + 1 :] = best
     return _within(least, before, costs, gamma)
 
 
@@ -110,39 +116,35 @@ def _segments(prices: Array) -> Array:
     return segments
 
 
-def _within(
-    least: list[Array], before: list[NDArray[np.int64]], costs: Sequence[int], gamma: float
-) -> list[WidthSolution | None]:
+def _within(least: Array, before: NDArray[np.int32], costs: Sequence[int], gamma: float) -> list[WidthSolution | None]:
     """The best of what spends at most 1, 2, … ."""
-    n, widths = least[0].shape[:2]
-    sets = _sets(n, costs, len(least) - 1)
+    n, widths = least.shape[1:3]
+    considered = list(itertools.accumulate(_sets(n, costs, len(least) - 1)))
     found: list[WidthSolution | None] = []
     best: tuple[float, int] = (math.inf, 0)
     for q in range(1, len(least)):
-        value = float(least[q][:, :, n].min())
+        value = float(least[q, :, :, n].min())
         if value < best[0]:
             best = value, q
         if math.isinf(best[0]):
             found.append(None)
             continue
-        last = int(least[best[1]][:, :, n].argmin())
+        last = int(least[best[1], :, :, n].argmin())
         refreshes = _trace(before, last, best[1], costs, n, widths)
         found.append(
-            WidthSolution(
-                refreshes=refreshes, cost=best[0] ** (1 / gamma), spent=best[1], considered=sum(sets[1 : q + 1])
-            )
+            WidthSolution(refreshes=refreshes, cost=best[0] ** (1 / gamma), spent=best[1], considered=considered[q])
         )
     return found
 
 
 def _trace(
-    before: list[NDArray[np.int64]], last: int, q: int, costs: Sequence[int], n: int, widths: int
+    before: NDArray[np.int32], last: int, q: int, costs: Sequence[int], n: int, widths: int
 ) -> tuple[Refresh, ...]:
     end, place, refreshes = n, last, []
     while place >= 0:
         step, width = divmod(place, widths)
         refreshes.append((step, width))
-        place, end, q = int(before[q][step, width, end]), step, q - costs[width]
+        place, end, q = int(before[q, step, width, end]), step, q - costs[width]
     return tuple(reversed(refreshes))
 
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ddt_accel.calibration.statistics import Calibration
+
 
 def arrays(path: Path, kind: str) -> Told:
     """What is in a file that says it is of this format."""
@@ -64,12 +66,22 @@ def _calibration(path: Path) -> Told:
             f"{int(calibration.sensitivity_sum[:, 0].max())} samples{_uncertain(calibration.sensitivity_error)}"
             if sensitivity is not None
             else "not measured",
+            **_widths(calibration),
             "checkpoint": calibration.checkpoint_sha256,
             **({"guide": calibration.guide_sha256} if calibration.guide_sha256 is not None else {}),
             "latent shape": list(calibration.latent_shape),
             **{key.replace("_", " "): value for key, value in asdict(calibration.spec).items()},
         }
     )
+
+
+def _widths(calibration: Calibration) -> dict[str, str]:
+    """At which narrow encoders were seen, and on how many samples narrow decoders; nothing of one width."""
+    sums = calibration.width_sums
+    if sums is None:
+        return {}
+    followed = f"from {sums.followed} samples" if sums.followed else "not measured"
+    return {"widths": f"{', '.join(f'{width:g}' for width in sums.widths)}; effects of narrow decoders {followed}"}
 
 
 def _uncertain(error: NDArray[np.float64] | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from ddt_accel.drawing import run_folder
 from ddt_accel.evaluation import costs
 from ddt_accel.evaluation.budgets import predicted_psnr
 from ddt_accel.report import numbers
-from ddt_accel.schedule import SHIPPED, Schedule, shipped_schedules
+from ddt_accel.schedule import SHIPPED, WIDTHS, Schedule, shipped_schedules
 from ddt_accel.workspace import SPEEDS_FORMAT, read_speeds
 
 
@@ -41,11 +42,13 @@ def schedule(path: Path) -> Told:
     centred = ", of the deviation from the mean trajectory" if found.centred else ""
     share, psnr = share_of_unshared(path, found), predicted_psnr(found)
     second = "unconditional" if found.guide_sha256 is None else "refresh steps of the guide"
+    narrow = {name.replace("_", " "): steps for name in WIDTHS if (steps := _by_width(getattr(found, name)))}
     facts = {
         "kind": "schedule",
         "encoder runs": f"{found.budget} of {found.spec.num_evaluations}",
         **({"cost": share} if share else {}),
         "refresh steps": list(found.refresh_steps),
+        **narrow,
         **({second: list(found.unconditional_steps)} if found.unconditional_steps is not None else {}),
         "forecast": f"{found.forecast}, from up to {drawn} states{centred}",
         **({"times": [round(time, 4) for time in found.times]} if found.times is not None else {}),
@@ -60,7 +63,15 @@ def schedule(path: Path) -> Told:
         **{key.replace("_", " "): value for key, value in asdict(found.spec).items()},
     }
     words = {key: value for key, value in facts.items() if value is not None}
+    for name, steps in narrow.items():
+        words[name] = "; ".join(f"{width} at {', '.join(map(str, where))}" for width, where in steps.items())
     return Told(facts=facts, words=words)
+
+
+def _by_width(narrow: Mapping[int, float]) -> dict[str, list[int]]:
+    """The steps at which a network runs narrow, by width."""
+    widths = sorted({*narrow.values()}, reverse=True)
+    return {f"{width:g}": [step for step in narrow if narrow[step] == width] for width in widths}
 
 
 def report(path: Path) -> Told:

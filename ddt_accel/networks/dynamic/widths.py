@@ -62,10 +62,24 @@ def width_costs(config: ConditionConfig, tokens: int, encoder: float, decoder: f
     return narrow / complete
 
 
+def config_at(config: SplitConfig, width: float) -> SplitConfig:
+    """The settings of the network that one with nested widths is at one of them, encoder and decoder alike; raises
+    ConfigError for blocks that cannot become narrow."""
+    heads, channels = zip(*_counts(narrowable(config), width, width), strict=True)
+    return narrowable(config).narrowed(heads, channels)
+
+
 def widths_of(model: SplitNetwork) -> tuple[float, ...]:
     """Those that a network can run at, from 1.0 down."""
     source = model.source
     return source.widths if source is not None and source.widths else (1.0,)
+
+
+def narrow_decoders(model: SplitNetwork) -> tuple[float, ...]:
+    """The widths below 1 at which its decoder does less; none where that has no heads and no such MLP."""
+    config = model.config
+    has_blocks = isinstance(config, ConditionConfig) and config.encoder_blocks < config.transformer_blocks
+    return widths_of(model)[1:] if has_blocks else ()
 
 
 def narrow(model: SplitNetwork, encoder: float, decoder: float | None = None) -> SplitNetwork:

@@ -1,0 +1,186 @@
+"""`solve --widths` from end to end: what it says, writes and refuses, and that predictions hold when schedules run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from test_widths import random_network
+
+from ddt_accel import Calibration, SamplingSpec, Schedule, calibrate, draw_labels, draw_noise, load_model, sample, solve
+from ddt_accel.evaluation.costs import counted_costs
+from ddt_accel.evaluation.width_costs import counted_width_costs
+from ddt_accel.networks.dynamic.widths import narrow
+from ddt_accel.networks.saving import save_network
+from ddt_accel.networks.split import SplitNetwork
+from ddt_accel.solver.decoders import effect_of
+from ddt_accel.solver.with_widths import schedule_with_widths, solve_with_widths
+
+SHAPE, WIDTHS = (3, 8, 8), (1.0, 0.75, 0.5)
+SPEC = SamplingSpec(num_steps=12, guidance=1.5, guidance_interval=(0.3, 0.9))
+
+
+def nested_network() -> SplitNetwork:
+    """One whose narrow widths are nearly as good: what they leave out counts little."""
+    network = random_network("ddt")
+    with torch.no_grad():
+        for block in network.blocks:
+            block.mlp.w2.weight[:, 43:] *= 0.05
+            block.attn.proj.weight[:, 16:] *= 0.05
+    return network
+
+
+@pytest.fixture(scope="module")
+def network() -> SplitNetwork:
+    return nested_network()
+
+
+@pytest.fixture(scope="module")
+def calibration(network) -> Calibration:
+    return calibrate(network, SPEC, num_samples=4, batch_size=4, sensitivity_samples=4)
+
+
+def measured(network: SplitNetwork, schedule: Schedule, *, seed: int = 0, count: int = 4) -> float:
+    """The root-mean-square error of the final latents to the unshared complete trajectory."""
+    indices = range(count)
+    noise, labels = draw_noise(SHAPE, seed=seed, indices=indices), draw_labels(5, seed=seed, indices=indices)
+    ends = [sample(network, one, noise, labels).double() for one in (schedule, Schedule.full(SPEC))]
+    return (ends[0] - ends[1]).square().mean().sqrt().item()
+
+
+@pytest.mark.parametrize("budget", [2, 4, 6])
+def test_solved_schedules_end_where_they_are_predicted(network, calibration, budget: int) -> None:
+    costs = counted_width_costs(network.config, SHAPE, WIDTHS)
+    schedule, _ = solve_with_widths(calibration, costs.total(SPEC, budget), costs.encoder, costs.decoder)
+    assert schedule.encoder_widths
+    for seed, factor in ((0, 1.35), (7, 1.7)):  # the images it was calibrated on, and others
+        error = measured(network, schedule, seed=seed)
+        assert schedule.predicted_error / factor < error < schedule.predicted_error * factor
+    # Whether that is closer than what the same cost buys without widths is predicted, too.
+    complete = solve(calibration, budget)
+    gains = measured(network, complete) / measured(network, schedule)
+    assert complete.predicted_error / schedule.predicted_error == pytest.approx(gains, rel=0.25)
+    assert (complete.predicted_error > schedule.predicted_error) == (gains > 1) == (budget < 6)
+    assert costs.of(schedule) <= costs.total(SPEC, budget)
+
+
+@pytest.mark.parametrize("decoders", [{0: 1}, {3: 2, 4: 2, 5: 2}, dict.fromkeys(range(12), 1), {0: 2, 11: 1}])
+def test_one_matrix_prices_every_assignment_of_decoder_widths(network, calibration, decoders: dict[int, int]) -> None:
+    """To first order in effects that are small here: a few hundredths of the latents."""
+    schedule = schedule_with_widths(calibration, [(k, 0) for k in range(12)], [decoders.get(k, 0) for k in range(12)])
+    assert schedule.predicted_error == effect_of(calibration.widths.effects, decoders)
+    assert measured(network, schedule) == pytest.approx(schedule.predicted_error, rel=0.02)
+
+
+def test_costs_are_those_of_the_narrow_networks(network) -> None:
+    costs = counted_width_costs(network.config, SHAPE, WIDTHS)
+    complete = counted_costs(network.config, SHAPE)
+    assert (costs.encoder[0], costs.decoder[0]) == (complete.encoder, complete.decoder)
+    for width, encoder, decoder in zip(WIDTHS, costs.encoder, costs.decoder, strict=True):
+        counted = counted_costs(narrow(network, width).config, SHAPE)
+        assert (encoder, decoder) == (counted.encoder, counted.decoder)
+    guided = int((SPEC.guidance_weights != 1).sum())
+    assert 0 < guided < 12
+    assert costs.total(SPEC, 3) == 6 * costs.encoder[0] + (12 + guided) * costs.decoder[0]
+    schedule = Schedule(spec=SPEC, refresh_steps=(0, 6), encoder_widths={6: 0.5}, decoder_widths={6: 0.75, 11: 0.5})
+    assert SPEC.guidance_weights[6] != 1 == SPEC.guidance_weights[11]
+    d = costs.decoder
+    expected = 2 * costs.encoder[0] + 2 * costs.encoder[2] + (10 + guided - 1) * d[0] + 2 * d[1] + d[2]
+    assert costs.of(schedule) == pytest.approx(expected)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory, network, calibration):
+    """The model, and its calibration as `calibrate` would leave it."""
+    from ddt_accel.workspace import Workspace
+
+    folder = tmp_path_factory.mktemp("widths")
+    save_network(network, folder / "nested.safetensors")
+    loaded = Workspace(folder).load_model({"source": str(folder / "nested.safetensors")})
+    calibrate(loaded, SPEC, num_samples=4, batch_size=4, sensitivity_samples=4).save(folder / "calibration.safetensors")
+    return folder
+
+
+def test_it_says_what_runs_narrow_and_what_else_the_cost_buys(cli, workspace) -> None:
+    said = cli("solve", "--widths", "--budget", 4, "-w", workspace)
+    assert said.code == 0, said.err
+    schedule = Schedule.load(workspace / "schedule.json")
+    assert schedule.encoder_widths
+    encoder, decoder, *rest = said.out.splitlines()
+    symbols = {1.0: "●", 0.75: "◐", 0.5: "○"}
+    runs = {step: symbols[schedule.encoder_widths.get(step, 1.0)] for step in schedule.refresh_steps}
+    assert encoder == "".join(runs.get(k, "·") for k in range(12)) + "  encoder"
+    decoders = "".join(symbols[schedule.decoder_widths.get(k, 1.0)] for k in range(12))
+    assert decoder == f"{decoders}  decoder; ● width 1, ◐ width 0.75, ○ width 0.5"
+    text = "\n".join(rest)
+    for part in (
+        f"The encoder runs at {schedule.budget} of 12 steps",
+        "% of the total, 4 complete encoder runs in every guidance branch and 12 evaluations of the complete decoder",
+        "By multiply-adds (counted for 16 tokens",
+        "Predicted: ",
+        "; without widths: ",
+        "Widths should end ",
+        "Next: ddt-accel bench",
+    ):
+        assert part in text, text
+    found = json.loads(cli("solve", "--widths", "-k", 4, "-w", workspace, "--json").out)
+    assert found["cost"] <= found["total"]
+    assert found["predicted_error"] == schedule.predicted_error < found["without_widths"]["predicted_error"]
+    assert found["encoder_widths"] == {str(step): width for step, width in schedule.encoder_widths.items()}
+    told = cli("inspect", workspace / "schedule.json").out
+    assert "encoder widths  0." in told
+    told = cli("inspect", workspace / "calibration.safetensors").out
+    assert "widths  1, 0.75, 0.5; effects of narrow decoders from 4 samples" in told
+
+
+def test_the_schedule_with_widths_is_written_even_where_it_loses_or_has_none(cli, workspace, tmp_path) -> None:
+    said = cli("solve", "--widths", "-k", 12, "-w", workspace, "--out", tmp_path / "all.json")
+    assert "all widths came out complete" in said.out
+    assert Schedule.load(tmp_path / "all.json").refresh_steps == tuple(range(12))
+    assert f"--schedule {tmp_path / 'all.json'}" in said.out
+
+
+def test_coarser_grids_are_solved_for(cli, workspace, tmp_path) -> None:
+    said = cli("solve", "--widths", "-k", 3, "--steps", 8, "-w", workspace, "--out", tmp_path / "eight.json")
+    assert said.code == 0, said.err
+    schedule = Schedule.load(tmp_path / "eight.json")
+    assert schedule.spec.num_steps == 8
+    assert schedule.has_widths
+    noise, labels = draw_noise(SHAPE, seed=3, indices=range(2)), draw_labels(5, seed=3, indices=range(2))
+    model = load_model(workspace / "nested.safetensors")
+    assert torch.isfinite(sample(model, schedule, noise, labels)).all()
+
+
+def test_calibrate_says_that_it_measures_them(cli, workspace, tmp_path) -> None:
+    said = cli(
+        "calibrate", "--model", workspace / "nested.safetensors", "--steps", 4, "--samples", 2,
+        "--sensitivity-samples", 1, "-w", tmp_path,
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    assert "The network has the widths 1, 0.75, 0.5, all of which are measured." in said.err
+    assert "ddt-accel solve --widths --budget 1" in said.out
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        (["--pareto"], "--pareto"),
+        (["--split", "--align"], "--split, --align"),
+        (["--refine"], "--refine"),
+        (["--target-speedup", 2], "a target"),
+        (["--forecast", "hold"], "--forecast, --sources or --uncentred"),
+        (["--uncentred"], "--forecast, --sources or --uncentred"),
+    ],
+)
+def test_options_that_do_not_go_with_it(cli, workspace, options, wrong) -> None:
+    said = cli("solve", "--widths", *options, "-w", workspace)
+    assert said.code != 0
+    assert f"--widths solves for one budget and calibrated forecasts; give it without {wrong}." in said.err
+
+
+def test_a_calibration_without_widths_is_refused(cli, made) -> None:
+    said = cli("solve", "--widths", "-w", made, "--out", made / "unused.json")
+    assert said.code != 0
+    assert "has no narrow widths: its network was trained at one. Calibrate a checkpoint" in said.err
+    assert "ddt-accel train --from CHECKPOINT --dynamic nested" in said.err
