@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from ddt_accel.artifacts import read_json, write_json
 from ddt_accel.errors import ArtifactError, ConfigError
 from ddt_accel.means import NAMES, NARROW, check_means, named, read_means, write_means
-from ddt_accel.schedule_checks import check_numbers, checked_steps, checked_widths, is_range, shortened
+from ddt_accel.rows import Forecast as Forecast
+from ddt_accel.rows import Row as Row
+from ddt_accel.rows import check_numbers, checked_steps, checked_widths, is_range, shortened
 from ddt_accel.spec import SamplingSpec, is_number, is_whole
 
 FORMAT, VERSION = "ddt-accel schedule", 4
@@ -24,10 +26,6 @@ WIDTHS = ("encoder_widths", "decoder_widths")
 OPTIONAL = ("guide_sha256", *WIDTHS)  # in files
 SHIPPED = Path(__file__).parent / "schedules"
 
-# A forecast s_k = Σ weight · s_r: pairs (refresh r ≤ k, weight). Holding the last state is ((r, 1.0),).
-Forecast = tuple[tuple[int, float], ...]
-# An integrator's row x_{k+1} = x_k + Σ weight · v_j: pairs (evaluation j ≤ k, weight).
-Row = tuple[tuple[int, float], ...]
 # A seed, the first of its images, and the one after the last.
 Images = tuple[int, int, int]
 

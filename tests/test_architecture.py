@@ -11,11 +11,12 @@ import ddt_accel
 
 PACKAGE = Path(ddt_accel.__file__).parent
 # Each may import what stands before it, and itself.
-ORDER = ["errors", "stages", "artifacts", "locks", "cluster", "spec", "means", "schedule", "collection", "solver",
-         "networks", "sampling", "backends", "integrations", "calibration", "exporting", "evaluation", "rivals",
-         "fitting", "comparison", "training", "report", "drawing", "distribution", "workspace", "offering", "studio",
-         "serving", "cli", "__main__"]  # fmt: skip
-TORCHLESS = {"errors", "stages", "artifacts", "locks", "cluster", "spec", "means", "schedule", "collection", "solver"}
+ORDER = ["errors", "stages", "artifacts", "locks", "cluster", "spec", "means", "rows", "schedule", "collection",
+         "solver", "networks", "sampling", "backends", "integrations", "calibration", "exporting", "evaluation",
+         "rivals", "fitting", "comparison", "training", "report", "drawing", "distribution", "workspace", "offering",
+         "studio", "serving", "cli", "__main__"]  # fmt: skip
+TORCHLESS = {"errors", "stages", "artifacts", "locks", "cluster", "spec", "means", "rows", "schedule", "collection",
+             "solver"}  # fmt: skip
 HOMES = {
     "typer": "cli", "rich": "cli", "jinja2": "report", "matplotlib": "report", "huggingface_hub": "networks",
     "ray": "cluster serving", "gradio": "studio", "fastapi": "serving", "pydantic": "serving", "uvicorn": "serving",

@@ -9,9 +9,8 @@ import torch
 from test_widths import random_network
 
 from ddt_accel import Calibration, SamplingSpec, Schedule, calibrate, draw_labels, draw_noise, load_model, sample, solve
-from ddt_accel.evaluation.costs import counted_costs
-from ddt_accel.evaluation.width_costs import counted_width_costs
-from ddt_accel.networks.dynamic.widths import narrow
+from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel.evaluation.costs import counted_of
 from ddt_accel.networks.saving import save_network
 from ddt_accel.networks.split import SplitNetwork
 from ddt_accel.solver.decoders import effect_of
@@ -51,8 +50,10 @@ def measured(network: SplitNetwork, schedule: Schedule, *, seed: int = 0, count:
 
 @pytest.mark.parametrize("budget", [2, 4, 6])
 def test_solved_schedules_end_where_they_are_predicted(network, calibration, budget: int) -> None:
-    costs = counted_width_costs(network.config, SHAPE, WIDTHS)
-    schedule, _ = solve_with_widths(calibration, costs.total(SPEC, budget), costs.encoder, costs.decoder)
+    costs = counted_of(TorchBackend(network), SHAPE)
+    each = [costs.at(width) for width in WIDTHS]
+    total = costs.complete_runs(SPEC, budget)
+    schedule, _ = solve_with_widths(calibration, total, [one.encoder for one in each], [one.decoder for one in each])
     assert schedule.encoder_widths
     for seed, factor in ((0, 1.35), (7, 1.7)):  # the images it was calibrated on, and others
         error = measured(network, schedule, seed=seed)
@@ -62,7 +63,7 @@ def test_solved_schedules_end_where_they_are_predicted(network, calibration, bud
     gains = measured(network, complete) / measured(network, schedule)
     assert complete.predicted_error / schedule.predicted_error == pytest.approx(gains, rel=0.25)
     assert (complete.predicted_error > schedule.predicted_error) == (gains > 1) == (budget < 6)
-    assert costs.of(schedule) <= costs.total(SPEC, budget)
+    assert costs.of(schedule, networks_alone=True) <= total
 
 
 @pytest.mark.parametrize("decoders", [{0: 1}, {3: 2, 4: 2, 5: 2}, dict.fromkeys(range(12), 1), {0: 2, 11: 1}])
@@ -73,21 +74,16 @@ def test_one_matrix_prices_every_assignment_of_decoder_widths(network, calibrati
     assert measured(network, schedule) == pytest.approx(schedule.predicted_error, rel=0.02)
 
 
-def test_costs_are_those_of_the_narrow_networks(network) -> None:
-    costs = counted_width_costs(network.config, SHAPE, WIDTHS)
-    complete = counted_costs(network.config, SHAPE)
-    assert (costs.encoder[0], costs.decoder[0]) == (complete.encoder, complete.decoder)
-    for width, encoder, decoder in zip(WIDTHS, costs.encoder, costs.decoder, strict=True):
-        counted = counted_costs(narrow(network, width).config, SHAPE)
-        assert (encoder, decoder) == (counted.encoder, counted.decoder)
+def test_a_total_is_of_complete_runs(network) -> None:
+    costs = counted_of(TorchBackend(network), SHAPE)
     guided = int((SPEC.guidance_weights != 1).sum())
     assert 0 < guided < 12
-    assert costs.total(SPEC, 3) == 6 * costs.encoder[0] + (12 + guided) * costs.decoder[0]
+    assert costs.complete_runs(SPEC, 3) == 6 * costs.encoder + (12 + guided) * costs.decoder
     schedule = Schedule(spec=SPEC, refresh_steps=(0, 6), encoder_widths={6: 0.5}, decoder_widths={6: 0.75, 11: 0.5})
     assert SPEC.guidance_weights[6] != 1 == SPEC.guidance_weights[11]
-    d = costs.decoder
-    expected = 2 * costs.encoder[0] + 2 * costs.encoder[2] + (10 + guided - 1) * d[0] + 2 * d[1] + d[2]
-    assert costs.of(schedule) == pytest.approx(expected)
+    expected = 2 * costs.encoder + 2 * costs.at(0.5).encoder
+    expected += (10 + guided - 1) * costs.decoder + 2 * costs.at(0.75).decoder + costs.at(0.5).decoder
+    assert costs.of(schedule, networks_alone=True) == pytest.approx(expected)
 
 
 @pytest.fixture(scope="module")

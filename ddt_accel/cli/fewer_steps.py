@@ -71,7 +71,7 @@ def predicted_told(schedule: Schedule, found: Beside | None) -> str:
 
 def fewer_told(schedule: Schedule, found: Beside | None, calibration: Calibration, target: Target) -> str:
     """Fewer steps beside a schedule, and which of the two should end closer."""
-    if schedule.budget == schedule.spec.num_evaluations:
+    if schedule.budget == schedule.spec.num_evaluations and not schedule.has_widths:
         return ""
     if found is None:
         return (

@@ -93,6 +93,7 @@ def solve(
     from ddt_accel.solver.solve import Method, solve_curve
     from ddt_accel.solver.split import ALIKE
     from ddt_accel.solver.split import split as solve_split
+    from ddt_accel.solver.with_widths import check_widths
     from ddt_accel.workspace import Workspace
 
     place = Workspace(workspace)
@@ -119,14 +120,17 @@ def solve(
                 "--forecast, --sources or --uncentred": (forecast, sources, centred) != ("calibrated", 2, True),
             }
         )
-        schedule, said, result = solved_with_widths(
-            place, calibrated, statistics, usual if budget is None else budget, objective
-        )
+        check_widths(statistics)
+        costs = costs_of(place, calibrated)
+        schedule, said, result = solved_with_widths(statistics, costs, usual if budget is None else budget, objective)
         keep(place, schedule, path)
+        fewer = beside(calibrated, schedule, costs)
         hint = following(
             f"ddt-accel bench{given('--schedule', out)}{given('--calibration', calibration)}", workspace=workspace
         )
-        emit(result | {"schedule": str(path)}, as_json=json, text=f"{said}\n→ {path}\n{hint}")
+        lines = [said, fewer_told(schedule, fewer, calibrated, target), f"→ {path}", hint]
+        result |= {"fewer_steps": fewer_facts(fewer), "schedule": str(path)}
+        emit(result, as_json=json, text="\n".join(filter(None, lines)))
         return
     if pareto:
         if budget is not None or target != Target():

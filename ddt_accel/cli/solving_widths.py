@@ -7,16 +7,13 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from ddt_accel.cli.fewer_steps import source_of
 from ddt_accel.cli.sentences import counted
 
 if TYPE_CHECKING:
-    from ddt_accel.calibration.statistics import Calibration
-    from ddt_accel.evaluation.width_costs import WidthCosts
+    from ddt_accel.evaluation.costs import Costs
     from ddt_accel.schedule import Schedule
     from ddt_accel.solver.solve import Statistics
     from ddt_accel.solver.with_widths import WidthCertificate
-    from ddt_accel.workspace import Workspace
 
 # Of widths from 1 down; further ones are drawn as the last.
 SYMBOLS = "●◐○"
@@ -33,7 +30,7 @@ def check_alone(others: Mapping[str, bool]) -> None:
 
 
 def solved_with_widths(
-    place: Workspace, calibration: Calibration, statistics: Statistics, budget: int, objective: str
+    statistics: Statistics, costs: Costs, budget: int, objective: str
 ) -> tuple[Schedule, str, dict[str, Any]]:
     """The schedule within what `budget` complete encoder runs and complete decoders cost, what is said of it and of the
     best one without widths, and the same for --json."""
@@ -41,15 +38,16 @@ def solved_with_widths(
     from ddt_accel.solver.solve import solve
     from ddt_accel.solver.with_widths import check_widths, solve_with_widths
 
-    check_widths(statistics)
+    widths = check_widths(statistics)[0].widths
     check_budget(budget, statistics.spec.num_evaluations)
-    costs = _costs_of(place, calibration)
-    total = costs.total(statistics.spec, budget)
-    schedule, certificate = solve_with_widths(statistics, total, costs.encoder, costs.decoder, objective=objective)
+    total, each = costs.complete_runs(statistics.spec, budget), [costs.at(width) for width in widths]
+    schedule, certificate = solve_with_widths(
+        statistics, total, [one.encoder for one in each], [one.decoder for one in each], objective=objective
+    )
     complete = solve(statistics, budget, objective=objective)
     told = "\n".join(
         [
-            *_drawn(schedule, costs.widths),
+            *_drawn(schedule, widths),
             _runs_told(schedule),
             _certified(certificate),
             _cost_told(schedule, complete, costs, total),
@@ -57,21 +55,6 @@ def solved_with_widths(
         ]
     )
     return schedule, told, _facts(schedule, complete, certificate, costs, total)
-
-
-def _costs_of(place: Workspace, calibration: Calibration) -> WidthCosts:
-    """Multiply-adds of the workspace's model; measured costs are those of the complete network alone."""
-    from ddt_accel.calibration.statistics import widths_of
-    from ddt_accel.errors import MismatchError
-    from ddt_accel.evaluation.width_costs import counted_width_costs
-
-    network, _ = place.load_networks({})
-    if source_of(network) != calibration.checkpoint_sha256:
-        raise MismatchError(
-            f"The calibration is not of the model of {place.folder}, whose operations would be counted; solve in the "
-            "workspace that it was made in."
-        )
-    return counted_width_costs(network.config, calibration.latent_shape, widths_of(calibration))
 
 
 def _drawn(schedule: Schedule, widths: tuple[float, ...]) -> list[str]:
@@ -119,12 +102,12 @@ def _certified(certificate: WidthCertificate) -> str:
     return f"{said}; without widths to {certificate.complete_cost:.4g}."
 
 
-def _cost_told(schedule: Schedule, complete: Schedule, costs: WidthCosts, total: float) -> str:
+def _cost_told(schedule: Schedule, complete: Schedule, costs: Costs, total: float) -> str:
     runs = counted(complete.budget, "complete encoder run")
+    share, without = (costs.of(one, networks_alone=True) / total for one in (schedule, complete))
     return (
-        f"It takes {costs.of(schedule) / total:.1%} of the total, {runs} in every guidance branch and "
-        f"{complete.spec.num_evaluations} evaluations of the complete decoder; without widths "
-        f"{costs.of(complete) / total:.1%}. By {costs.unit} ({costs.conditions})."
+        f"It takes {share:.1%} of the total, {runs} in every guidance branch and {complete.spec.num_evaluations} "
+        f"evaluations of the complete decoder; without widths {without:.1%}. By {costs.unit} ({costs.conditions})."
     )
 
 
@@ -159,7 +142,7 @@ def _predicted(name: str, schedule: Schedule) -> str:
 
 
 def _facts(
-    schedule: Schedule, complete: Schedule, certificate: WidthCertificate, costs: WidthCosts, total: float
+    schedule: Schedule, complete: Schedule, certificate: WidthCertificate, costs: Costs, total: float
 ) -> dict[str, Any]:
     """For --json."""
     from dataclasses import asdict
@@ -177,13 +160,13 @@ def _facts(
         "predicted_psnr": predicted_psnr(schedule),
         "certificate": asdict(certificate),
         "total": total,
-        "cost": costs.of(schedule),
+        "cost": costs.of(schedule, networks_alone=True),
         "unit": costs.unit,
         "conditions": costs.conditions,
         "without_widths": {
             "refresh_steps": list(complete.refresh_steps),
             "predicted_error": complete.predicted_error,
             "predicted_psnr": predicted_psnr(complete),
-            "cost": costs.of(complete),
+            "cost": costs.of(complete, networks_alone=True),
         },
     }

@@ -70,11 +70,20 @@ class Costs:
                 f"forecast and {self.evaluation} for the rest make no sense; run `ddt-accel bench` anew."
             )
 
-    def of(self, schedule: Schedule) -> float:
-        """The cost of one image along a schedule."""
+    def of(self, schedule: Schedule, *, networks_alone: bool = False) -> float:
+        """The cost of one image along a schedule; of its `networks_alone`, without forecasts and all else."""
         program = compile_program(schedule)
         parts = self.parts(program)
+        if networks_alone:
+            return sum(encoder + decoder for encoder, decoder, _ in parts)
         return sum(map(sum, parts)) + self.evaluation * len(program.evaluations)
+
+    def complete_runs(self, spec: SamplingSpec, runs: int) -> float:
+        """So many refreshes, of both branches where anything is guided, and the decoder at every evaluation, by the
+        complete networks alone."""
+        guided = spec.guidance_weights != 1.0
+        refresh = self.encoder * (2 if guided.any() else 1)
+        return runs * refresh + self.decoder * (len(guided) + int(guided.sum()))
 
     def parts(self, program: Program) -> list[tuple[float, float, float]]:
         """What an image takes in encoder, decoder and forecasts, network by network."""

@@ -47,12 +47,6 @@ def width_masks(config: ConditionConfig, encoder: float, decoder: float) -> list
     ]
 
 
-def config_at(config: SplitConfig, width: float) -> SplitConfig:
-    """The settings of the ordinary network that one with nested widths is at one of them."""
-    complete = narrowable(config)
-    return complete.narrowed(*zip(*_counts(complete, width, width), strict=True))  # type: ignore[return-value]
-
-
 def width_costs(config: ConditionConfig, tokens: int, encoder: float, decoder: float) -> float:
     """Multiply-adds of the transformer blocks at these widths, as a part of the complete ones'."""
     heads, channels = zip(*_counts(config, encoder, decoder), strict=True)

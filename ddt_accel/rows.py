@@ -1,20 +1,22 @@
-"""What a schedule's numbers have to satisfy."""
+"""The rows that a schedule is made of, and what its numbers have to satisfy."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ddt_accel.errors import ConfigError
 from ddt_accel.spec import ROUNDING, SamplingSpec, is_number, is_whole
 
-if TYPE_CHECKING:
-    from ddt_accel.schedule import Forecast, Row
-
 LARGEST = float(np.finfo(np.float32).max)  # of the weights
+
+# A forecast s_k = Σ weight · s_r: pairs (refresh r ≤ k, weight). Holding the last state is ((r, 1.0),).
+Forecast = tuple[tuple[int, float], ...]
+# An integrator's row x_{k+1} = x_k + Σ weight · v_j: pairs (evaluation j ≤ k, weight).
+Row = tuple[tuple[int, float], ...]
 
 
 def is_range(images: tuple[Any, ...]) -> bool:
