@@ -121,10 +121,10 @@ def solve(
             }
         )
         check_widths(statistics)
-        costs = costs_of(place, calibrated)
-        schedule, said, result = solved_with_widths(statistics, costs, usual if budget is None else budget, objective)
+        prices = costs_of(place, calibrated)
+        schedule, said, result = solved_with_widths(statistics, prices, usual if budget is None else budget, objective)
         keep(place, schedule, path)
-        fewer = beside(calibrated, schedule, costs)
+        fewer = beside(calibrated, schedule, prices)
         hint = following(
             f"ddt-accel bench{given('--schedule', out)}{given('--calibration', calibration)}", workspace=workspace
         )
