@@ -122,6 +122,7 @@ def calibrate(
             checkpoint_sha256=sha256,
             latent_shape=latent_shape,
             guide_sums=GuideSums(**guide_sums, checkpoint_sha256=others[0]) if guide_sums else None,
+            width_sums=None,
         )
         if width_sums:
             count, effects = effect_sums(model, spec, disturbed, latent_shape, advance, most=sensitivity_steps)

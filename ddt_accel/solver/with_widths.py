@@ -162,8 +162,8 @@ def _missed(calibration: Statistics, runs: int, narrow: float) -> float:
     measured where all are narrow; in between the logarithm of the ratio goes with the share.
     """
     widths, _ = check_widths(calibration)
-    ratios = (one.of(CALIBRATED, runs) for one in (widths.misses, calibration.misses))
-    return math.prod(ratio**share for ratio, share in zip(ratios, (narrow, 1 - narrow), strict=True))
+    of_narrow, of_complete = (one.of(CALIBRATED, runs) for one in (widths.misses, calibration.misses))
+    return math.exp(narrow * math.log(of_narrow) + (1 - narrow) * math.log(of_complete))
 
 
 def decoder_prices(widths: WidthStatistics) -> Array:

@@ -60,7 +60,8 @@ def config_at(config: SplitConfig, width: float) -> SplitConfig:
     """The settings of the network that one with nested widths is at one of them, encoder and decoder alike; raises
     ConfigError for blocks that cannot become narrow."""
     heads, channels = zip(*_counts(narrowable(config), width, width), strict=True)
-    return narrowable(config).narrowed(heads, channels)
+    # A class cannot say that all that are made of it are of a protocol.
+    return narrowable(config).narrowed(heads, channels)  # type: ignore[return-value]
 
 
 def widths_of(model: SplitNetwork) -> tuple[float, ...]:
