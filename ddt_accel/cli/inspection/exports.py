@@ -26,6 +26,7 @@ def export(folder: Path) -> Told:
         "network": f"{config.description}, {config.num_classes} classes",
         **({"classes": list(manifest.class_names)} if manifest.class_names else {}),
         "kept": f"{manifest.cache} between refreshes; forecasts are made {made}{up_to}",
+        **({"widths": ", ".join(f"{one:g}" for one in manifest.widths)} if len(manifest.widths) > 1 else {}),
         **({"engines": _engine(engine)} if engine is not None else {}),
         "parity": ", ".join(f"{name} {error:.1e}" for name, error in manifest.parity.items())
         + " from PyTorch in fp32, relative to the largest value",
