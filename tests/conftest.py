@@ -123,7 +123,8 @@ def written_once(once) -> Iterator[None]:
 
         def copied(network: nn.Module, inputs: dict[str, Tensor], output: str, path: Path) -> None:
             given = [(name, tensor.dtype, tensor.shape) for name, tensor in inputs.items()]
-            everything = (network, given, output, path.name, onnx_export.EXTERNAL_DATA_FROM)
+            # The two networks of an export share modules: written, the first puts the second into this mode, too.
+            everything = (network.eval(), given, output, path.name, onnx_export.EXTERNAL_DATA_FROM)
             made = once(
                 f"network-{sha256_of_contents(everything)}",
                 lambda folder: onnx_export.write_network(network, inputs, output, folder / path.name),
