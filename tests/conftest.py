@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -28,6 +29,10 @@ from ddt_accel.fitting.search import SearchSpec
 from ddt_accel.networks.checkpoints import tensors_sha256
 from ddt_accel.networks.ddt.config import DDTConfig
 from ddt_accel.networks.ddt.network import DDT
+
+# PyTorch's compiler builds four programs to see which instructions processor and C++ compiler know, which takes 15 s:
+# those of the processor, as any compiler of the last years; where yours is older, give 0.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
 TINY = DDTConfig(
     in_channels=3, patch_size=2, num_groups=2, hidden_size=16, num_blocks=2, num_encoder_blocks=1, num_classes=4
@@ -228,6 +233,13 @@ def exports(tiny_model_path, made, once) -> Callable[[str], Path]:
         return once(name, lambda folder: export(load_model(tiny_model_path), folder, **EXPORTS[name]))
 
     return exported
+
+
+@pytest.fixture
+def traced(monkeypatch) -> None:
+    """Compiled networks are captured and run as they are: `test_backends` and `test_conformance` have what PyTorch's
+    compiler makes of them, which takes it many seconds."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
 
 
 @pytest.fixture

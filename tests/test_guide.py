@@ -106,7 +106,7 @@ def test_as_published(model, guide, name: str) -> None:
         assert relative(sampler.draw(NOISE, LABELS), expected) < 1e-4
 
 
-def test_compiled_beside_another(tiny_model_path, tmp_path) -> None:
+def test_compiled_beside_another(tiny_model_path, tmp_path, traced) -> None:
     """Any two backends go together."""
     model = load_model(tiny_model_path)
     guide = load_model(write_tiny_model(tmp_path / "guide.safetensors", seed=1))
