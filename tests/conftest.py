@@ -30,10 +30,6 @@ from ddt_accel.networks.checkpoints import tensors_sha256
 from ddt_accel.networks.ddt.config import DDTConfig
 from ddt_accel.networks.ddt.network import DDT
 
-# PyTorch's compiler builds four programs to see which instructions processor and C++ compiler know, which takes 15 s:
-# those of the processor, as any compiler of the last years; where yours is older, give 0.
-os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
-
 TINY = DDTConfig(
     in_channels=3, patch_size=2, num_groups=2, hidden_size=16, num_blocks=2, num_encoder_blocks=1, num_classes=4
 )
