@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -123,7 +124,8 @@ def written_once(once) -> Iterator[None]:
 
         def copied(network: nn.Module, inputs: dict[str, Tensor], output: str, path: Path) -> None:
             given = [(name, tensor.dtype, tensor.shape) for name, tensor in inputs.items()]
-            everything = (network, given, output, path.name, onnx_export.EXTERNAL_DATA_FROM)
+            # The two networks of an export share modules: written, the first puts the second into this mode, too.
+            everything = (network.eval(), given, output, path.name, onnx_export.EXTERNAL_DATA_FROM)
             made = once(
                 f"network-{sha256_of_contents(everything)}",
                 lambda folder: onnx_export.write_network(network, inputs, output, folder / path.name),
@@ -227,6 +229,13 @@ def exports(tiny_model_path, made, once) -> Callable[[str], Path]:
         return once(name, lambda folder: export(load_model(tiny_model_path), folder, **EXPORTS[name]))
 
     return exported
+
+
+@pytest.fixture
+def traced(monkeypatch) -> None:
+    """Compiled networks are captured and run as they are: `test_backends` and `test_conformance` have what PyTorch's
+    compiler makes of them, which takes it many seconds."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
 
 
 @pytest.fixture

@@ -123,7 +123,7 @@ def test_it_refuses_what_it_cannot_prepare(model) -> None:
         CompiledBackend(model).open(1, (3, 16, 16), 1)
 
 
-def test_a_last_batch_of_one_is_not_timed_while_it_is_compiled(model, monkeypatch) -> None:
+def test_a_last_batch_of_one_is_not_timed_while_it_is_compiled(model, monkeypatch, traced) -> None:
     spec = SamplingSpec(num_steps=3)
     backend = CompiledBackend(model, precision="fp32")
     opened, spent = backend.open, []
@@ -138,7 +138,7 @@ def test_a_last_batch_of_one_is_not_timed_while_it_is_compiled(model, monkeypatc
     assert spent[-6] == backend.compile_seconds > 0  # before three batches of two schedules, and after them
 
 
-def test_nothing_is_compiled_twice(model) -> None:
+def test_nothing_is_compiled_twice(model, traced) -> None:
     """Four batches, both branches, forecasts from two: two programs of the encoder and the decoder's, and no more."""
     backend = CompiledBackend(model, precision="fp32")
     schedule = Schedule(spec=SamplingSpec(num_steps=4), refresh_steps=(0, 1), forecasts={2: ((0, -1.0), (1, 2.0))})
@@ -259,7 +259,7 @@ def test_what_was_measured_without_compiling_is_not_measured_again(cli, workspac
     assert "not tried" not in cli(*line).err
 
 
-def test_auto_measures_once(cli, tiny_model_path, tmp_path, monkeypatch) -> None:
+def test_auto_measures_once(cli, tiny_model_path, tmp_path, monkeypatch, traced) -> None:
     schedule = tmp_path / "schedule.json"
     Schedule.uniform(SamplingSpec(num_steps=3), 2).save(schedule)
     where = ["-w", str(tmp_path / "run"), "--model", str(tiny_model_path), "--schedule", str(schedule)]

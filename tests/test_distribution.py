@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,19 @@ def test_moments_do_not_depend_on_parts_and_keep_their_digits() -> None:
     torch.testing.assert_close(
         found.covariance, torch.from_numpy(np.cov(rows.numpy(), rowvar=False)), rtol=1e-8, atol=0
     )
+
+
+@pytest.mark.parametrize(("count", "few"), [(2, True), (5, True), (6, False), (9, False)])
+def test_few_rows_vary_along_the_axes_of_their_covariance(count: int, few: bool) -> None:
+    moments = Moments()
+    for part in drawn(count).split(2):
+        moments.add(part)
+    found = moments.gaussian()
+    assert (found.factor is not None) == few
+    (ours, axes), (expected, others) = found.spectrum, dataclasses.replace(found, factor=None).spectrum
+    assert len(ours) == min(count - 1, 6)
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(axes * ours @ axes.T, others * expected @ others.T)
 
 
 def test_kid_is_the_u_statistic() -> None:

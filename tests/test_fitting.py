@@ -20,7 +20,7 @@ from ddt_accel.errors import ArtifactError, ConfigError, MismatchError, Numerics
 from ddt_accel.evaluation.benchmark import network_rows
 from ddt_accel.evaluation.converged import converged_ends
 from ddt_accel.fitting.descent import SLOWER
-from ddt_accel.fitting.fit import LOOK_EVERY, Fitter
+from ddt_accel.fitting.fit import Fitter
 from ddt_accel.fitting.fit_spec import FitSpec
 from ddt_accel.fitting.scalars import KINDS, Scalars, widened
 from ddt_accel.fitting.trajectory import _forecast, fitted_trajectory
@@ -31,9 +31,15 @@ from ddt_accel.solver.solve import Method, solve_curve
 from ddt_accel.solver.split import split
 
 SPEC = SamplingSpec(num_steps=6, solver="ab2", guidance=1.5)
+LOOK_EVERY = 5  # in place of 10: fits of half as many iterations
 QUICK = FitSpec(
     iterations=2 * LOOK_EVERY, images=6, held_out=4, batch_size=3, micro_batch=3, reference_steps=48, learning_rate=1e-2
 )
+
+
+@pytest.fixture(autouse=True)
+def looked_at_often(monkeypatch) -> None:
+    monkeypatch.setattr("ddt_accel.fitting.fit.LOOK_EVERY", LOOK_EVERY)
 
 
 @pytest.fixture(scope="module")
@@ -313,7 +319,7 @@ def test_a_descent_that_leads_away_returns_and_slows_down(model, schedules, tmp_
 
 def test_a_gradient_that_is_not_finite_leads_back_as_well(model, schedules) -> None:
     """Where the best numbers have one, too, descent is at its end; where those are what it began with, that is said."""
-    poisoned, lasting = {3, 14}, set()
+    poisoned, lasting = {3, LOOK_EVERY + 4}, set()
 
     class Poisoned(Watched):
         def _step(self, descent, targets) -> None:
@@ -326,13 +332,13 @@ def test_a_gradient_that_is_not_finite_leads_back_as_well(model, schedules) -> N
     spec = dataclasses.replace(QUICK, iterations=3 * LOOK_EVERY)
     fitter = Poisoned(model, schedules["unshared"], spec)
     found = fitter.run()
-    assert fitter.returned[:2] == [3, 14]
+    assert fitter.returned[:2] == [3, LOOK_EVERY + 4]
     assert fitter.watched.iteration == spec.iterations
     assert found.improved
-    lasting.add(29)
+    lasting.add(3 * LOOK_EVERY - 1)
     fitter = Poisoned(model, schedules["unshared"], spec)
     found = fitter.run()
-    assert fitter.watched.iteration == 29
+    assert fitter.watched.iteration == 3 * LOOK_EVERY - 1
     assert found.iteration in (LOOK_EVERY, 2 * LOOK_EVERY)
     lasting.add(3)
     with pytest.raises(NumericsError, match="not finite at iteration 3"):

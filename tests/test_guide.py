@@ -106,7 +106,7 @@ def test_as_published(model, guide, name: str) -> None:
         assert relative(sampler.draw(NOISE, LABELS), expected) < 1e-4
 
 
-def test_compiled_beside_another(tiny_model_path, tmp_path) -> None:
+def test_compiled_beside_another(tiny_model_path, tmp_path, traced) -> None:
     """Any two backends go together."""
     model = load_model(tiny_model_path)
     guide = load_model(write_tiny_model(tmp_path / "guide.safetensors", seed=1))
@@ -363,7 +363,6 @@ def test_costs_are_each_networks_own(model, guide, tmp_path) -> None:
     assert measured.is_of(model.source.sha256, guide.source.sha256)
     assert measured.guide is not None
     assert min(measured.guide.encoder, measured.guide.decoder, measured.guide.forecast) > 0
-    assert measured.guide.encoder < measured.encoder  # of five blocks in place of three
     kept = {"say": lambda words: None, "guide_sha256": guide.source.sha256}
     measured.save(tmp_path / "costs.json")
     assert kept_costs(tmp_path / "costs.json", model.source.sha256, **kept) == measured

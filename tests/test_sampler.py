@@ -40,7 +40,7 @@ def expected(model, labels: list[int], seeds: list[int]) -> torch.Tensor:
     return sample(model, SCHEDULE, noise, torch.tensor(labels))
 
 
-def test_an_image_depends_on_its_label_and_seed_alone(model, exports) -> None:
+def test_an_image_depends_on_its_label_and_seed_alone(model, exports, traced) -> None:
     """Through PyTorch and ONNX Runtime, in one batch or several, and again with the buffers of the last call."""
     exported = [open_backend(exports(kind)) for kind in ("fp32", "forecasts", "states")]
     labels, seeds = [0, 3, 1, 1, 2], [7, 8, 9, 10, 11]
