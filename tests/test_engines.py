@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.util
 import json
@@ -33,6 +34,7 @@ from ddt_accel.exporting import export as exporting
 from ddt_accel.exporting.engines import EngineOptions, build_engine, find_library
 from ddt_accel.exporting.onnx import write_network
 from ddt_accel.exporting.reference import AT, reference_points
+from ddt_accel.networks.dynamic.widths import narrow
 from ddt_accel.networks.families import prepare
 from ddt_accel.networks.layers import attend_written_out
 from ddt_accel.networks.prepared import Arithmetic
@@ -276,6 +278,24 @@ def test_every_cut_can_be_built(model, tmp_path, precision: str, cache: str, sou
     _, arrays = read_arrays(tmp_path / "made" / reference_name(1.0), REFERENCE_FORMAT, REFERENCE_VERSION)
     points = reference_points(model, SHAPE, sources=sources, cache=cache)
     np.testing.assert_allclose(arrays["velocity"], points.velocity, atol=1e-5)
+
+
+@builds
+def test_every_width_has_engines_of_its_own(model, tmp_path) -> None:
+    """And points of a trajectory of its own to verify them with; each is smaller than the complete network's."""
+    nested = copy.copy(model)
+    nested.source = dataclasses.replace(model.source, widths=(1.0, 0.5))
+    manifest = export(nested, tmp_path, format="tensorrt", precision="fp16", engines=RTX)
+    names = ("encoder", "decoder", "encoder-0.5", "decoder-0.5")
+    assert set(manifest.files) == {f"{name}.engine" for name in names} | {reference_name(1.0), reference_name(0.5)}
+    assert tuple(manifest.parity) == tuple(manifest.tensors) == tuple(manifest.engine.products) == names
+    assert Manifest.load(tmp_path) == manifest
+    for kind in ("encoder", "decoder"):
+        sizes = [(tmp_path / f"{name}.engine").stat().st_size for name in (kind, f"{kind}-0.5")]
+        assert sizes[1] < sizes[0]
+    _, arrays = read_arrays(tmp_path / reference_name(0.5), REFERENCE_FORMAT, REFERENCE_VERSION)
+    half = reference_points(narrow(nested, 0.5), SHAPE, sources=2, cache="modulations")
+    np.testing.assert_allclose(arrays["velocity"], half.velocity, atol=1e-5)
 
 
 @builds
