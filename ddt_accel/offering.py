@@ -20,7 +20,8 @@ EXACT = "exact"
 def at_hand(backend: Backend, place: Workspace, given: Sequence[Named], say: Callable[[str], None]) -> list[Named]:
     """Those that are `given`, then the workspace's, or where it has none the shipped ones; of one name the first.
 
-    What is damaged is left out, and said. Raises MismatchError for a given one of another network.
+    What is damaged is left out, and what runs a network at a width that it does not have, and said. Raises
+    MismatchError for a given one of another network.
     """
     guide = None if backend.guide is None else backend.guide.checkpoint_sha256
     kept, damaged = folder_for(place.folder, backend.checkpoint_sha256, guide)
@@ -30,6 +31,9 @@ def at_hand(backend: Backend, place: Workspace, given: Sequence[Named], say: Cal
         check_checkpoint(one.schedule, backend)
     found: dict[str, Named] = {}
     for one in (*given, *(kept or shipped_for(backend.checkpoint_sha256, guide))):
+        if lacking := sorted(set(one.schedule.widths) - set(backend.widths)):
+            say(f"{one.name} is left out: it runs a network at width {lacking[0]:g}, which {backend.name} has not.")
+            continue
         found.setdefault(one.name, one)
     return list(found.values())
 

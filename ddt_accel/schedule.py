@@ -82,12 +82,13 @@ class Schedule:
 
     def __post_init__(self) -> None:
         last = self.spec.num_evaluations - 1
+        if self.has_widths:
+            self._check_widths()
         object.__setattr__(
             self,
             "refresh_steps",
             checked_steps("refresh_steps", self.refresh_steps, self.forecasts, 0, last, narrow=self.encoder_widths),
         )
-        self._check_widths()
         if self.unconditional_steps is not None:
             guided = np.flatnonzero(self.spec.guidance_weights != 1.0)
             if len(guided) == 0:
@@ -110,6 +111,8 @@ class Schedule:
             check_means(name, getattr(self, name), *((len(self.encoder_widths),) if name == NARROW else (last + 1, 1)))
         if (self.narrow_mean_modulations is not None) != (self.centred and bool(self.encoder_widths)):
             raise ConfigError("narrow_mean_modulations go with a mean trajectory where an encoder runs narrow.")
+        if len({means.shape[1] for name, means in self.means.items() if name != NAMES[1]}) > 1:
+            raise ConfigError("mean_modulations and narrow_mean_modulations are of different networks.")
         both = self.guide_sha256 is not None and self.mean_modulations is not None
         if (self.guide_mean_modulations is not None) != both:
             raise ConfigError("guide_mean_modulations go with mean_modulations where a second network guides.")
@@ -119,7 +122,7 @@ class Schedule:
             ("encoder_widths", self.refresh_steps), ("decoder_widths", range(self.spec.num_evaluations))
         ):  # fmt: skip
             object.__setattr__(self, name, checked_widths(name, getattr(self, name), steps))
-        if self.has_widths and (self.unconditional_steps is not None or self.guide_sha256 is not None):
+        if self.unconditional_steps is not None or self.guide_sha256 is not None:
             raise ConfigError(
                 "Both branches run at the same widths; give no unconditional_steps and no guide beside widths."
             )
@@ -162,8 +165,9 @@ class Schedule:
 
     @property
     def shares(self) -> bool:
-        """Whether any evaluation does without a run of the encoder, in one branch at least."""
-        return self.budget < self.spec.num_evaluations or self.unconditional_steps is not None
+        """Whether any evaluation does without a run of the encoder, in one branch at least, or with a narrow one."""
+        fewer = self.budget < self.spec.num_evaluations or self.unconditional_steps is not None
+        return fewer or self.has_widths
 
     @property
     def budget(self) -> int:
@@ -266,7 +270,7 @@ class Schedule:
             for key in ("forecasts", "unconditional_forecasts"):
                 content[key] = _read_forecasts(content[key])
             for key in WIDTHS:
-                content[key] = {int(step): width for step, width in content.get(key, {}).items()}
+                content[key] = _read_widths(key, content.get(key, {}))
             return cls(**content | means)
         except (ConfigError, AttributeError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path} is not a usable schedule: {error}") from None
@@ -285,6 +289,12 @@ def _read_row(row: Sequence[Any]) -> Row:
     if not all(isinstance(pair, list) and len(pair) == 2 and is_whole(pair[0]) and is_number(pair[1]) for pair in row):
         raise ConfigError(f"it has {shortened(tuple(row))} where [step, weight] pairs belong")
     return tuple((int(source), float(weight)) for source, weight in row)
+
+
+def _read_widths(name: str, written: Any) -> dict[int, float]:
+    if not isinstance(written, dict) or not all(step.isdecimal() and str(int(step)) == step for step in written):
+        raise ConfigError(f"{name} must map evaluations to widths")
+    return {int(step): width for step, width in written.items()}
 
 
 def _widths(widths: Mapping[int, float]) -> dict[str, float]:

@@ -220,9 +220,20 @@ def test_what_cannot_be_solved() -> None:
         solve_with_widths(dataclasses.replace(statistics, widths=None), 10, [2, 1, 1], [1, 1, 1])
     with pytest.raises(ConfigError, match="has no sensitivities, which widths need"):
         solve_with_widths(dataclasses.replace(statistics, sensitivity=None), 10, [2, 1, 1], [1, 1, 1])
-    with pytest.raises(ConfigError, match=r"give one above 0 for each of the widths \[1.0, 0.75, 0.5\]"):
+    with pytest.raises(ConfigError, match=r"for encoder and decoder one for each of the widths \[1.0, 0.75, 0.5\]"):
         solve_with_widths(statistics, 10, [2, 1], [1, 1, 1])
     with pytest.raises(ConfigError, match="with widths choose one of sum, power"):
         solve_with_widths(statistics, 10, [2, 1, 1], [1, 1, 1], objective="minimax")
     with pytest.raises(ConfigError, match="up to 128 evaluations, and there are 130"):
         solve_with_widths(made(130), 1000, [2, 1, 1], [1, 1, 1])
+
+
+@pytest.mark.parametrize("total", [math.inf, math.nan])
+def test_a_total_is_a_number(total: float) -> None:
+    with pytest.raises(ConfigError, match=rf"of a total of {total}; give finite ones above 0"):
+        solve_with_widths(made(6), total, (1.0, 0.75, 0.5), (0.3, 0.2, 0.1))
+
+
+def test_one_evaluation_has_no_choice() -> None:
+    with pytest.raises(ConfigError, match="for two evaluations or more, and there is one"):
+        solve_with_widths(made(1), 3.0, (1.0, 0.75, 0.5), (0.3, 0.2, 0.1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from ddt_accel.backends.compiled import CompiledBackend
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError
 from ddt_accel.evaluation.benchmark import measure
-from ddt_accel.evaluation.costs import Costs, counted_costs, counted_of
+from ddt_accel.evaluation.costs import Costs, counted_costs, counted_of, kept_costs
 from ddt_accel.evaluation.timing import timed_costs
 from ddt_accel.fitting.fit import Fitter
 from ddt_accel.fitting.fit_spec import FitSpec
@@ -25,8 +26,10 @@ from ddt_accel.fitting.trajectory import fitted_trajectory
 from ddt_accel.networks.dynamic.widths import narrow, width_masks
 from ddt_accel.networks.saving import save_network
 from ddt_accel.networks.split import SplitNetwork
+from ddt_accel.offering import at_hand
 from ddt_accel.sampling.program import compile_program
 from ddt_accel.sampling.trajectory import Trajectory, state_slots
+from ddt_accel.workspace import Workspace
 
 SHAPE, SEED, COUNT = (3, 8, 8), 3, 3
 SPEC = SamplingSpec(num_steps=8, guidance=1.5, guidance_interval=(0.3, 0.9))
@@ -195,6 +198,7 @@ def test_networks_are_timed_and_compared_at_their_widths(network, schedule) -> N
         ({"forecasts": {4: ((0, 1.0),)}}, "step 4, which is no reuse step"),
         ({"narrow_mean_modulations": None}, "narrow_mean_modulations go with a mean trajectory"),
         ({"narrow_mean_modulations": np.zeros((2, 416), np.float32)}, r"expected finite float32 \[3, M\]"),
+        ({"narrow_mean_modulations": np.zeros((3, 5), np.float32)}, "are of different networks"),
         ({"unconditional_steps": (0, 4)}, "Both branches run at the same widths"),
     ],
 )  # fmt: skip
@@ -271,3 +275,51 @@ def test_a_fit_keeps_widths_and_corrections(network, schedule) -> None:
     found = Fitter(network, schedule, tiny).run()
     assert found.schedule.encoder_widths == WIDTHS
     assert found.schedule.decoder_widths == DECODERS
+
+
+def test_a_refresh_may_be_corrected_to_an_older_state_alone(network) -> None:
+    """Whatever the row says: then the narrow run is for later steps, or for nothing."""
+    rows = dict.fromkeys(range(1, 8), ((0, 1.0),))
+    held = Schedule(spec=SPEC, refresh_steps=(0,))
+    wasted = Schedule(spec=SPEC, refresh_steps=(0, 3), encoder_widths={3: 0.5}, forecasts=rows)
+    close(sample(network, wasted, *noises()), sample(network, held, *noises()), 1e-6)
+    scalars = Scalars(wasted, network.modulation_bias.numpy(), sources=1)
+    end = fitted_trajectory(network, scalars, *noises(), narrow={0.5: narrow(network, 0.5)}).end
+    close(end.detach(), sample(network, held, *noises()), 1e-5)
+
+
+@pytest.mark.parametrize(
+    "written", [None, [0.5], {"x": 0.5}, {"03": 0.5}, {"2": "half"}, {"2": None}, {"2": float("inf")}]
+)
+def test_files_with_other_widths_are_unusable(schedule, tmp_path, written) -> None:
+    path = tmp_path / "schedule.json"
+    schedule.save(path)
+    content = json.loads(path.read_text())
+    del content["checksum"]
+    path.write_text(json.dumps(content | {"encoder_widths": written}))
+    with pytest.raises(ArtifactError, match=r"schedule\.json is not .*(encoder_widths|JSON)"):
+        Schedule.load(path)
+
+
+def test_schedules_that_a_network_cannot_run_are_not_offered(network, schedule, tmp_path) -> None:
+    backend = TorchBackend(network)
+    own = replace(schedule, checkpoint_sha256=backend.checkpoint_sha256)
+    own.save(tmp_path / "narrow.json")
+    replace(Schedule.uniform(SPEC, 3), checkpoint_sha256=backend.checkpoint_sha256).save(tmp_path / "plain.json")
+    said: list[str] = []
+    assert {one.name for one in at_hand(backend, Workspace(tmp_path), [], said.append)} == {"narrow", "plain"}
+    assert said == []
+    backend.widths = (1.0,)
+    assert {one.name for one in at_hand(backend, Workspace(tmp_path), [], said.append)} == {"plain"}
+    assert said == ["narrow is left out: it runs a network at width 0.5, which torch has not."]
+
+
+def test_costs_of_a_time_before_widths_are_not_used(network, schedule, tmp_path) -> None:
+    backend, said = TorchBackend(network), []
+    costs = counted_costs(network.config, SHAPE).named(backend)
+    costs.save(tmp_path / "costs.json")
+    assert kept_costs(tmp_path / "costs.json", "0", said.append) == costs
+    assert kept_costs(tmp_path / "costs.json", "0", said.append, widths=backend.widths) is None
+    assert "was measured without its narrow widths" in said[0]
+    assert not costs.cover(schedule.widths)
+    assert counted_of(backend, SHAPE).cover(schedule.widths)

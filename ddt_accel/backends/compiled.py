@@ -74,7 +74,7 @@ class CompiledBackend:
         self._arithmetic = Arithmetic.of(precision)
         self._model = prepare(model, self.latent_shape, self._arithmetic)
         self._prepared: dict[float, PreparedNetwork] = {1.0: self._model}
-        self._narrow = {width: narrow(model, width) for width in self.widths[1:]}
+        self._nested = model if len(self.widths) > 1 else None  # else it need not stay
         self.compile_seconds = 0.0  # spent in calls that compiled something, so far
         self._compiled: dict[tuple[str, int], Callable[..., None]] = {}
 
@@ -148,7 +148,9 @@ class CompiledBackend:
     def _at(self, width: float) -> PreparedNetwork:
         """The network at one of its widths, prepared when it is first asked for."""
         if width not in self._prepared:
-            self._prepared[width] = prepare(self._narrow[width], self.latent_shape, self._arithmetic)
+            assert self._nested is not None
+            narrower = narrow(self._nested, width, known=False)
+            self._prepared[width] = prepare(narrower, self.latent_shape, self._arithmetic)
         return self._prepared[width]
 
 

@@ -42,7 +42,7 @@ class TorchBackend:
     def at(self, width: float) -> SplitNetwork:
         """The network at one of its widths, made when it is first asked for."""
         if width not in self._narrow:
-            self._narrow[width] = narrow(self.model, width)
+            self._narrow[width] = narrow(self.model, width, known=False)
         return self._narrow[width]
 
     def open(

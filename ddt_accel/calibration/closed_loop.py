@@ -95,7 +95,7 @@ def shared_sum(
 def narrow_runs(spec: SamplingSpec) -> list[int]:
     """The numbers of narrow encoder runs that are measured: as many as of complete ones, and all."""
     count = spec.num_evaluations
-    return [*shared_runs(spec), count] if count <= MOST_EVALUATIONS else []
+    return [*shared_runs(spec), count] if 1 < count <= MOST_EVALUATIONS else []
 
 
 def no_narrow_sum(spec: SamplingSpec) -> NDArray[np.float64]:

@@ -87,7 +87,7 @@ def bench(
     with making((folder or place.folder) / "report.html", say):  # two at once would measure each other
         study = _study(networks, statistics, plan, target, images, curve_images, seed, batch_size)
         if keeps:
-            _costs(study, networks).save(place.costs_path)
+            _costs(study, networks, batch_size).save(place.costs_path)
         used = f" --backend {networks.option}{given('--export', export_folder)}{given('--schedule', schedule)}"
         _report(study, folder or place.folder, f"ddt-accel sample{used}", workspace, device, as_json=json)
 
@@ -120,9 +120,10 @@ def _study(
         )
 
 
-def _costs(study: Study, networks: Opened) -> Costs:
+def _costs(study: Study, networks: Opened, batch_size: int) -> Costs:
     """What the parts of a trajectory were measured to take, for `solve --target-ms` and `plan`."""
     from ddt_accel.evaluation.costs import counted_of, measured_costs
+    from ddt_accel.evaluation.timing import timed_costs, with_narrow
     from ddt_accel.report.study import UNSHARED
 
     by_name = {m.name: m for m in study.measurements}
@@ -130,6 +131,9 @@ def _costs(study: Study, networks: Opened) -> Costs:
     counted = counted_of(networks.backend, networks.latent_shape)
     unshared, chosen = by_name[UNSHARED], by_name[study.chosen]
     costs = measured_costs(unshared, study.calibrated, chosen, study.schedule, told, counted)
+    if costs.narrow:
+        timed = timed_costs(networks.backend, study.calibrated, networks.latent_shape, batch_size, told)
+        costs = with_narrow(costs, timed)
     return costs.named(networks.backend)
 
 

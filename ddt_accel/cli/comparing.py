@@ -106,7 +106,13 @@ def compare(
     said = model_options(model, config, weights, latent_shape, guide)
     say_threads(threads, device)
     networks = open_networks(place, backend, export_folder, said, device, batch_size)
-    measured = kept_costs(place.costs_path, statistics.checkpoint_sha256, say, guide_sha256=statistics.guide_sha256)
+    measured = kept_costs(
+        place.costs_path,
+        statistics.checkpoint_sha256,
+        say,
+        guide_sha256=statistics.guide_sha256,
+        widths=networks.backend.widths,
+    )
     costs = measured or counted_of(networks.backend, networks.latent_shape)
     targets = _targets(cost, milliseconds, costs, statistics)
     field = Field(

@@ -23,7 +23,7 @@ def measured_costs_of(place: Workspace, schedule: Schedule) -> Costs | None:
         costs = Costs.load(place.costs_path)
     except DDTAccelError:
         return None
-    same = costs.is_of(schedule.checkpoint_sha256, schedule.guide_sha256)
+    same = costs.is_of(schedule.checkpoint_sha256, schedule.guide_sha256) and costs.cover(schedule.widths)
     return costs if costs.unit == SECONDS and same else None
 
 
@@ -39,13 +39,13 @@ def share_of_unshared(path: Path, schedule: Schedule) -> str | None:
         costs = measured_costs_of(place, schedule) or counted_by_export(
             place, schedule.checkpoint_sha256, schedule.guide_sha256
         )
-        if costs is not None:
+        if costs is not None and costs.cover(schedule.widths):
             if (spec := _calibrated_spec(place, schedule)) is not None:
                 base, what = Schedule.full(spec), "the calibrated sampler"
             break
     else:
         costs = _counted_by_name(path) if path.parent == SHIPPED else None
-    if costs is None:
+    if costs is None or not costs.cover(schedule.widths):
         return None
     unit = "time" if costs.unit == SECONDS else costs.unit
     own = f"{base.spec.num_steps} steps of {'its own integrator' if base.is_fitted else base.spec.solver}"

@@ -31,8 +31,10 @@ def costs_of(place: Workspace, calibration: Calibration) -> Costs:
 
     sha256 = calibration.checkpoint_sha256
     guided_by = calibration.guide_sha256
-    kept = kept_costs(place.costs_path, sha256, say, guide_sha256=guided_by)
-    if costs := kept or counted_by_export(place, sha256, guided_by):
+    widths = (1.0,) if calibration.widths is None else calibration.widths.widths
+    costs = kept_costs(place.costs_path, sha256, say, guide_sha256=guided_by, widths=widths)
+    costs = costs or counted_by_export(place, sha256, guided_by)
+    if costs is not None and costs.cover(widths):
         return costs
     network, guide = place.load_networks({})
     if guided_by is None:

@@ -234,10 +234,10 @@ def _costs(place: Workspace, network: SplitNetwork, guide: SplitNetwork | None) 
     from ddt_accel.evaluation.costs import counted_of, kept_costs
     from ddt_accel.networks.split import latent_shape_of
 
-    measured = None
+    measured, backend = None, backend_of(network, guide)
     if (sha256 := source_of(network)) is not None:
-        measured = kept_costs(place.costs_path, sha256, say, guide_sha256=source_of(guide))
-    return measured or counted_of(backend_of(network, guide), latent_shape_of(network))
+        measured = kept_costs(place.costs_path, sha256, say, guide_sha256=source_of(guide), widths=backend.widths)
+    return measured or counted_of(backend, latent_shape_of(network))
 
 
 def _told_size(schedule: Schedule, costs: Costs, unshared: Schedule) -> str:

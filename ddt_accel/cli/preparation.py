@@ -109,6 +109,7 @@ def exported(place: Workspace, network: SplitNetwork, *, needed: bool, guide: Sp
     from importlib.util import find_spec
 
     from ddt_accel.artifacts import read_json
+    from ddt_accel.backends.guided import backend_of
     from ddt_accel.backends.manifest import FILE_NAME, FORMAT, VERSION
     from ddt_accel.errors import ArtifactError, DDTAccelError
     from ddt_accel.exporting.export import export
@@ -118,8 +119,10 @@ def exported(place: Workspace, network: SplitNetwork, *, needed: bool, guide: Sp
         return
     try:
         told = read_json(place.export_path / FILE_NAME, FORMAT, VERSION)
-        own = (source_of(network), source_of(guide), list(latent_shape_of(network)))
-        if (told.get("checkpoint_sha256"), told.get("guide_sha256"), told.get("latent_shape")) == own:
+        widths = list(backend_of(network, guide).widths)
+        own = (source_of(network), source_of(guide), list(latent_shape_of(network)), widths)
+        there = (told.get(key) for key in ("checkpoint_sha256", "guide_sha256", "latent_shape"))
+        if (*there, told.get("widths", [1.0])) == own:
             say(f"Kept: the export in {place.export_path}.")
             return
     except ArtifactError:
@@ -151,7 +154,11 @@ def timed(place: Workspace, networks: Opened, spec: SamplingSpec, batch_size: in
     except ArtifactError:
         costs = None
     second = backend.guide.checkpoint_sha256 if backend.guide is not None else None
-    if costs is None or costs.conditions != conditions or not costs.is_of(backend.checkpoint_sha256, second):
+    if (
+        costs is None
+        or costs.conditions != conditions
+        or not (costs.is_of(backend.checkpoint_sha256, second) and costs.cover(backend.widths))
+    ):
         costs = timed_costs(backend, spec, networks.latent_shape, batch_size, conditions)
         costs.save(place.costs_path)
     say(f"An image takes {1e3 * costs.encoder:.3g} ms in the encoder and {1e3 * costs.decoder:.3g} ms in the decoder.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,6 +110,10 @@ class Costs:
             "run `ddt-accel bench` with the checkpoint that it is for."
         )
 
+    def cover(self, widths: Collection[float]) -> bool:
+        """Whether something is known of all these widths."""
+        return set(widths) <= {1.0, *(one.width for one in self.narrow)}
+
     @property
     def relative(self) -> tuple[float, float]:
         """What a run of the encoder costs in either branch, in terms of the conditional one's."""
@@ -158,15 +162,21 @@ def forecast_reads(program: Program) -> int:
 
 
 def kept_costs(
-    path: Path, checkpoint_sha256: str, say: Callable[[str], None], *, guide_sha256: str | None = None
+    path: Path,
+    checkpoint_sha256: str,
+    say: Callable[[str], None],
+    *,
+    guide_sha256: str | None = None,
+    widths: Collection[float] = (1.0,),
 ) -> Costs | None:
-    """The measured costs in `path`, if there are any of this checkpoint and guide."""
+    """The measured costs in `path`, if there are any of this checkpoint and guide at all of these widths."""
     if not path.exists():
         return None
     costs = Costs.load(path)
-    if costs.is_of(checkpoint_sha256, guide_sha256):
+    if costs.is_of(checkpoint_sha256, guide_sha256) and costs.cover(widths):
         return costs
-    say(f"{path} was measured on another model or guide and is not used; multiply-adds are counted instead.")
+    other = "on another model or guide" if costs.cover(widths) else "without its narrow widths"
+    say(f"{path} was measured {other} and is not used; multiply-adds are counted instead.")
     return None
 
 

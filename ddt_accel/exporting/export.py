@@ -93,7 +93,7 @@ def export(
         errors, products = {}, {}
         for width in widths:
             done = on_stage(f"a trajectory to compare with{f', width {width:g}' * (width < 1)}", 1)
-            network_at = model if width == 1.0 else narrow(model, width)
+            network_at = model if width == 1.0 else narrow(model, width, known=False)
             points = reference_points(_reference(network_at), latent_shape, sources=sources, cache=cache)
             arithmetic = Arithmetic.of(precision, written_out=True, wide_softmax=library is None)
             prepared = prepare(network_at, latent_shape, arithmetic).cpu()

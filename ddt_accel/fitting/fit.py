@@ -124,7 +124,7 @@ class Fitter:
             known = guide.source.sha256 if guide.source else UNKNOWN
             schedule = dataclasses.replace(schedule, guide_sha256=schedule.guide_sha256 or known)
         self.warm = schedule
-        self.narrow = {width: narrow(model, width) for width in schedule.widths}
+        self.narrow = {width: narrow(model, width, known=False) for width in schedule.widths}
         self.scalars = Scalars(schedule, bias, free=spec.free, sources=spec.sources, guide_bias=guide_bias)
         self.scalars.to(model.device)
         self.trained = {name: value for name, value in self.scalars.named_parameters() if value.requires_grad}

@@ -82,6 +82,11 @@ def prepare(model: SplitNetwork, latent_shape: LatentShape, arithmetic: Arithmet
 
 def blank_tensors(config: SplitConfig) -> dict[str, Tensor]:
     """The tensors of a network by name, without contents, so that absurd sizes take no memory."""
+    return unfilled(config).state_dict()
+
+
+def unfilled(config: SplitConfig) -> SplitNetwork:
+    """A network whose tensors have no contents yet, for those that are there."""
     import torch
     from torch.overrides import TorchFunctionMode
 
@@ -95,7 +100,7 @@ def blank_tensors(config: SplitConfig) -> dict[str, Tensor]:
             return func(*args, **given)
 
     with torch.device("meta"), Unfilled():
-        return build(config).state_dict()
+        return build(config)
 
 
 def published_of(config: SplitConfig) -> Published:

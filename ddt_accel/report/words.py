@@ -49,6 +49,9 @@ def runs(schedule: Schedule) -> str:
     count = schedule.spec.num_evaluations
     if not schedule.shares:
         return f"The encoder runs at all {count} evaluations."
+    if schedule.has_widths:
+        narrow = f"{len(schedule.encoder_widths)} times narrow; the decoder {len(schedule.decoder_widths)} times"
+        return f"The encoder runs at {schedule.budget} of {count} evaluations, {narrow}."
     own = schedule.unconditional_steps
     branch = f", for the unconditional branch of CFG at {len(own)}" if own is not None else ""
     return f"The encoder runs at {schedule.budget} of {count} evaluations{branch}."

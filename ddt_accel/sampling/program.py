@@ -23,17 +23,13 @@ class Branch:
     forecast: Forecast  # ((k, 1.0),) for the state of k itself as it is; empty where there is nothing to read yet
     constant: NDArray[np.float32] | None  # c_k [M], added to the forecast
     width: float = 1.0  # of the encoder
+    corrected: bool = False  # whether it encodes and the decoder works with a forecast all the same
 
     @property
     def held(self) -> int | None:
         """The refresh whose state is used as it is, if so."""
         (step, weight), *others = self.forecast
         return step if not others and weight == 1.0 and self.constant is None else None
-
-    @property
-    def corrected(self) -> bool:
-        """Whether the decoder works with a forecast that draws on a state of this very evaluation."""
-        return self.encode and self.held is None
 
     def does_as(self, other: Branch) -> bool:
         """Whether both can be done at once; equal constants are one array (`compile_program`)."""
@@ -145,13 +141,16 @@ def _branch(schedule: Schedule, k: int, *, beside: Branch | None = None) -> Bran
         means = schedule.guide_mean_modulations
     elif beside is not None and beside.forecast == row:
         return beside
-    corrected = beside is None and k in schedule.forecasts
-    as_it_is = row == () or (row == ((k, 1.0),) and not corrected)
+    narrow = k in schedule.encoder_widths
+    corrected = narrow and k in schedule.forecasts
+    encode = narrow or row == ((k, 1.0),)
+    as_it_is = row == () or (encode and not corrected)
     return Branch(
-        encode=row == ((k, 1.0),) or k in schedule.encoder_widths,
+        encode=encode,
         forecast=row,
         constant=None if means is None or as_it_is else _constant(schedule, means, k, row),
         width=schedule.encoder_widths.get(k, 1.0),
+        corrected=corrected,
     )
 
 

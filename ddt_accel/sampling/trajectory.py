@@ -2,7 +2,7 @@
 
 at a refresh k:    m_k = modulations(encode(x, t_k, y))
 otherwise:         m_k = Σ_r F[k, r] m_r + c_k             either branch by its own refreshes and forecasts
-                                                           (so, too, at a narrow refresh that is corrected, r = k in it)
+                                                           (so, too, at a narrow refresh that is corrected)
 v_k = v_u + w_k (v_c − v_u),   v = decode(x, m_k)
 x   ← a_k x + Σ_j B[k, j] v_j + n_k ξ_k
 """
@@ -275,8 +275,8 @@ def check_widths(backend: Backend, program: Program) -> None:
         known = ", ".join(f"{width:g}" for width in backend.widths)
         raise MismatchError(
             f"The schedule runs a network at width {lacking[0]:g}, and {backend.name} has {known}; take a schedule "
-            "without widths, or a checkpoint that was trained at them (`ddt-accel train --from CHECKPOINT --dynamic "
-            "nested`)."
+            "without widths, export anew where the checkpoint has them (without --guide), or one that was trained at "
+            "them (`ddt-accel train --from CHECKPOINT --dynamic nested`)."
         )
 
 

@@ -41,7 +41,9 @@ def served(
 ) -> tuple[Served, ...]:
     """The same for clients, from the cheapest to the dearest."""
     guide = None if backend.guide is None else backend.guide.checkpoint_sha256
-    costs = kept_costs(place.costs_path, backend.checkpoint_sha256 or "", say, guide_sha256=guide)
+    costs = kept_costs(
+        place.costs_path, backend.checkpoint_sha256 or "", say, guide_sha256=guide, widths=backend.widths
+    )
     costs = costs or counted_of(backend, latent_shape)
     whole = costs.of(schedules[EXACT])
     told = [

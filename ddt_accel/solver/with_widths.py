@@ -199,10 +199,11 @@ class _Count:
         widths, _ = check_widths(calibration)
         known = len(widths.widths)
         costs = np.array([*encoder_costs, *decoder_costs], dtype=np.float64)
-        if len(encoder_costs) != known or len(decoder_costs) != known or not (costs > 0).all():
+        usable = np.isfinite([*costs, total]).all() and (costs > 0).all()
+        if len(encoder_costs) != known or len(decoder_costs) != known or not usable:
             raise ConfigError(
-                f"The costs are {list(encoder_costs)} and {list(decoder_costs)}; give one above 0 for each of the "
-                f"widths {list(widths.widths)}, for encoder and decoder."
+                f"The costs are {list(encoder_costs)} and {list(decoder_costs)}, of a total of {total:g}; give finite "
+                f"ones above 0, for encoder and decoder one for each of the widths {list(widths.widths)}."
             )
         guided = calibration.spec.guidance_weights != 1.0
         refresh = encoder_costs[0] * (2 if guided.any() else 1)
@@ -268,7 +269,11 @@ def check_widths(calibration: Statistics) -> tuple[WidthStatistics, Array]:
     """The statistics of widths and the sensitivities; raises ConfigError where there are none, or too many."""
     widths, sensitivity = calibration.widths, calibration.sensitivity
     if widths is None:
-        cause = "a second network guides" if calibration.guide else "its network was trained at one"
+        cause = (
+            "a second network guides"
+            if calibration.guide
+            else "its network was trained at one, or it was made before widths were measured"
+        )
         raise ConfigError(
             f"The calibration has no narrow widths: {cause}. Calibrate a checkpoint by itself that was trained with "
             "`ddt-accel train --from CHECKPOINT --dynamic nested`."
@@ -278,6 +283,8 @@ def check_widths(calibration: Statistics) -> tuple[WidthStatistics, Array]:
             "The calibration has no sensitivities, which widths need; calibrate with at least one sensitivity sample "
             "(--sensitivity-samples)."
         )
+    if len(sensitivity) < 2:
+        raise ConfigError("Widths are solved for two evaluations or more, and there is one; take more steps (--steps).")
     if len(sensitivity) > MOST_EVALUATIONS:
         raise ConfigError(
             f"Widths are solved for up to {MOST_EVALUATIONS} evaluations, and there are {len(sensitivity)}; take fewer "

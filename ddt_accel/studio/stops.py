@@ -118,7 +118,8 @@ def stops_of(
     found = at_hand(backend, place, [] if given is None else [given], say)
     original = Schedule.full(unshared(place, found, given, backend.checkpoint_sha256, name))
     sha256 = backend.checkpoint_sha256
-    costs = kept_costs(place.costs_path, sha256 or "", say, guide_sha256=guide) or counted_of(backend, latent_shape)
+    kept = kept_costs(place.costs_path, sha256 or "", say, guide_sha256=guide, widths=backend.widths)
+    costs = kept or counted_of(backend, latent_shape)
     rows, known, own = _measured(place, sha256), _known(sha256), _known_of(original, sha256)
 
     def stop(one: Named) -> Stop:

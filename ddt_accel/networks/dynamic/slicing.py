@@ -14,7 +14,7 @@ from torch import Tensor
 from ddt_accel.errors import ConfigError
 from ddt_accel.networks.config import ConditionConfig, SplitConfig, swiglu_width
 from ddt_accel.networks.dynamic.masks import BlockMasks
-from ddt_accel.networks.families import build, published_of
+from ddt_accel.networks.families import published_of, unfilled
 from ddt_accel.networks.split import SplitNetwork
 
 
@@ -54,8 +54,11 @@ def taken(model: SplitNetwork, heads: Sequence[Tensor], channels: Sequence[Tenso
         for name in ("w1", "w3"):
             tensors[f"{block}.mlp.{name}.weight"] = tensors[f"{block}.mlp.{name}.weight"][of_channels]
         tensors[f"{block}.mlp.w2.weight"] = tensors[f"{block}.mlp.w2.weight"][:, of_channels]
-    network = build(kept)  # type: ignore[arg-type]  # a protocol cannot say that a class has it
+    network = unfilled(kept)  # type: ignore[arg-type]  # a protocol cannot say that a class has it
     network.load_state_dict(tensors, assign=True)
+    for name, buffer in model.named_buffers():  # which no width changes
+        module, _, own = name.rpartition(".")
+        network.get_submodule(module).register_buffer(own, buffer, persistent=name in tensors)
     return network.to(device=model.device, dtype=model.dtype).train(model.training)
 
 

@@ -31,7 +31,8 @@ def widths_to(config: ConditionConfig, narrowest: float) -> tuple[float, ...]:
             f"The network has {config.num_groups} heads, and at --target {narrowest:g} as many are left; give a lower "
             "--target, or a network with more heads."
         )
-    return tuple(count / config.num_groups for count in sorted(heads, reverse=True))
+    # As they are said everywhere, so that who repeats one names the same.
+    return tuple(round(count / config.num_groups, 4) for count in sorted(heads, reverse=True))
 
 
 def count_at(width: float, complete: int) -> int:
@@ -77,10 +78,11 @@ def narrow_decoders(model: SplitNetwork) -> tuple[float, ...]:
     return widths_of(model)[1:] if has_blocks else ()
 
 
-def narrow(model: SplitNetwork, encoder: float, decoder: float | None = None) -> SplitNetwork:
+def narrow(model: SplitNetwork, encoder: float, decoder: float | None = None, *, known: bool = True) -> SplitNetwork:
     """The ordinary network that a network trained at nested widths is at one of them, sharing its memory where it can.
 
-    `decoder` is `encoder` where nothing is said. Raises ConfigError for widths that it was not trained at.
+    `decoder` is `encoder` where nothing is said. Unless it is to be `known` by a checksum of its own, for which all
+    weights are read, it has no source. Raises ConfigError for widths that it was not trained at.
     """
     decoder = encoder if decoder is None else decoder
     config = narrowable(model.config)
@@ -99,7 +101,7 @@ def narrow(model: SplitNetwork, encoder: float, decoder: float | None = None) ->
         )
     heads, channels = zip(*_counts(config, *map(float, chosen)), strict=True)  # type: ignore[arg-type]
     network = taken(model, [torch.arange(one) for one in heads], [torch.arange(one) for one in channels])
-    if model.source is not None:
+    if known and model.source is not None:
         said = f"{chosen[0]:g}" if chosen[0] == chosen[1] else f"{chosen[0]:g} and {chosen[1]:g}"
         network.source = replace(
             model.source, name=f"{model.source.name} at width {said}", sha256=identity(network), widths=()
