@@ -175,7 +175,7 @@ def widened(
     def rows(steps: tuple[int, ...], unconditional: bool) -> dict[int, Forecast]:
         wide: dict[int, Row] = {}
         for k in range(steps[0], schedule.spec.num_evaluations):
-            if k not in steps or k in schedule.forecasts:
+            if k not in steps or (k in schedule.encoder_widths and k in schedule.forecasts):
                 given = dict(schedule.forecast_at(k, unconditional=unconditional))
                 # A guided step that read another refresh would have the unconditional branch encoded there, too.
                 shares_rows = own is None and guidance[k] != 1.0
