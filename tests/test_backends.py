@@ -22,7 +22,6 @@ from ddt_accel.backends.ort import OnnxRuntimeBackend
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError, ParityError
 from ddt_accel.exporting import export as exporting
-from ddt_accel.exporting import onnx as onnx_export
 from ddt_accel.sampling.program import compile_program
 from ddt_accel.sampling.trajectory import run
 
@@ -196,15 +195,14 @@ def test_half_precision_keeps_norms_softmax_and_timestep_in_float32(exports) -> 
     assert products.count(onnx.TensorProto.FLOAT16) > len(products) / 2
 
 
-def test_large_networks_keep_their_weights_in_a_file_beside_the_graph(tiny_model_path, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(onnx_export, "EXTERNAL_DATA_FROM", 0)
-    model = load_model(tiny_model_path)
-    exported = export(model, tmp_path)
-    assert set(exported.files) == {"encoder.onnx", "encoder.onnx.data", "decoder.onnx", "decoder.onnx.data"}
+def test_large_networks_keep_their_weights_in_a_file_beside_the_graph(tiny_model_path, exports) -> None:
+    opened = open_backend(exports("states"))
+    names = {"encoder.onnx", "encoder.onnx.data", "decoder.onnx", "decoder.onnx.data"}
+    assert set(opened.manifest.files) == names
     noise, labels = draw_noise(SHAPE, seed=2, indices=range(2)), torch.tensor([0, 3])
     schedule = Schedule.uniform(SamplingSpec(num_steps=3), 2)
-    expected = sample(model, schedule, noise, labels)
-    assert close(sample(open_backend(tmp_path), schedule, noise, labels), expected, 1e-4)
+    expected = sample(load_model(tiny_model_path), schedule, noise, labels)
+    assert close(sample(opened, schedule, noise, labels), expected, 1e-4)
 
 
 def test_the_manifest_tells_the_parity(exports) -> None:

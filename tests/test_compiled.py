@@ -260,6 +260,7 @@ def test_what_was_measured_without_compiling_is_not_measured_again(cli, workspac
 
 
 def test_auto_measures_once(cli, tiny_model_path, tmp_path, monkeypatch, traced) -> None:
+    monkeypatch.setattr("ddt_accel.backends.choose.SECONDS", 0.1)
     schedule = tmp_path / "schedule.json"
     Schedule.uniform(SamplingSpec(num_steps=3), 2).save(schedule)
     where = ["-w", str(tmp_path / "run"), "--model", str(tiny_model_path), "--schedule", str(schedule)]

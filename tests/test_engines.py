@@ -34,6 +34,7 @@ from ddt_accel.exporting import export as exporting
 from ddt_accel.exporting.engines import EngineOptions, build_engine, find_library
 from ddt_accel.exporting.onnx import write_network
 from ddt_accel.exporting.reference import AT, reference_points
+from ddt_accel.networks.ddt.network import DDT
 from ddt_accel.networks.dynamic.widths import narrow
 from ddt_accel.networks.families import prepare
 from ddt_accel.networks.layers import attend_written_out
@@ -43,7 +44,7 @@ from ddt_accel.networks.prepared_layers import PreparedBlock
 builds = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed"
 )
-SHAPE = (3, 8, 8)
+SHAPE, LATENTS = (3, 8, 8), (3, 32, 32)  # of the tiny model, of the embedded one
 RTX = EngineOptions(engine="tensorrt-rtx", batches=((1, 2, 4),))
 
 
@@ -53,16 +54,25 @@ def model(tiny_model_path):
 
 
 @pytest.fixture(scope="module")
-def engines(tmp_path_factory) -> Path:
-    """Of the embedded model."""
+def shallow() -> DDT:
+    """Three blocks of the embedded model: one more takes the exporter seconds, and shows nothing that these do not."""
+    whole = load_model("cifar10")
+    few = DDT(dataclasses.replace(whole.config, num_blocks=3, num_encoder_blocks=2))
+    few.load_state_dict(whole.state_dict(), strict=False)
+    few.blocks[-1] = whole.blocks[-1]  # a decoder's
+    return few.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def engines(shallow, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("engines")
     options = dataclasses.replace(RTX, timing_cache=folder.parent / "timing.cache")
-    export(load_model("cifar10"), folder, format="tensorrt", precision="bf16", engines=options)
+    export(shallow, folder, format="tensorrt", precision="bf16", latent_shape=LATENTS, engines=options)
     return folder
 
 
 @builds
-def test_engines_say_what_they_are(engines) -> None:
+def test_engines_say_what_they_are(engines, shallow) -> None:
     manifest, library = Manifest.load(engines), find_library("tensorrt-rtx")
     assert (manifest.format, manifest.precision, manifest.cache, manifest.sources) == (
         "tensorrt", "bf16", "modulations", 2
@@ -77,7 +87,7 @@ def test_engines_say_what_they_are(engines) -> None:
         "latents", "modulations_1", "modulations_2", "weights", "constant", "velocity"
     ]  # fmt: skip
     # Smaller than in float32, weights alone: they are really in the file, and in half the size.
-    weights = sum(parameter.numel() for parameter in load_model("cifar10").parameters())
+    weights = sum(parameter.numel() for parameter in shallow.parameters())
     assert 2 * weights < sum((engines / f"{name}.engine").stat().st_size for name in ("encoder", "decoder"))
 
 
@@ -121,7 +131,7 @@ def test_engines_need_a_gpu(engines) -> None:
 @builds
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-def test_engines_draw_the_pictures_that_pytorch_draws(engines) -> None:
+def test_engines_draw_the_pictures_that_pytorch_draws(engines, shallow) -> None:
     """Verified at the first opening, and on a guided trajectory with forecasts from both branches' own refreshes."""
     backend = open_backend(engines)
     assert 0 < Manifest.load(engines).engine.verified < exporting.TOLERANCE["bf16"]
@@ -130,12 +140,12 @@ def test_engines_draw_the_pictures_that_pytorch_draws(engines) -> None:
         spec=spec, refresh_steps=(0, 2, 5), forecasts={3: ((0, -0.4), (2, 1.4)), 6: ((5, 1.0),)},
         unconditional_steps=(2, 4), unconditional_forecasts={6: ((2, -1.0), (4, 2.0))},
     )  # fmt: skip
-    noise, labels = draw_noise((3, 32, 32), seed=4, indices=range(2)), torch.tensor([1, 7])
-    expected = sample(load_model("cifar10"), schedule, noise, labels)
+    noise, labels = draw_noise(LATENTS, seed=4, indices=range(2)), torch.tensor([1, 7])
+    expected = sample(shallow, schedule, noise, labels)
     got = sample(backend, schedule, noise, labels).cpu()
     assert (got - expected).norm() < 0.05 * expected.norm()
     with pytest.raises(ConfigError, match="1 to 8"):
-        sample(backend, schedule, draw_noise((3, 32, 32), seed=4, indices=range(9)), torch.zeros(9, dtype=torch.int64))
+        sample(backend, schedule, draw_noise(LATENTS, seed=4, indices=range(9)), torch.zeros(9, dtype=torch.int64))
 
 
 ENGINE = Engine(
