@@ -30,7 +30,7 @@ from ddt_accel.calibration.resample import resample
 from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ConfigError
 from ddt_accel.evaluation.benchmark import measure
-from ddt_accel.evaluation.candidates import closest
+from ddt_accel.evaluation.candidates import INTEGRATORS, SHIFTS, finest
 from ddt_accel.evaluation.costs import Costs, counted_of
 from ddt_accel.evaluation.fidelity import Interval, interval, to_uint8
 from ddt_accel.evaluation.judge import Judge, Plan
@@ -94,15 +94,15 @@ class Contestant:
         def price(spec: SamplingSpec) -> float:
             return self.cost(unshared(spec))
 
-        # The coarsest grid of at least a cost that is one step less than the one that is affordable.
-        affordable = [
-            n for n in range(2, SPEC.num_steps + 1) if price(SPEC.on_grid(n, timeshift=1.0, solver="ab2")) <= cost
-        ]
-        if not affordable:
+        def decibels(spec: SamplingSpec) -> float:
+            return self.choosing.measure(unshared(spec)).mean
+
+        unshifted = [grid for solver in INTEGRATORS for grid in finest(SPEC, solver, 1.0, price, cost)]
+        if not unshifted:
             return []
-        at_least = price(SPEC.on_grid(affordable[-1], timeshift=1.0, solver="ab2"))
-        found = closest(SPEC, price, at_least * (1 - 1e-9), lambda spec: self.choosing.measure(unshared(spec)).mean)
-        return [unshared(found)]
+        best = max(unshifted, key=decibels)
+        shifted = [grid for shift in SHIFTS for grid in finest(SPEC, best.solver, shift, price, cost)]
+        return [unshared(max([best, *shifted], key=decibels))]
 
     def grids(self) -> list[Statistics]:
         return [resample(self.calibration, SPEC.on_grid(n, timeshift=1.0, solver="ab2")) for n in GRIDS]

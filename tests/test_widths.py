@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddt_accel import SamplingSpec, Schedule, export, load_model, open_backend, sample
+from ddt_accel import SamplingSpec, Schedule, draw_labels, draw_noise, export, load_model, open_backend, sample
 from ddt_accel.errors import ConfigError
+from ddt_accel.evaluation.fidelity import latent_decibels
 from ddt_accel.networks.checkpoints import identity
 from ddt_accel.networks.config import Source
 from ddt_accel.networks.ddt.config import DDTConfig
@@ -191,3 +192,19 @@ def test_other_blocks_are_not_narrowed() -> None:
                       mlp_ratio=4.0, num_classes=3)  # fmt: skip
     with pytest.raises(ConfigError, match="of DDT and PixNerd, and this network is one of RAE"):
         ranked(build(rae))
+
+
+def test_the_embedded_network_has_learned_its_widths() -> None:
+    """Half of it draws what it does complete, where half of the ranked network it began with does not."""
+    dynamic, start = load_model("cifar10-dynamic"), load_model("cifar10")
+    assert dynamic.source.widths == WIDTHS
+    untrained = ranked(start)
+    untrained.source = replace(start.source, widths=WIDTHS)
+    noise, labels = draw_noise((3, 32, 32), seed=9, indices=range(8)), draw_labels(10, seed=9, indices=range(8))
+    schedule = Schedule.full(SamplingSpec(num_steps=8, solver="ab2"))
+    found = {}
+    for name, network in (("trained", dynamic), ("untrained", untrained)):
+        complete = sample(network, schedule, noise, labels)
+        half = sample(narrow(network, 0.5), replace(schedule), noise, labels)
+        found[name] = latent_decibels(half, complete).mean()
+    assert found["trained"] > 20 > found["untrained"] + 5
