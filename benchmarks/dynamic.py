@@ -149,7 +149,7 @@ class Way:
         return f"{self.network.name}, {self.way}"
 
 
-def ways_at(contestants: list[Contestant], cost: float, fit: FitSpec) -> list[Way]:
+def ways_at(contestants: list[Contestant], cost: float, fit: FitSpec | None) -> list[Way]:
     found: list[Way] = []
 
     def add(network: Contestant, way: str, plans: list[Plan]) -> None:
@@ -161,18 +161,26 @@ def ways_at(contestants: list[Contestant], cost: float, fit: FitSpec) -> list[Wa
         nested = len(one.backend.widths) > 1
         add(one, "fewer steps", one.best(one.fewer(cost), cost))
         add(one, "shared", one.best(one.shared(cost), cost))
-        joint = JointFit(
-            one.model, one.calibration, one.costs, fit, backend=one.backend, search=QUICK, folder=one.folder
-        )
-        relative = cost * one.unit / one.costs.of(Schedule.full(SPEC))  # a fit's cost is its own network's
-        add(one, "fitted", one.best([schedule for schedule in [joint.fitted(relative, shared=True)] if schedule], cost))
+        if fit is not None:
+            joint = JointFit(
+                one.model, one.calibration, one.costs, fit, backend=one.backend, search=QUICK, folder=one.folder
+            )
+            relative = cost * one.unit / one.costs.of(Schedule.full(SPEC))  # a fit's cost is its own network's
+            add(
+                one,
+                "fitted",
+                one.best([schedule for schedule in [joint.fitted(relative, shared=True)] if schedule], cost),
+            )
         if nested:
             for width in one.backend.widths[1:]:
                 add(one, f"width {width:g} throughout, fewer steps", one.best(one.fewer(cost, width), cost))
             with_widths = one.best(one.widths(cost), cost, FITTED_FROM)
             add(one, "shared with widths", with_widths)
-            fitted = [Fitter(one.model, plan.schedule, fit, cache=one.folder).run().schedule for plan in with_widths]
-            add(one, "fitted with widths", one.best(fitted, cost))
+            if fit is not None:
+                fitted = [
+                    Fitter(one.model, plan.schedule, fit, cache=one.folder).run().schedule for plan in with_widths
+                ]
+                add(one, "fitted with widths", one.best(fitted, cost))
     return found
 
 
@@ -251,7 +259,7 @@ def main() -> None:
     parser.add_argument("--cost", type=float, nargs="+", default=[0.12, 0.18])
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--samples", type=int, default=64, help="trajectories to calibrate on")
-    parser.add_argument("--iterations", type=int, default=40, help="gradient steps of a fit")
+    parser.add_argument("--iterations", type=int, default=40, help="gradient steps of a fit; 0 leaves fits out")
     parser.add_argument("--data", type=Path, help="real pictures, as `ddt-accel train` takes them")
     parser.add_argument("--pictures", type=int, default=5000)
     parser.add_argument("--folder", type=Path, default=Path("ddt-accel-run/dynamic"))
@@ -278,7 +286,8 @@ def main() -> None:
     taken_by_width = parts(contestants[-1], max(arguments.cost))
     for name, share in taken_by_width.items():
         print(f"{name}: {share:.2f}", flush=True)
-    fit, rows = FitSpec(iterations=arguments.iterations), []
+    fit = FitSpec(iterations=arguments.iterations) if arguments.iterations else None
+    rows = []
     for cost in arguments.cost:
         ways = ways_at(contestants, cost, fit)
         taken = milliseconds(ways)

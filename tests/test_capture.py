@@ -72,11 +72,11 @@ class Waiting(TorchBackend):
         session = super().open(batch, latent_shape, slots, **given)
         decode = session.decode
 
-        def waiting(slot: int, rows: slice) -> None:
+        def waiting(slot: int, rows: slice, width: float) -> None:
             if self.state.capturing:
                 self.state.broken = True
                 raise RuntimeError("operation not permitted when stream is capturing\nCompile with TORCH_USE_CUDA_DSA")
-            decode(slot, rows)
+            decode(slot, rows, width)
 
         session.decode = waiting
         return session
@@ -229,8 +229,8 @@ def test_a_backend_that_waits_draws_the_same_pictures() -> None:
             session = super().open(batch, latent_shape, slots, **given)
             decode = session.decode
 
-            def waiting(slot: int, rows: slice) -> None:
-                decode(slot, rows)
+            def waiting(slot: int, rows: slice, width: float) -> None:
+                decode(slot, rows, width)
                 torch.cuda.synchronize()
 
             session.decode = waiting

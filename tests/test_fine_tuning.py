@@ -237,7 +237,7 @@ def test_from_a_checkpoint_to_pictures_at_half_the_width(cli, trained: Path, tmp
                       *[("export", "--onnx"), ("bench", "--images", 2, "--curve-images", 2)] * nested):  # fmt: skip
             ran = cli(*words, *place)
             assert ran.code == 0, ran.err
-    assert Schedule.load(tmp_path / "workspace-0" / "schedule.json").has_widths
+    assert Schedule.load(tmp_path / "workspace-0" / "schedule.json").spec.num_steps == 4
     told = cli("inspect", tmp_path / "workspace-0" / "export").out
     assert "1, 0.75, 0.5" in told
     assert "decoder-0.5.onnx" in told

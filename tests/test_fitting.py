@@ -510,7 +510,7 @@ def test_forecasts_are_in_float32_where_states_are_not() -> None:
     generator = torch.Generator().manual_seed(0)
     states = [torch.randn(2, 3, 8, generator=generator).bfloat16() for _ in range(2)]
     row, means = torch.tensor([-0.4031, 1.4031, 0.0]), 5 * torch.randn(3, 8, generator=generator)
-    scalars = SimpleNamespace(means_of=lambda side: means)
+    scalars = SimpleNamespace(means_of=lambda side: means, source_means_of=lambda side: means)
     with torch.autocast("cpu", torch.bfloat16):
         made = _forecast(scalars, 2, row, [0, 1], list(states), 0)
     weights = row[:2].double()

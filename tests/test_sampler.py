@@ -172,7 +172,7 @@ class Small(TorchBackend):
             session.decode = self.fail
         return session
 
-    def fail(self, slot: int, rows: slice) -> None:
+    def fail(self, slot: int, rows: slice, width: float) -> None:
         raise torch.OutOfMemoryError("no room for activations")
 
 

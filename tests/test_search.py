@@ -172,9 +172,9 @@ def test_states_are_kept_where_modulations_take_too_much(backend, path, calibrat
     monkeypatch.setattr("ddt_accel.fitting.closed_form.MOST_KEPT", 0)
     encoded, encode = [], StateSession.encode
 
-    def counted(session: StateSession, slot: int, rows: slice) -> None:
+    def counted(session: StateSession, slot: int, rows: slice, width: float) -> None:
         encoded.append(slot)
-        encode(session, slot, rows)
+        encode(session, slot, rows, width)
 
     monkeypatch.setattr(StateSession, "encode", counted)
     found = closed_form(backend, schedule, path, 4).integrator

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from ddt_accel.artifacts import read_json, write_json
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError
 from ddt_accel.networks.config import SplitConfig
-from ddt_accel.networks.dynamic.widths import config_at
 from ddt_accel.sampling.program import Program, Work, branch_work, compile_program
 from ddt_accel.schedule import Schedule
 from ddt_accel.spec import SamplingSpec
@@ -298,7 +297,11 @@ def counted_costs(
         )
 
     encoder, decoder, forecast = parts(config)
-    narrow = [(width, *parts(config_at(config, width))[:2]) for width in widths if width != 1.0]
+    narrow = []
+    if len(widths) > 1:
+        from ddt_accel.networks.dynamic.widths import config_at  # which needs PyTorch; costs are looked at without
+
+        narrow = [(width, *parts(config_at(config, width))[:2]) for width in widths if width != 1.0]
     others = parts(guide) if guide is not None else None
     guided = "" if guide is None else f", guided by {guide.description}"
     return Costs(
