@@ -32,8 +32,8 @@ def taken(model: SplitNetwork, heads: Sequence[Tensor], channels: Sequence[Tenso
     """A network with these heads and channels alone, in this order: indices for each transformer block.
 
     With all of them it is the same network in another order. It shares memory where its weights are the same, or the
-    first of them: do not train it. Raises ConfigError for networks with other blocks, and
-    where nothing is left of a block's heads or channels.
+    first of them: do not train it. Raises ConfigError for networks with other blocks, and where nothing is left of a
+    block's heads or channels.
     """
     config = narrowable(model.config)
     counts = [tuple(len(one) for one in kinds) for kinds in (heads, channels)]
