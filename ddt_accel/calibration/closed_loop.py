@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ddt_accel.backends.sample import sample_images
 from ddt_accel.calibration.watched import Networks, unwatched
@@ -68,27 +69,14 @@ def shared_sum(
     total = no_shared_sum(spec)
     if images.count == 0 or not budgets:
         return total
-    backend = unwatched(networks)
-
-    def squared_error(schedule: Schedule) -> float:
-        found = sample_images(backend, schedule, images, latent_shape, images.count).double()
-        return (found - unshared).square().flatten(1).mean(1).sum().item()
-
-    def passed() -> None:
-        for _ in range(spec.num_evaluations):
-            on_evaluation()
-
-    unshared = sample_images(backend, Schedule.full(spec), images, latent_shape, images.count).double()
-    passed()
+    row = _rows(networks, spec, images, latent_shape, on_evaluation)
     for way in _ways(spec):
         curve = solve_curve(statistics, budgets[-1], METHODS[way]) if statistics.sensitivity is not None else []
         for place, budget in enumerate(budgets):
-            if curve:
-                schedule = curve[budget - 1][0]
-                if way == SPLIT:
-                    schedule = split(statistics, schedule, METHODS[way])
-                total[WAYS.index(way), place] = _row(schedule, images.count, squared_error)
-            passed()
+            schedule = curve[budget - 1][0] if curve else None
+            if schedule is not None and way == SPLIT:
+                schedule = split(statistics, schedule, METHODS[way])
+            total[WAYS.index(way), place] = row(schedule)
     return total
 
 
@@ -123,32 +111,44 @@ def narrow_sum(
     spec, total = statistics.spec, no_narrow_sum(statistics.spec)
     if images.count == 0:
         return total
-    backend = unwatched((model,))
+    row = _rows((model,), spec, images, latent_shape, on_evaluation)
+    schedules = solve_narrowest(statistics, narrow_runs(spec)) if statistics.sensitivity is not None else []
+    for place in range(len(total)):
+        total[place] = row(schedules[place] if schedules else None)
+    return total
 
-    def squared_error(schedule: Schedule) -> float:
-        found = sample_images(backend, schedule, images, latent_shape, images.count).double()
-        return (found - unshared).square().flatten(1).mean(1).sum().item()
+
+def _rows(
+    networks: Networks,
+    spec: SamplingSpec,
+    images: ImageRange,
+    latent_shape: tuple[int, int, int],
+    on_evaluation: Callable[[], None],
+) -> Callable[[Schedule | None], tuple[float, float, float]]:
+    """Runs the unshared trajectory; then what a schedule's row of the sums is, zeros where there is none."""
+    backend = unwatched(networks)
+
+    def end(schedule: Schedule) -> Tensor:
+        return sample_images(backend, schedule, images, latent_shape, images.count).double()
 
     def passed() -> None:
         for _ in range(spec.num_evaluations):
             on_evaluation()
 
-    unshared = sample_images(backend, Schedule.full(spec), images, latent_shape, images.count).double()
+    def row(schedule: Schedule | None) -> tuple[float, float, float]:
+        try:
+            if schedule is None:
+                return 0.0, 0.0, 0.0
+            measured = (end(schedule) - unshared).square().flatten(1).mean(1).sum().item()
+        except NumericsError:  # too few runs for this network are nothing to learn from
+            return 0.0, 0.0, 0.0
+        finally:
+            passed()
+        return images.count, measured, images.count * (schedule.predicted_error or 0.0) ** 2
+
+    unshared = end(Schedule.full(spec))
     passed()
-    schedules = solve_narrowest(statistics, narrow_runs(spec)) if statistics.sensitivity is not None else []
-    for place in range(len(total)):
-        if schedules:
-            total[place] = _row(schedules[place], images.count, squared_error)
-        passed()
-    return total
-
-
-def _row(schedule: Schedule, count: int, squared_error: Callable[[Schedule], float]) -> tuple[float, float, float]:
-    try:
-        measured = squared_error(schedule)
-    except NumericsError:  # too few runs for this network are nothing to learn from
-        return 0.0, 0.0, 0.0
-    return count, measured, count * (schedule.predicted_error or 0.0) ** 2
+    return row
 
 
 def _ways(spec: SamplingSpec) -> list[str]:

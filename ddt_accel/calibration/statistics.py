@@ -153,7 +153,7 @@ class Calibration:
     def guide_sha256(self) -> str | None:
         return self.guide_sums.checkpoint_sha256 if self.guide_sums else None
 
-    @property
+    @cached_property
     def widths(self) -> WidthStatistics | None:
         """Where the network has several."""
         sums = self.width_sums

@@ -123,7 +123,7 @@ def _study(
 def _costs(study: Study, networks: Opened, batch_size: int) -> Costs:
     """What the parts of a trajectory were measured to take, for `solve --target-ms` and `plan`."""
     from ddt_accel.evaluation.costs import counted_of, measured_costs
-    from ddt_accel.evaluation.timing import timed_costs, with_narrow
+    from ddt_accel.evaluation.timing import timed_costs
     from ddt_accel.report.study import UNSHARED
 
     by_name = {m.name: m for m in study.measurements}
@@ -133,7 +133,7 @@ def _costs(study: Study, networks: Opened, batch_size: int) -> Costs:
     costs = measured_costs(unshared, study.calibrated, chosen, study.schedule, told, counted)
     if costs.narrow:
         timed = timed_costs(networks.backend, study.calibrated, networks.latent_shape, batch_size, told)
-        costs = with_narrow(costs, timed)
+        costs = costs.with_narrow_of(timed)
     return costs.named(networks.backend)
 
 

@@ -88,7 +88,7 @@ def compare(
     from ddt_accel.artifacts import check_writable
     from ddt_accel.comparison.compare import compare as comparison
     from ddt_accel.comparison.contest import UNSHARED, Field
-    from ddt_accel.evaluation.costs import counted_of, kept_costs
+    from ddt_accel.evaluation.costs import costs_here
     from ddt_accel.fitting.fit_spec import FitSpec
     from ddt_accel.fitting.joint import JointFit
     from ddt_accel.locks import making
@@ -106,14 +106,7 @@ def compare(
     said = model_options(model, config, weights, latent_shape, guide)
     say_threads(threads, device)
     networks = open_networks(place, backend, export_folder, said, device, batch_size)
-    measured = kept_costs(
-        place.costs_path,
-        statistics.checkpoint_sha256,
-        say,
-        guide_sha256=statistics.guide_sha256,
-        widths=networks.backend.widths,
-    )
-    costs = measured or counted_of(networks.backend, networks.latent_shape)
+    costs = costs_here(place.costs_path, networks.backend, networks.latent_shape, say)
     targets = _targets(cost, milliseconds, costs, statistics)
     field = Field(
         backend=networks.backend, calibration=statistics, costs=costs, num_images=images, seed=seed,

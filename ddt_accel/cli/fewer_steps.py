@@ -24,6 +24,7 @@ MISSED, MISSED_UNMEASURED = 4.0, 6.0
 def costs_of(place: Workspace, calibration: Calibration) -> Costs:
     """The costs that were measured in this workspace, else counted ones of its export or of its model."""
     from ddt_accel.backends.guided import backend_of
+    from ddt_accel.calibration.statistics import widths_of
     from ddt_accel.cli.console import say
     from ddt_accel.cli.costing import counted_by_export
     from ddt_accel.errors import MismatchError
@@ -31,7 +32,7 @@ def costs_of(place: Workspace, calibration: Calibration) -> Costs:
 
     sha256 = calibration.checkpoint_sha256
     guided_by = calibration.guide_sha256
-    widths = (1.0,) if calibration.widths is None else calibration.widths.widths
+    widths = widths_of(calibration)
     costs = kept_costs(place.costs_path, sha256, say, guide_sha256=guided_by, widths=widths)
     costs = costs or counted_by_export(place, sha256, guided_by)
     if costs is not None and costs.cover(widths):

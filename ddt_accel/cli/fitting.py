@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddt_accel.cli.console import emit, following, given, keeping, say, say_threads, stages
-from ddt_accel.cli.fewer_steps import source_of
 from ddt_accel.cli.networks import load_networks
 from ddt_accel.cli.opening import NetworkSettings
 from ddt_accel.cli.options import (
@@ -231,13 +230,10 @@ def kept(folder: Path) -> str:
 def _costs(place: Workspace, network: SplitNetwork, guide: SplitNetwork | None) -> Costs:
     """As `bench` measured them in this workspace, else counted."""
     from ddt_accel.backends.guided import backend_of
-    from ddt_accel.evaluation.costs import counted_of, kept_costs
+    from ddt_accel.evaluation.costs import costs_here
     from ddt_accel.networks.split import latent_shape_of
 
-    measured, backend = None, backend_of(network, guide)
-    if (sha256 := source_of(network)) is not None:
-        measured = kept_costs(place.costs_path, sha256, say, guide_sha256=source_of(guide), widths=backend.widths)
-    return measured or counted_of(backend, latent_shape_of(network))
+    return costs_here(place.costs_path, backend_of(network, guide), latent_shape_of(network), say)
 
 
 def _told_size(schedule: Schedule, costs: Costs, unshared: Schedule) -> str:

@@ -87,7 +87,7 @@ def plan(
     from ddt_accel.artifacts import check_writable
     from ddt_accel.errors import ConfigError, MismatchError
     from ddt_accel.evaluation.converged import Keeper
-    from ddt_accel.evaluation.costs import counted_of, kept_costs
+    from ddt_accel.evaluation.costs import costs_here
     from ddt_accel.evaluation.plan import make_plans
     from ddt_accel.fitting.fit_spec import FitSpec
     from ddt_accel.fitting.joint import JointFit
@@ -105,14 +105,7 @@ def plan(
     said = model_options(model, config, weights, latent_shape, guide)
     say_threads(threads, device)
     networks = open_networks(place, backend, export_folder, said, device, batch_size)
-    measured = kept_costs(
-        place.costs_path,
-        statistics.checkpoint_sha256,
-        say,
-        guide_sha256=statistics.guide_sha256,
-        widths=networks.backend.widths,
-    )
-    costs = measured or counted_of(networks.backend, networks.latent_shape)
+    costs = costs_here(place.costs_path, networks.backend, networks.latent_shape, say)
     spec = None
     if fit:
         usual = FitSpec(autocast=wants_autocast(None, torch.device(check_device(device))))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddt_accel.artifacts import read_json, write_json
 from ddt_accel.errors import ArtifactError, ConfigError, MismatchError
-from ddt_accel.networks.config import SplitConfig
+from ddt_accel.networks.config import UNKNOWN, SplitConfig
 from ddt_accel.sampling.program import Program, Work, branch_work, compile_program
 from ddt_accel.schedule import Schedule
 from ddt_accel.spec import SamplingSpec
@@ -130,6 +130,18 @@ class Costs:
         guide = self.guide and replace(self.guide, checkpoint_sha256=own)
         return replace(self, checkpoint_sha256=backend.checkpoint_sha256, guide=guide)
 
+    def with_narrow_of(self, other: Costs) -> Costs:
+        """The same, narrow networks costing as much of the complete ones as `other` has it."""
+        narrow = tuple(
+            NarrowCosts(
+                width=one.width,
+                encoder=self.encoder * one.encoder / other.encoder,
+                decoder=self.decoder * one.decoder / other.decoder,
+            )
+            for one in other.narrow
+        )
+        return replace(self, narrow=narrow)
+
     def document(self) -> dict[str, Any]:
         """What files say of it; nothing of a guide or widths where there are none, as in older ones."""
         told = asdict(self)
@@ -179,6 +191,18 @@ def kept_costs(
     return None
 
 
+def costs_here(path: Path, backend: Backend, latent_shape: tuple[int, int, int], say: Callable[[str], None]) -> Costs:
+    """Those of the networks of a backend: as measured in `path`, else counted."""
+    kept = kept_costs(
+        path,
+        backend.checkpoint_sha256 or UNKNOWN,
+        say,
+        guide_sha256=backend.guide.checkpoint_sha256 if backend.guide is not None else None,
+        widths=backend.widths,
+    )
+    return kept or counted_of(backend, latent_shape)
+
+
 def measured_costs(
     unshared: Measurement,
     spec: SamplingSpec,
@@ -219,15 +243,7 @@ def measured_costs(
         conditions=conditions,
         checkpoint_sha256=schedule.checkpoint_sha256,
         guide=guide,
-        narrow=tuple(
-            NarrowCosts(
-                width=one.width,
-                encoder=encoder * one.encoder / counted.encoder,
-                decoder=decoder * one.decoder / counted.decoder,
-            )
-            for one in counted.narrow
-        ),
-    )
+    ).with_narrow_of(counted)
 
 
 def implied_costs(

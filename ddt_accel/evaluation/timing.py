@@ -54,19 +54,6 @@ def timed_costs(
     )
 
 
-def with_narrow(costs: Costs, timed: Costs) -> Costs:
-    """The same costs, narrow networks in terms of the complete ones as `timed_costs` has measured them."""
-    narrow = tuple(
-        NarrowCosts(
-            width=one.width,
-            encoder=costs.encoder * one.encoder / timed.encoder,
-            decoder=costs.decoder * one.decoder / timed.decoder,
-        )
-        for one in timed.narrow
-    )
-    return replace(costs, narrow=narrow)
-
-
 def full_on(backend: Backend, spec: SamplingSpec) -> Schedule:
     """The unshared trajectory of a spec, for these very networks."""
     guide = backend.guide.checkpoint_sha256 if backend.guide is not None else None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ddt_accel.artifacts import checksum
 from ddt_accel.collection import Named
 from ddt_accel.evaluation.budgets import predicted_psnr
-from ddt_accel.evaluation.costs import counted_of, kept_costs
+from ddt_accel.evaluation.costs import costs_here
 from ddt_accel.networks.config import LatentShape
 from ddt_accel.offering import EXACT, at_hand, original
 from ddt_accel.sampling.backend import Backend
@@ -40,11 +40,7 @@ def served(
     say: Callable[[str], None],
 ) -> tuple[Served, ...]:
     """The same for clients, from the cheapest to the dearest."""
-    guide = None if backend.guide is None else backend.guide.checkpoint_sha256
-    costs = kept_costs(
-        place.costs_path, backend.checkpoint_sha256 or "", say, guide_sha256=guide, widths=backend.widths
-    )
-    costs = costs or counted_of(backend, latent_shape)
+    costs = costs_here(place.costs_path, backend, latent_shape, say)
     whole = costs.of(schedules[EXACT])
     told = [
         Served(

@@ -13,7 +13,7 @@ from ddt_accel.artifacts import checksum
 from ddt_accel.collection import Named
 from ddt_accel.errors import ArtifactError, ConfigError
 from ddt_accel.evaluation.budgets import predicted_psnr
-from ddt_accel.evaluation.costs import SECONDS, counted_of, kept_costs
+from ddt_accel.evaluation.costs import SECONDS, costs_here
 from ddt_accel.networks.config import LatentShape
 from ddt_accel.offering import EXACT, at_hand
 from ddt_accel.offering import original as unshared
@@ -114,12 +114,10 @@ def stops_of(
     Those that lead elsewhere than the original does, by another guidance or final step, are left out, and so is what is
     damaged, which is said. `name` is the network's, for how it was published to be sampled.
     """
-    guide = None if backend.guide is None else backend.guide.checkpoint_sha256
     found = at_hand(backend, place, [] if given is None else [given], say)
     original = Schedule.full(unshared(place, found, given, backend.checkpoint_sha256, name))
     sha256 = backend.checkpoint_sha256
-    kept = kept_costs(place.costs_path, sha256 or "", say, guide_sha256=guide, widths=backend.widths)
-    costs = kept or counted_of(backend, latent_shape)
+    costs = costs_here(place.costs_path, backend, latent_shape, say)
     rows, known, own = _measured(place, sha256), _known(sha256), _known_of(original, sha256)
 
     def stop(one: Named) -> Stop:
