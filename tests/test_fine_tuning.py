@@ -187,14 +187,15 @@ def test_what_does_not_fit_is_said_before_anything_is_read(cli, trained: Path, t
     line = ("train", "--data", tmp_path / "absent", "--out", tmp_path / "run")
     for options, said in (
         (("--dynamic", "nested"), "--dynamic fine-tunes a checkpoint; give one with --from."),
-        (("--from", trained, "--dynamic", "tokens"), "--dynamic is 'tokens'; nested is what there is."),
-        (("--from", trained, "--target", 0.5), "--target is the narrowest width of --dynamic nested; give both"),
+        (("--from", trained, "--dynamic", "tokens"), "--dynamic is 'tokens'; choose nested or routers."),
+        (("--from", trained, "--target", 0.5), "--target is what --dynamic is to leave of the network; give both"),
         (("--from", trained, "--heads", 4), "--heads is the checkpoint's own with --from; leave it out."),
         (("--from", trained, "--size", 16), "--size is 16, and --from draws pictures of 8 × 8; leave --size out."),
         (("--from", latents), "--from is a network that draws latents of 4 channels; give one that draws pictures"),
         (("--from", trained, "--dynamic", "nested", "--target", 1), "--target is 1; give a share between 0 and 1."),
         (("--from", trained, "--dynamic", "nested", "--target", 0.2), "--target is 0.2, and one of 4 heads, which"),
-        (("--from", single, "--dynamic", "nested"), "leaves heads out, and --from has one; give a network"),
+        (("--from", trained, "--dynamic", "routers", "--target", 0.2), "--target is 0.2, and one of 4 heads, which"),
+        (("--from", single, "--dynamic", "routers"), "leaves heads out, and --from has one; give a network"),
         (("--from", narrower, "--dynamic", "nested"), "--from is a narrow network already; give the complete one"),
     ):  # fmt: skip
         ran = cli(*line, *options)
@@ -247,6 +248,6 @@ def test_from_a_checkpoint_to_pictures_at_half_the_width(cli, trained: Path, tmp
     refused = cli("narrow", "--model", half, "--width", 0.5, "--out", tmp_path / "x")
     assert refused.code == 2
     assert "half.safetensors was trained at one width" in refused.err
-    assert "--model is missing; give a network with nested widths" in cli("narrow", "--out", tmp_path / "x").err
+    assert "--model is missing; give a network with several widths" in cli("narrow", "--out", tmp_path / "x").err
     refused = cli("narrow", "--model", tmp_path / "run", "--width", 0.6, "--out", tmp_path / "x")
     assert "The width is 0.6; the network was trained at 1, 0.75, 0.5." in refused.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from ddt_accel.cli.options import typed
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from ddt_accel.networks.config import TrainableConfig
     from ddt_accel.networks.split import SplitNetwork
@@ -25,10 +27,12 @@ _OF_THE_NETWORK = ("family", "hidden_size", "heads", "encoder_blocks", "decoder_
 
 @dataclass(frozen=True, kw_only=True)
 class Beginning:
-    """A network to go on from, the widths that it is to learn beside its own, and the side of its pictures."""
+    """A network to go on from, the widths that it is to learn beside its own, what routers are to leave of its cost,
+    and the side of its pictures."""
 
     model: SplitNetwork
     widths: tuple[float, ...]
+    target: float | None
     size: int
 
     @property
@@ -48,10 +52,10 @@ def beginning(ctx: typer.Context, start: str | None, dynamic: str | None, target
     """The checkpoint of --from, checked; None for a network from scratch. Raises ConfigError for what does not fit."""
     from ddt_accel.errors import ConfigError
 
-    if dynamic not in (None, "nested"):
-        raise ConfigError(f"--dynamic is {dynamic!r}; nested is what there is.")
+    if dynamic not in (None, "nested", "routers"):
+        raise ConfigError(f"--dynamic is {dynamic!r}; choose nested or routers.")
     if target is not None and dynamic is None:
-        raise ConfigError("--target is the narrowest width of --dynamic nested; give both, or neither.")
+        raise ConfigError("--target is what --dynamic is to leave of the network; give both, or neither.")
     if start is None:
         if dynamic is not None:
             raise ConfigError("--dynamic fine-tunes a checkpoint; give one with --from.")
@@ -59,14 +63,17 @@ def beginning(ctx: typer.Context, start: str | None, dynamic: str | None, target
     if shaping := [f"--{name.replace('_', '-')}" for name in _OF_THE_NETWORK if typed(ctx, name)]:
         raise ConfigError(f"{shaping[0]} is the checkpoint's own with --from; leave it out.")
     from ddt_accel.networks.checkpoints import load_model
-    from ddt_accel.training.start import nested, picture_size
+    from ddt_accel.training.start import alone, in_order, nested, picture_size
 
-    model = load_model(start)
+    model = alone(load_model(start))
     size = picture_size(model, ctx.params["size"] if typed(ctx, "size") else None)
     widths: tuple[float, ...] = ()
-    if dynamic is not None:
-        model, widths = nested(model, TARGET if target is None else target)
-    return Beginning(model=model, widths=widths, size=size)
+    share = TARGET if target is None else target
+    if dynamic == "nested":
+        model, widths = nested(model, share)
+    if dynamic == "routers":
+        model = in_order(model, share)
+    return Beginning(model=model, widths=widths, target=share if dynamic == "routers" else None, size=size)
 
 
 def held_out_table(
@@ -74,19 +81,19 @@ def held_out_table(
 ) -> tuple[Table, dict[str, Any]]:
     """The loss on pictures kept out, by quarter of t: of the checkpoint, and of what was made of it at each width."""
     from ddt_accel.networks.checkpoints import load_model
-    from ddt_accel.networks.dynamic.slicing import narrowable
-    from ddt_accel.networks.dynamic.widths import narrow, width_costs
+    from ddt_accel.networks.dynamic.widths import narrow, widths_of
     from ddt_accel.training.held_out import held_out_loss
 
     made = load_model(path)
     tokens = made.config.num_tokens((3, begun.size, begun.size))
-    rows = [("before", 1.0, begun.model)]
-    for width in begun.widths or (1.0,):
-        if width == 1:
-            rows.append(("complete" if begun.widths else "after", 1.0, made))
-        else:
-            cost = width_costs(narrowable(made.config), tokens, width, width)
-            rows.append((f"width {width:g}", cost, narrow(made, width)))
+    dynamic = bool(begun.widths) or begun.target is not None
+    rows: list[tuple[str, float, SplitNetwork | list[SplitNetwork]]] = [
+        ("before", 1.0, begun.model), ("complete" if dynamic else "after", 1.0, made)
+    ]  # fmt: skip
+    if begun.target is not None:
+        rows.append(_as_routed(made, tokens))
+    else:
+        rows += [(f"width {one:g}", _share(made, tokens, one), narrow(made, one)) for one in widths_of(made)[1:]]
     table = Table(
         title=f"Loss on {len(data.images):,} pictures kept out, by quarter of t from noise (0) to picture (1)"
     )
@@ -100,3 +107,42 @@ def held_out_table(
         mean = sum(quarters) / len(quarters)
         table.add_row(name, f"{cost:.0%}", *(f"{loss:.4f}" for loss in (*quarters, mean)))
     return table, losses
+
+
+def _as_routed(model: SplitNetwork, tokens: int) -> tuple[str, float, list[SplitNetwork]]:
+    """What the routers choose in each quarter of t, and what that takes on average."""
+    from ddt_accel.networks.dynamic.slicing import narrowable
+    from ddt_accel.networks.dynamic.widths import narrow, widths_by_quarter
+
+    widths = widths_by_quarter(narrowable(model.config))
+    shares = [_share(model, tokens, width) for width in widths]
+    networks = [model if width == 1 else narrow(model, width) for width in widths]
+    return "as routed", sum(shares) / len(shares), networks
+
+
+def _share(model: SplitNetwork, tokens: int, width: float) -> float:
+    """Of the complete blocks' multiply-adds."""
+    from ddt_accel.networks.dynamic.slicing import narrowable
+    from ddt_accel.networks.dynamic.widths import width_costs
+
+    return width_costs(narrowable(model.config), tokens, width, width)
+
+
+def routed_plot(path: Path, averages: Mapping[str, Tensor]) -> str:
+    """How many heads and channels the routers of the network at `path`, of which these are the averages, leave on over
+    t in encoder and decoder."""
+    from ddt_accel.networks.checkpoints import load_model
+    from ddt_accel.networks.dynamic.routers import Routers
+    from ddt_accel.networks.dynamic.routing import masks_over_time
+    from ddt_accel.networks.dynamic.slicing import narrowable
+    from ddt_accel.report.figures import routed_shares
+
+    model = load_model(path)
+    config = narrowable(model.config)
+    routers, encoder = Routers.of(averages, config.num_groups, config.transformer_blocks), config.encoder_blocks
+    shares = {}
+    for kind, masks in zip(("heads", "channels"), masks_over_time(model, routers.cpu()), strict=True):
+        for name, blocks in (("encoder", masks[:, :encoder]), ("decoder", masks[:, encoder:])):
+            if blocks.shape[1]:
+                shares[f"{kind}, {name}"] = blocks.mean((1, 2)).double().numpy()
+    return routed_shares(shares)

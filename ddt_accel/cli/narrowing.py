@@ -22,7 +22,7 @@ def narrow(
     weights: WeightsOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Take one width out of a network with nested widths: a checkpoint like any other, smaller and faster."""
+    """Take one width out of a network with several: a checkpoint like any other, smaller and faster."""
     from ddt_accel.artifacts import check_writable
     from ddt_accel.errors import ConfigError
     from ddt_accel.networks.checkpoints import load_model
@@ -32,7 +32,7 @@ def narrow(
 
     if model is None:
         raise ConfigError(
-            "--model is missing; give a network with nested widths, as `train --dynamic nested` makes it."
+            "--model is missing; give a network with several widths, as `train --dynamic nested` makes it."
         )
     check_writable(out)
     complete = load_model(model, weights=weights or "ema")

@@ -61,7 +61,7 @@ def solve(
         bool,
         typer.Option(
             "--widths",
-            help="Also run narrow networks, of a model with nested widths, at the cost of --budget complete runs.",
+            help="Also run narrow networks, of a model with several widths, at the cost of --budget complete runs.",
         ),
     ] = False,
     pareto: Annotated[bool, typer.Option("--pareto", help="Write the schedules of all budgets, and a table.")] = False,

@@ -49,12 +49,17 @@ def train(
     ] = None,
     dynamic: Annotated[
         str | None,
-        typer.Option(help="With --from: nested, to learn several widths, each a prefix of heads and channels."),
+        typer.Option(
+            help="With --from: nested, to learn several widths, each a prefix of heads and channels; routers, to learn "
+            "which heads and channels run when."
+        ),
     ] = None,
     target: Annotated[
         float | None,
         typer.Option(
-            help="With --dynamic: the narrowest width, as a share of the heads; 0.5 by default.", show_default=False
+            help="With --dynamic: the narrowest width, as a share of the heads, or what routers are to leave of the "
+            "blocks' multiply-adds; 0.5 by default.",
+            show_default=False,
         ),
     ] = None,
     family: Annotated[
@@ -137,6 +142,7 @@ def train(
         precision=precision,
         start=begun.identity if begun else None,
         widths=begun.widths if begun else (),
+        target=begun.target if begun else None,
     )
     _check_memory(spec, size, place)
     state = out / "state.safetensors"
@@ -176,6 +182,8 @@ def train(
         write_atomic(out / "loss.svg", curve.encode())
         path = write_release(trainer.state_path, out / "model.safetensors", latent_shape=(3, size, size))
     told = {"model": str(path), "images": spec.num_steps * batch_size, "loss": trainer.history[-1][1]}
+    if trainer.routers is not None:
+        write_atomic(out / "routers.svg", finetuning.routed_plot(path, trainer.average).encode())
     if begun is not None and held_out is not None:
         table, told["held_out"] = finetuning.held_out_table(begun, path, held_out, batch_size=batch_size, device=place)
         if not json:

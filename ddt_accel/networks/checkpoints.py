@@ -18,6 +18,7 @@ from ddt_accel.errors import CheckpointError, ConfigError, listed
 from ddt_accel.networks.archives import ORDINARY
 from ddt_accel.networks.config import LatentShape, Source, SplitConfig, stated
 from ddt_accel.networks.contents import Contents, Entry, open_checkpoint
+from ddt_accel.networks.dynamic.routing import is_of_a_router, of_routers, route
 from ddt_accel.networks.families import (
     blank_tensors,
     build,
@@ -55,8 +56,9 @@ def load_model(
     the name of a set as `inspect` shows it; `ddt_accel.networks.layout` has the rule. `latent_shape` is (C, H, W),
     where nothing else says.
 
-    Tensors of the network's own names must all be there and fit. What else stands among them (counters, heads of the
-    training) is passed over, and the names are logged as a warning.
+    Tensors of the network's own names must all be there and fit. Where there are routers the network has the widths
+    that they come to. What else stands among them (counters, heads of the training, routers of tokens) is passed over,
+    and the names are logged as a warning.
 
     Raises CheckpointError for unusable weights, ConfigError for an unusable configuration.
     """
@@ -77,6 +79,10 @@ def load_model(
         told.config.num_tokens(latent_shape)
     _check_sum(contents, path)
     model, used = _filled(told.config, chosen, path)
+    widths = found.widths
+    if routers := of_routers(chosen.tensors):
+        widths = route(model, {name: chosen.tensors[name].read().float() for name in routers})
+        used |= routers
     if left_out := layout.left_out(chosen, used):
         _log.warning("Left out of %s, as they are none of the network's: %s.", path, listed(left_out))
     model.source = Source(
@@ -84,7 +90,7 @@ def load_model(
         sha256=identity(model),
         latent_shape=latent_shape,
         class_names=found.class_names,
-        widths=found.widths,
+        widths=widths,
     )
     return model.eval().requires_grad_(False)
 
@@ -133,7 +139,7 @@ def _filled(config: SplitConfig, chosen: WeightSet, path: Path) -> tuple[SplitNe
     parts = NETWORK | published.PARTS
     stored = {name: entry for name, entry in chosen.tensors.items() if name.split(".")[0] in parts}
     missing = [name for name in expected if name not in stored]
-    extra = [name for name in stored if name not in expected]
+    extra = [name for name in stored if name not in expected and not is_of_a_router(name)]
     wrong = [reason for name in expected if name in stored and (reason := _differs(name, expected[name], stored[name]))]
     tables = published.table_shapes(config)
     wrong += [
@@ -181,7 +187,7 @@ def _contradicted(config: SplitConfig, chosen: WeightSet) -> str:
 
 
 def _shown(config: SplitConfig) -> str:
-    return ", ".join(f"{name} {value}" for name, value in stated(config).items())
+    return ", ".join(f"{name} {value}" for name, value in stated(config).items() if name != "block_routes")
 
 
 def _titled(config: SplitConfig) -> str:

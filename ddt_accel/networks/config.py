@@ -12,6 +12,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from ddt_accel.errors import ConfigError
+from ddt_accel.networks.routes import Route
 from ddt_accel.spec import is_whole
 
 LatentShape = tuple[int, int, int]
@@ -123,6 +124,7 @@ class ConditionConfig:
     num_classes: int
     block_heads: tuple[int, ...] | None  # of each transformer block, where they are narrow
     block_channels: tuple[int, ...] | None
+    block_routes: tuple[Route, ...] | None  # of a complete network with routers
 
     @property
     @abstractmethod
@@ -196,7 +198,9 @@ class ConditionConfig:
     def narrowed(self, heads: Sequence[int], channels: Sequence[int]) -> Self:
         """The same network with so many heads and hidden features in each transformer block."""
         # This class is no dataclass itself, and all that are made of it are.
-        return replace(self, block_heads=tuple(heads), block_channels=tuple(channels))  # type: ignore[type-var]
+        return replace(  # type: ignore[type-var]
+            self, block_heads=tuple(heads), block_channels=tuple(channels), block_routes=None
+        )
 
     def block_costs(self, tokens: int) -> list[tuple[float, float]]:
         """Multiply-adds of each transformer block without its modulations: in attention, and in the MLP."""
@@ -238,6 +242,9 @@ class ConditionConfig:
                     "block, or leave it out."
                 )
             object.__setattr__(self, name, tuple(int(one) for one in given))
+        if self.block_routes is not None:
+            routes = tuple(Route.of(one, self.transformer_blocks, self.num_groups) for one in self.block_routes)
+            object.__setattr__(self, "block_routes", routes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -117,6 +117,21 @@ def loss_curve(images: Sequence[int], losses: Sequence[float]) -> str:
     return _svg(figure)
 
 
+def routed_shares(shares: dict[str, NDArray[np.float64]]) -> str:
+    """What routers leave on over t, from noise (0) to data (1): a line for each kind of part, values at times evenly
+    spread."""
+    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for (name, values), color in zip(shares.items(), (BLUE, ORANGE, GREEN, PURPLE), strict=False):
+        axes.plot((np.arange(len(values)) + 0.5) / len(values), values, color=color, linewidth=1.3, label=name)
+    axes.set_xlabel("t, from noise to picture")
+    axes.set_ylabel("share that runs")
+    axes.set_ylim(0, 1.05)
+    axes.grid(alpha=0.25)
+    axes.legend(loc="lower left", fontsize=SIZE)
+    return _svg(figure)
+
+
 def _svg(figure: Figure) -> str:
     # Text stays text, and equal input gives equal bytes.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ddt-accel", "font.family": "sans-serif"}):

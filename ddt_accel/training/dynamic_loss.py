@@ -9,12 +9,12 @@ from __future__ import annotations
 from torch import Tensor
 
 COST_WEIGHT = 2.0
-RAMP_FROM = 100  # steps at the complete cost
+RAMP_FROM, OF_RAMP = 100, 1 / 10  # steps at the complete cost, at most; of a short ramp this part
 
 
 def target_at(step: int, target: float, ramp: int) -> float:
     """The share of the complete cost that is asked for at a step: from 1 down to `target` over `ramp` steps."""
-    if step < RAMP_FROM:
+    if step < min(RAMP_FROM, OF_RAMP * ramp):
         return 1.0
     return 1 - (1 - target) * min(step, ramp) / ramp if ramp else target
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from ddt_accel.networks.routes import QUARTERS
 from ddt_accel.networks.split import SplitNetwork
 from ddt_accel.training.images import ImageSet
 
-QUARTERS = 4
-
 
 @torch.inference_mode()
-def held_out_loss(model: SplitNetwork, data: ImageSet, *, batch_size: int, device: torch.device) -> list[float]:
-    """Mean squared error of the velocity in each quarter of t; noise and times are the same for every network."""
-    model = model.to(device)
+def held_out_loss(
+    model: SplitNetwork | Sequence[SplitNetwork], data: ImageSet, *, batch_size: int, device: torch.device
+) -> list[float]:
+    """Mean squared error of the velocity in each quarter of t, of one network or of one for each quarter; noise and
+    times are the same for all."""
+    networks = [model] * QUARTERS if isinstance(model, SplitNetwork) else list(model)
+    networks = [one.to(device) for one in networks]
     generator = torch.Generator().manual_seed(1)
     sums = torch.zeros(QUARTERS, dtype=torch.float64)
     for start in range(0, len(data.images), batch_size):
@@ -24,7 +29,7 @@ def held_out_loss(model: SplitNetwork, data: ImageSet, *, batch_size: int, devic
         for quarter in range(QUARTERS):
             noise = torch.randn(x1.shape, generator=generator)
             t = (quarter + torch.rand(len(x1), generator=generator)) / QUARTERS
-            sums[quarter] += _error(model, *(value.to(device) for value in (x1, labels, noise, t)))
+            sums[quarter] += _error(networks[quarter], *(value.to(device) for value in (x1, labels, noise, t)))
     return [float(total) for total in sums / len(data.images)]
 
 

@@ -3,7 +3,7 @@
 `x_t = t·x_1 + (1 − t)·ε` with `t = sigmoid(normal)`; the loss is `mean (v − (x_1 − ε))²`. Every random number is a
 function of (seed, step), and the state holds weights, moving average and moments, so a run that was killed continues
 to the same bits on a CPU; a GPU adds up the gradients of attention in no fixed order. A network with nested widths is
-trained complete and at one random width a batch.
+trained complete and at one random width a batch, one with routers complete and as they leave it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,16 @@ from torch import Tensor
 from ddt_accel.artifacts import check_writable
 from ddt_accel.errors import ConfigError, MismatchError, NumericsError
 from ddt_accel.networks.condition import ConditionEncoder
+from ddt_accel.networks.dynamic.gates import gumbels
+from ddt_accel.networks.dynamic.routers import Routers
 from ddt_accel.networks.dynamic.slicing import narrowable
 from ddt_accel.networks.families import build
 from ddt_accel.networks.split import SplitNetwork
 from ddt_accel.training.account import folded
+from ddt_accel.training.dynamic_loss import target_at
 from ddt_accel.training.images import ImageSet
 from ddt_accel.training.nested import draw_width
+from ddt_accel.training.routed import RAMP, RoutedPass, fresh_routers, router_rate
 from ddt_accel.training.state import State, read_state, write_state
 from ddt_accel.training.train_spec import TrainSpec
 
@@ -70,9 +74,17 @@ class Trainer:
         fresh = build(spec.network) if start is None else copy.deepcopy(start)
         self.model = fresh.to(device).train().requires_grad_(True)
         self.velocity: Velocity = _compiled(self.model) if compiled else self.model
-        self.average = {name: value.detach().clone() for name, value in self.model.named_parameters()}
+        groups = [{"params": list(self.model.parameters()), "share": 1.0}]  # of the learning rate
+        self.parameters = dict(self.model.named_parameters())
+        self.routers: Routers | None = None
+        if spec.target is not None:
+            self.routers = fresh_routers(self.model).to(device)
+            share = router_rate(self.model, spec.num_steps) / spec.learning_rate
+            groups.append({"params": list(self.routers.parameters()), "share": share})
+            self.parameters |= dict(self.routers.named_parameters())
+        self.average = {name: value.detach().clone() for name, value in self.parameters.items()}
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=spec.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+            groups, lr=spec.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
         )
         self.step = 0
         self.history: list[tuple[int, float]] = []
@@ -147,32 +159,37 @@ class Trainer:
         mix = t[:, None, None, None]
         self.optimizer.zero_grad()
         losses = []
-        for velocity_at in self._passes(generator):
+        for velocity_at, cost in self._passes(generator):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
                 velocity = velocity_at(mix * x1 + (1 - mix) * noise, t, labels)
             losses.append((velocity.float() - (x1 - noise)).square().mean())
-            losses[-1].backward()  # at once, so that only one pass is in memory
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_NORM)
+            (losses[-1] + cost()).backward()  # at once, so that only one pass is in memory
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), GRADIENT_NORM)
         for group in self.optimizer.param_groups:
-            group["lr"] = spec.learning_rate_at(self.step)
+            group["lr"] = group["share"] * spec.learning_rate_at(self.step)
         self.optimizer.step()
         # The average forgets its start quickly at first, then settles at the full decay.
         decay = min(spec.decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            parameters = dict(self.model.named_parameters())
-            torch._foreach_lerp_(list(self.average.values()), [parameters[name] for name in self.average], 1 - decay)
+            torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), 1 - decay)
         return torch.stack([loss.detach() for loss in losses]).mean()
 
-    def _passes(self, generator: torch.Generator) -> list[Velocity]:
-        """The networks whose errors a step adds up: the complete one, and one narrow one where there are widths."""
+    def _passes(self, generator: torch.Generator) -> list[tuple[Velocity, Callable[[], Tensor | float]]]:
+        """The networks whose errors a step adds up, each with what is added for its cost: the complete one, and one
+        narrow one where there are widths or routers."""
+        complete = (self.velocity, lambda: 0.0)
+        if self.routers is not None and self.spec.target is not None:
+            target = target_at(self.step, self.spec.target, round(RAMP * self.spec.num_steps))
+            routed = RoutedPass(self.model, self.routers, gumbels(generator), target)
+            return [complete, (routed, routed.cost)]
         if not self.spec.widths:
-            return [self.velocity]
+            return [complete]
         model = cast(ConditionEncoder, self.model)
         masks = [
             replace(one, heads=one.heads.to(self.device), channels=one.channels.to(self.device))
             for one in draw_width(narrowable(model.config), self.spec.widths, generator)
         ]
-        return [self.velocity, lambda x, t, y: model.masked(x, t, y, masks)]
+        return [complete, (lambda x, t, y: model.masked(x, t, y, masks), lambda: 0.0)]
 
     def _indices(self) -> Tensor:
         """The images of this step: a new permutation every epoch, read on across epoch ends."""
@@ -191,9 +208,9 @@ class Trainer:
         """Writes the whole state."""
         if self._window:
             self._mean_loss()  # raises where it is no number
-        tensors = {f"denoiser.{name}": value.detach() for name, value in self.model.named_parameters()}
+        tensors = {f"denoiser.{name}": value.detach() for name, value in self.parameters.items()}
         tensors |= {f"ema_denoiser.{name}": value for name, value in self.average.items()}
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.parameters.items():
             for moment in ("exp_avg", "exp_avg_sq"):
                 tensors[f"optimizer.{moment}.{name}"] = self.optimizer.state[parameter][moment]
         state = State(
@@ -216,7 +233,7 @@ class Trainer:
                 "--out to start anew."
             )
         with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
+            for name, parameter in self.parameters.items():
                 parameter.copy_(state.tensors[f"denoiser.{name}"])
                 self.average[name].copy_(state.tensors[f"ema_denoiser.{name}"])
                 self.optimizer.state[parameter] = {

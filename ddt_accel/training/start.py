@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ddt_accel.errors import ConfigError
-from ddt_accel.networks.config import TrainableConfig
+from ddt_accel.networks.config import ConditionConfig, TrainableConfig
 from ddt_accel.networks.dynamic.slicing import narrowable, ranked
 from ddt_accel.networks.dynamic.widths import widths_to
 from ddt_accel.networks.split import SplitNetwork, latent_shape_of
@@ -39,28 +39,44 @@ def picture_size(model: SplitNetwork, given: int | None) -> int:
     return rows
 
 
+def alone(model: SplitNetwork) -> SplitNetwork:
+    """The complete network as such, without what an earlier fine-tuning learned of widths."""
+    if isinstance(model.config, ConditionConfig):
+        model.config = replace(model.config, block_routes=None)  # type: ignore[type-var]
+    return model
+
+
 def nested(model: SplitNetwork, narrowest: float) -> tuple[SplitNetwork, tuple[float, ...]]:
     """The same network with its heads and channels ranked, and the widths that it is to learn.
 
     Raises ConfigError for one with other blocks, with too few heads, or that is narrow already.
     """
+    order = in_order(model, narrowest)
+    return order, widths_to(narrowable(model.config), narrowest)
+
+
+def in_order(model: SplitNetwork, target: float) -> SplitNetwork:
+    """The same network with its heads and channels ranked, so that what always runs is the first.
+
+    Raises ConfigError for one with other blocks, with too few heads, or that is narrow already, and for a `target`
+    below what always runs.
+    """
     config = narrowable(model.config)
-    if not 0 < narrowest < 1:
-        raise ConfigError(f"--target is {narrowest:g}; give a share between 0 and 1.")
+    if not 0 < target < 1:
+        raise ConfigError(f"--target is {target:g}; give a share between 0 and 1.")
     if not config.complete:
         raise ConfigError("--from is a narrow network already; give the complete one that it came from.")
     if config.num_groups < 2:
-        raise ConfigError("--dynamic nested leaves heads out, and --from has one; give a network with at least two.")
+        raise ConfigError("--dynamic leaves heads out, and --from has one; give a network with at least two.")
     least = 1 / config.num_groups
-    if narrowest < least:
+    if target < least:
         raise ConfigError(
-            f"--target is {narrowest:g}, and one of {config.num_groups} heads, which always runs, is {least:.3g} of "
-            "them; give at least that."
+            f"--target is {target:g}, and one of {config.num_groups} heads, which always runs, is {least:.3g} of them; "
+            "give at least that."
         )
-    widths = widths_to(config, narrowest)
     order = ranked(model)
     order.source = model.source
-    return order, widths
+    return order
 
 
 def trainable_config(model: SplitNetwork) -> TrainableConfig:

@@ -22,7 +22,8 @@ class TrainSpec:
     None for `warmup_steps` and `ema_decay` fits them to the length of the run: a quarter of its steps, at most 500, and
     an average that remembers about its last sixteenth, `1 − 16 / steps` rounded to four digits, at most 0.9999. `start`
     is the identity of the network that fine-tuning begins with, None for fresh weights; `widths` are the nested ones
-    that are learned beside the complete network.
+    that are learned beside the complete network; with a `target`, the share of its blocks' multiply-adds, routers learn
+    what runs when.
     """
 
     network: TrainableConfig
@@ -37,6 +38,7 @@ class TrainSpec:
     precision: str = "bf16"
     start: str | None = None
     widths: tuple[float, ...] = ()
+    target: float | None = None
 
     def __post_init__(self) -> None:
         if self.total_images < self.batch_size or self.batch_size < 1:
@@ -111,6 +113,7 @@ def _options(spec: Mapping[str, Any]) -> dict[str, Any]:
         "--precision": spec["precision"],
         "--from": start[:12] if (start := spec.get("start")) else "no checkpoint",
         "widths": ", ".join(f"{width:g}" for width in spec.get("widths", ())) or "one",
+        "routers": "none" if (target := spec.get("target")) is None else f"to {target:g} of the cost",
     }
 
 

@@ -16,13 +16,15 @@ from ddt_accel.networks.config import (
     check_whole,
     stated,
 )
+from ddt_accel.networks.routes import Route
 
 
 @dataclass(frozen=True, kw_only=True)
 class DDTConfig(ConditionConfig):
     """The `init_args` of the published YAML; `num_groups` is the number of attention heads.
 
-    A network of which parts were left out says how many heads and MLP channels each block has.
+    A network of which parts were left out says how many heads and MLP channels each block has, and one with routers
+    which of them run when.
     """
 
     family: ClassVar[str] = "ddt"
@@ -36,6 +38,7 @@ class DDTConfig(ConditionConfig):
     num_classes: int
     block_heads: tuple[int, ...] | None = None
     block_channels: tuple[int, ...] | None = None
+    block_routes: tuple[Route, ...] | None = None
 
     def __post_init__(self) -> None:
         check_whole(self, [field.name for field in fields(self) if not field.name.startswith("block_")])

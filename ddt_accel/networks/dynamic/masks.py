@@ -43,13 +43,12 @@ def spread(groups: Tensor, channels: int) -> Tensor:
 
     Groups follow each other and are as large as each other, to one channel where they do not divide the channels.
     """
-    owner = torch.arange(channels, device=groups.device) * groups.shape[-1] // channels
-    return groups[..., owner]
+    return groups[..., group_of_each(channels, groups.shape[-1]).to(groups.device)]
 
 
-def prefix(length: int, on: int) -> Tensor:
-    """The first `on` of `length`: [1, length]."""
-    return (torch.arange(length) < on).float()[None]
+def group_of_each(channels: int, groups: int) -> Tensor:
+    """[channels]: which group each is in."""
+    return torch.arange(channels) * groups // channels
 
 
 def cost_share(masks: Sequence[BlockMasks], costs: Sequence[tuple[float, float]]) -> Tensor:

@@ -16,6 +16,7 @@ from ddt_accel.networks.config import (
     check_whole,
     stated,
 )
+from ddt_accel.networks.routes import Route
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,8 @@ class PixNerdConfig(ConditionConfig):
 
     `num_groups` is the number of attention heads, `num_cond_blocks` the encoder's share of all blocks; `hidden_size_x`
     is the width h of the network that draws one patch, `nerf_mlpratio` the ratio r of its hidden features to that. A
-    network of which parts were left out says how many heads and MLP channels each encoder block has.
+    network of which parts were left out says how many heads and MLP channels each encoder block has, and one with
+    routers which of them run when.
     """
 
     family: ClassVar[str] = "pixnerd"
@@ -40,6 +42,7 @@ class PixNerdConfig(ConditionConfig):
     num_classes: int
     block_heads: tuple[int, ...] | None = None
     block_channels: tuple[int, ...] | None = None
+    block_routes: tuple[Route, ...] | None = None
 
     def __post_init__(self) -> None:
         check_whole(self, [field.name for field in fields(self) if not field.name.startswith("block_")])
