@@ -1,22 +1,24 @@
 """Does it pay to run a network narrow, beside sharing its encoder? What every way reaches at the same cost.
 
-Networks that were fine-tuned from one checkpoint, beside it: at nested widths; complete and as long, the control; and
-one narrow width alone. Each is sampled in fewer steps, shared, and fitted, the one with nested widths also narrow
-throughout, at widths that are solved for, and those fitted. All are chosen on some images and reported on others, in
-dB to the limit of the same checkpoint's complete network, for fine-tuned weights lead elsewhere; a narrow checkpoint's
-limit is its own. What all have in common is the Fréchet distance to real pictures (`--data`, extra `fid`), with 95 %
-intervals of its difference to the first way, in pairs. Costs are counted multiply-adds, of 50 unshared steps of the
-checkpoint; milliseconds are of compiled networks, batch by batch in turn. Before, what a width takes of the complete
-networks' time, and a trajectory with widths of the sum of its parts. What is done is kept in `--folder`.
+Networks that were fine-tuned from one checkpoint, beside it: at nested widths; with routers; complete and as long, the
+control; and one narrow width alone. Each is sampled in fewer steps, shared, and fitted, those with several widths also
+narrow throughout, or as their routers choose, at widths that are solved for, and those fitted. All are chosen on some
+images and reported on others, in dB to the limit of the same checkpoint's complete network, for fine-tuned weights lead
+elsewhere; a narrow checkpoint's limit is its own. What all have in common is the Fréchet distance to real pictures
+(`--data`, extra `fid`), with 95 % intervals of its difference to the first way, in pairs. Costs are counted multiply-
+adds, of 50 unshared steps of the checkpoint; milliseconds are of compiled networks, batch by batch in turn. Before,
+what a width takes of the complete networks' time, and a trajectory with widths of the sum of its parts. What is done is
+kept in `--folder`.
 
-Usage: python benchmarks/dynamic.py --nested RUN [--base cifar10] [--control RUN] [--narrow RUN] [--cost C …]
-           [--images N] [--iterations N] [--data PICTURES] [--pictures N] [--folder DIR] [--out FILE]
+Usage: python benchmarks/dynamic.py [--nested RUN] [--routed RUN] [--base cifar10] [--control RUN] [--narrow RUN]
+           [--cost C …] [--images N] [--iterations N] [--data PICTURES] [--pictures N] [--folder DIR] [--out FILE]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,6 +42,9 @@ from ddt_accel.fitting.fit_spec import FitSpec
 from ddt_accel.fitting.joint import JointFit
 from ddt_accel.fitting.search import QUICK
 from ddt_accel.networks.device import processor
+from ddt_accel.networks.dynamic.slicing import narrowable
+from ddt_accel.networks.dynamic.widths import widths_by_quarter
+from ddt_accel.networks.routes import QUARTERS
 from ddt_accel.networks.split import SplitNetwork, latent_shape_of
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.solver.solve import Statistics, solve_curve
@@ -83,12 +88,12 @@ class Contestant:
         plans = [self.choosing.measure(one) for one in schedules if self.cost(one) <= cost * (1 + 1e-9)]
         return sorted(plans, key=lambda plan: -plan.mean)[:count]
 
-    def fewer(self, cost: float, width: float = 1.0) -> list[Schedule]:
-        """The best integrator and shift at the most steps that a cost affords, all networks at a width."""
+    def fewer(self, cost: float, width_at: Callable[[float], float] = lambda time: 1.0) -> list[Schedule]:
+        """The best integrator and shift at the most steps that a cost affords, networks at the width of the time."""
 
         def unshared(spec: SamplingSpec) -> Schedule:
             every = range(spec.num_evaluations)
-            widths = dict.fromkeys(every, width) if width < 1 else {}
+            widths = {k: width for k in every if (width := width_at(float(spec.times[k]))) < 1}
             return replace(Schedule.full(spec), encoder_widths=widths, decoder_widths=widths)
 
         def price(spec: SamplingSpec) -> float:
@@ -103,6 +108,14 @@ class Contestant:
         best = max(unshifted, key=decibels)
         shifted = [grid for shift in SHIFTS for grid in finest(SPEC, best.solver, shift, price, cost)]
         return [unshared(max([best, *shifted], key=decibels))]
+
+    def throughout(self) -> dict[str, Callable[[float], float]]:
+        """The ways to run narrow without sharing: as routers choose, else at each width."""
+        config = narrowable(self.model.config)
+        if config.block_routes:
+            chosen = widths_by_quarter(config)
+            return {"as routed": lambda time: chosen[min(int(QUARTERS * time), QUARTERS - 1)]}
+        return {f"width {width:g} throughout": lambda time, width=width: width for width in self.backend.widths[1:]}
 
     def grids(self) -> list[Statistics]:
         return [resample(self.calibration, SPEC.on_grid(n, timeshift=1.0, solver="ab2")) for n in GRIDS]
@@ -172,8 +185,8 @@ def ways_at(contestants: list[Contestant], cost: float, fit: FitSpec | None) -> 
                 one.best([schedule for schedule in [joint.fitted(relative, shared=True)] if schedule], cost),
             )
         if nested:
-            for width in one.backend.widths[1:]:
-                add(one, f"width {width:g} throughout, fewer steps", one.best(one.fewer(cost, width), cost))
+            for name, width_at in one.throughout().items():
+                add(one, f"{name}, fewer steps", one.best(one.fewer(cost, width_at), cost))
             with_widths = one.best(one.widths(cost), cost, FITTED_FROM)
             add(one, "shared with widths", with_widths)
             if fit is not None:
@@ -253,7 +266,8 @@ def distances(ways: list[Way], data: Path, count: int, folder: Path) -> list[tup
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="cifar10")
-    parser.add_argument("--nested", required=True, help="fine-tuned from it with --dynamic nested")
+    parser.add_argument("--nested", help="fine-tuned from it with --dynamic nested")
+    parser.add_argument("--routed", help="the same with --dynamic routers")
     parser.add_argument("--control", help="fine-tuned from it as it is, as long")
     parser.add_argument("--narrow", help="one width of the nested one, fine-tuned as long")
     parser.add_argument("--cost", type=float, nargs="+", default=[0.12, 0.18])
@@ -269,8 +283,10 @@ def main() -> None:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     named = {
         "base": arguments.base, "control": arguments.control, "static narrow": arguments.narrow,
-        "nested": arguments.nested,
+        "routed": arguments.routed, "nested": arguments.nested,
     }  # fmt: skip
+    if arguments.nested is None and arguments.routed is None:
+        parser.error("give a network with several widths: --nested or --routed")
     contestants: list[Contestant] = []
     for name, checkpoint in named.items():
         if checkpoint is not None:

@@ -217,7 +217,7 @@ def test_settings_with_routes_are_read_back(routed: SplitNetwork, tmp_path: Path
     wrong = as_mapping(routed.config)
     for key, value in (("heads", [[0, 9], [0], [0]]), ("quarters", [7]), ("width", 1.5), ("groups", [[0]])):
         broken = {**wrong["block_routes"][0], key: value}
-        with pytest.raises(ConfigError, match="A route of the configuration has width .* expected a width below 1"):
+        with pytest.raises(ConfigError, match=r"A route of the configuration has width .* expected a width below 1"):
             config_of({**wrong, "block_routes": [broken]})
     with pytest.raises(ConfigError, match="lacks its width, quarters, heads or groups"):
         config_of({**wrong, "block_routes": [{"width": 0.5}]})
@@ -277,8 +277,9 @@ def test_from_a_checkpoint_to_pictures_by_routers(cli, learned: Path, tmp_path: 
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(place)
     # Also from a checkpoint that has routers already: its complete network begins.
-    line = ("train", "--data", tmp_path / "pictures", "--threads", 1, "--precision", "fp32", "--batch-size", 8, "--from",
-            learned, "--out", tmp_path / "run", "--dynamic", "routers", "--target", 0.6, "--images", 800)  # fmt: skip
+    line = ("train", "--data", tmp_path / "pictures", "--threads", 1, "--precision", "fp32", "--batch-size", 8,
+            "--from", learned, "--out", tmp_path / "run", "--dynamic", "routers", "--target", 0.6,
+            "--images", 800)  # fmt: skip
     ran = cli(*line)
     assert ran.code == 0, ran.err
     rows = [" ".join(row.split()) for row in ran.out.splitlines()]

@@ -108,10 +108,9 @@ def narrow(model: SplitNetwork, encoder: float, decoder: float | None = None, *,
             f"{name} was trained at one width; `ddt-accel train --from CHECKPOINT --dynamic nested` makes one that has "
             "several."
         )
-    chosen = []
-    for given in (encoder, decoder):
-        chosen.append(min(widths, key=lambda one: abs(one - given)))  # noqa: B023  # asked at once
-        if abs(chosen[-1] - given) > CLOSE:
+    chosen = [min(widths, key=lambda one, given=given: abs(one - given)) for given in (encoder, decoder)]
+    for given, nearest in zip((encoder, decoder), chosen, strict=True):
+        if abs(nearest - given) > CLOSE:
             raise ConfigError(
                 f"The width is {given:g}; the network was trained at {', '.join(f'{one:g}' for one in widths)}."
             )
