@@ -299,7 +299,8 @@ def main() -> None:
         f"in counted multiply-adds of {SPEC.num_steps} steps of {SPEC.solver} with CFG {SPEC.guided}; {processor()}"
     )
     print(conditions, flush=True)
-    taken_by_width = parts(contestants[-1], max(arguments.cost))
+    several = len(contestants[-1].backend.widths) > 1  # routers may have left all on
+    taken_by_width = parts(contestants[-1], max(arguments.cost)) if several else {}
     for name, share in taken_by_width.items():
         print(f"{name}: {share:.2f}", flush=True)
     fit = FitSpec(iterations=arguments.iterations) if arguments.iterations else None

@@ -22,7 +22,7 @@ class DiT:
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
         self.weights = weights
-        self.routers = Routers.of(weights, groups=HEADS, blocks=DEPTH)
+        self.routers = Routers.of(weights, groups=HEADS, blocks=DEPTH, hidden_size=WIDTH)
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         return F.linear(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from dydit import CHANNELS, COSTS, DEPTH, HEADS, DiT
+from dydit import CHANNELS, COSTS, DEPTH, HEADS, WIDTH, DiT
 from torch import Tensor
 
 from ddt_accel.errors import CheckpointError
@@ -170,9 +170,9 @@ def test_routers_that_do_not_fit_are_refused() -> None:
     weights = numbers("weights")
     lacking = {name: tensor for name, tensor in weights.items() if "2.mlp_rate" not in name}
     with pytest.raises(CheckpointError, match=r"lacks the router blocks\.2\.mlp_rate\.router\.weight; give one"):
-        Routers.of(lacking, HEADS, DEPTH)
+        Routers.of(lacking, HEADS, DEPTH, WIDTH)
     with pytest.raises(CheckpointError, match="has 3 gates for 8 groups; 7 or 8 are read"):
-        Routers.of(weights, 8, DEPTH)
+        Routers.of(weights, 8, DEPTH, WIDTH)
     assert TimeRouter(8, 4)(torch.zeros(2, 8)).shape == (2, 4)
 
 

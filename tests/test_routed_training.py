@@ -14,10 +14,11 @@ from PIL import Image
 
 from ddt_accel import SamplingSpec, Schedule, draw_labels, draw_noise, load_model, sample
 from ddt_accel.errors import CheckpointError, ConfigError, MismatchError
+from ddt_accel.networks.checkpoints import describe
 from ddt_accel.networks.config import Source
 from ddt_accel.networks.ddt.config import DDTConfig
 from ddt_accel.networks.dynamic.gates import gumbels
-from ddt_accel.networks.dynamic.masks import cost_share
+from ddt_accel.networks.dynamic.masks import BlockMasks, cost_share
 from ddt_accel.networks.dynamic.routers import Routers
 from ddt_accel.networks.dynamic.routing import TIMES, masks_over_time
 from ddt_accel.networks.dynamic.slicing import unmasked
@@ -71,7 +72,7 @@ def run_in(folder: Path, *, steps: int, **settings: object) -> Trainer:
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("routed")
-    run = run_in(folder, steps=240)
+    run = run_in(folder, steps=160)
     run.run(save_every=1000)
     return write_release(run.state_path, folder / "model.safetensors", latent_shape=SHAPE)
 
@@ -82,14 +83,18 @@ def routed(learned: Path) -> SplitNetwork:
 
 
 def routers_of(path: Path) -> Routers:
-    return Routers.of(safetensors.torch.load_file(path), NETWORK.num_groups, NETWORK.num_blocks)
+    return Routers.of(safetensors.torch.load_file(path), NETWORK.num_groups, NETWORK.num_blocks, NETWORK.hidden_size)
+
+
+def costs() -> list[tuple[float, float]]:
+    return NETWORK.block_costs(TOKENS)
 
 
 def shares_over_time(model: SplitNetwork, routers: Routers) -> torch.Tensor:
     """[TIMES]: multiply-adds of the blocks, written out."""
     heads, groups = masks_over_time(model, routers.float())
-    costs = torch.tensor(NETWORK.block_costs(TOKENS))
-    return (heads.mean(-1) * costs[:, 0] + groups.mean(-1) * costs[:, 1]).sum(-1) / costs.sum()
+    attention, mlp = torch.tensor(costs()).T
+    return (heads.mean(-1) * attention + groups.mean(-1) * mlp).sum(-1) / (attention + mlp).sum()
 
 
 def test_what_is_left_on_comes_to_the_target(routed: SplitNetwork, learned: Path) -> None:
@@ -175,12 +180,16 @@ def test_a_step_takes_the_complete_network_what_routers_leave_and_its_cost(tmp_p
     with torch.no_grad():
         for one in again.routers.parameters():
             one.mul_(0.02)
-    (x, t, y), model = captured[0], again.model
-    masks = again.routers.masks(model.t_embedder(t), NETWORK.channels[0], gumbels(torch.Generator().manual_seed(3)))
-    share = cost_share(masks, NETWORK.block_costs(TOKENS))
+    (x, t, y), model, generator = captured[0], again.model, torch.Generator().manual_seed(3)
+
+    def masks_at(times: torch.Tensor) -> list[BlockMasks]:
+        return again.routers.masks(model.t_embedder(times), NETWORK.channels[0], gumbels(generator))
+
+    masks, truth = masks_at(t), _truth(run, x, t)
+    # What it costs is asked at other times: one of every sixteenth of t.
+    share = cost_share(masks_at((torch.arange(16) + torch.rand(16, generator=generator)) / 16), costs())
     assert 0.3 < share.mean() < 0.8
     assert len({round(one, 6) for one in share.tolist()}) > 3
-    truth = _truth(run, x, t)
     loss = (model(x, t, y) - truth).square().mean() + (model.masked(x, t, y, masks) - truth).square().mean()
     (loss + 2 * (share.mean() - routed[0].target) ** 2).backward()
     for name, one in again.parameters.items():
@@ -200,10 +209,11 @@ def _truth(run: Trainer, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
 def test_the_cost_pulls_where_nothing_else_does() -> None:
     model = begin()
     routers = fresh_routers(model)
-    one = RoutedPass(model, routers, gumbels(torch.Generator().manual_seed(0)), target=0.5)
+    one = RoutedPass(model, routers, torch.Generator().manual_seed(0), target=0.5)
     one(draw_noise(SHAPE, seed=0, indices=range(4)), torch.rand(4), torch.zeros(4, dtype=torch.int64))
-    assert one.cost().item() == pytest.approx(2 * 0.5**2)  # fresh routers leave all on
-    one.cost().backward()
+    cost = one.cost()
+    assert cost.item() == pytest.approx(2 * 0.5**2)  # fresh routers leave all on
+    cost.backward()
     assert all(block.attn_rate.router.bias.grad.min() > 0 for block in routers.blocks)
 
 
@@ -219,8 +229,20 @@ def test_settings_with_routes_are_read_back(routed: SplitNetwork, tmp_path: Path
         broken = {**wrong["block_routes"][0], key: value}
         with pytest.raises(ConfigError, match=r"A route of the configuration has width .* expected a width below 1"):
             config_of({**wrong, "block_routes": [broken]})
-    with pytest.raises(ConfigError, match="lacks its width, quarters, heads or groups"):
-        config_of({**wrong, "block_routes": [{"width": 0.5}]})
+    for routes, said in (
+        ([{"width": 0.5}], "lacks its width, quarters, heads or groups"),
+        (5, "block_routes is 5; give a list of routes"),
+        ([wrong["block_routes"][0]] * 2, "share a width or a quarter"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            config_of({**wrong, "block_routes": routes})
+    with pytest.raises(ConfigError, match="A network with routes is complete"):
+        config_of({**wrong, "block_heads": [2, 2, 2]})
+    # Without the routes there are no widths, whatever the header says of them.
+    plain = load_model(tmp_path / "saved.safetensors", config=NETWORK)
+    assert plain.source.widths == ()
+    with pytest.raises(ConfigError, match=r"The width is 0\.1; the network was trained at 1, 0\.\d"):
+        narrow(routed, 0.1)
 
 
 def rewritten(path: Path, to: Path, change) -> Path:
@@ -250,6 +272,18 @@ def test_checkpoints_of_other_layouts(routed: SplitNetwork, learned: Path, tmp_p
 
     with pytest.raises(CheckpointError, match=r"lacks the router blocks\.1\.mlp_rate\.router\.weight"):
         load_model(rewritten(learned, tmp_path / "lacking.safetensors", lacking))
+    weight = "blocks.0.attn_rate.router.weight"
+    for name, value in (
+        ("flat", torch.zeros(3)), ("wide", torch.zeros(3, 40)), ("whole", torch.zeros(3, 32, dtype=torch.int32)),
+        ("broken", torch.full((3, 32), torch.nan)),
+    ):  # fmt: skip
+        file = rewritten(
+            learned, tmp_path / f"{name}.safetensors", lambda tensors, value=value: tensors.update({weight: value})
+        )
+        with pytest.raises(CheckpointError, match=r"The router blocks\.0\.attn_rate\.router\.weight is .* all finite"):
+            load_model(file)
+    told = describe(learned)
+    assert told["routers"].startswith("12 tensors")
 
     def all_open(tensors: dict[str, torch.Tensor]) -> None:
         for name in [one for one in tensors if ".router." in one]:

@@ -139,8 +139,8 @@ def routed_plot(path: Path, averages: Mapping[str, Tensor]) -> str:
 
     model = load_model(path)
     config = narrowable(model.config)
-    routers, encoder = Routers.of(averages, config.num_groups, config.transformer_blocks), config.encoder_blocks
-    shares = {}
+    routers = Routers.of(averages, config.num_groups, config.transformer_blocks, config.hidden_size)
+    encoder, shares = config.encoder_blocks, {}
     for kind, masks in zip(("heads", "channels"), masks_over_time(model, routers.cpu()), strict=True):
         for name, blocks in (("encoder", masks[:, :encoder]), ("decoder", masks[:, encoder:])):
             if blocks.shape[1]:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ddt_accel.errors import CheckpointError, ConfigError, listed
 from ddt_accel.networks.archives import ORDINARY
-from ddt_accel.networks.config import LatentShape, Source, SplitConfig, stated
+from ddt_accel.networks.config import ConditionConfig, LatentShape, Source, SplitConfig, stated
 from ddt_accel.networks.contents import Contents, Entry, open_checkpoint
-from ddt_accel.networks.dynamic.routing import is_of_a_router, of_routers, route
+from ddt_accel.networks.dynamic.routing import is_of_a_router, of_routers, route, routed_widths
 from ddt_accel.networks.families import (
     blank_tensors,
     build,
@@ -79,10 +79,9 @@ def load_model(
         told.config.num_tokens(latent_shape)
     _check_sum(contents, path)
     model, used = _filled(told.config, chosen, path)
-    widths = found.widths
-    if routers := of_routers(chosen.tensors):
-        widths = route(model, {name: chosen.tensors[name].read().float() for name in routers})
-        used |= routers
+    if isinstance(model.config, ConditionConfig) and (routers := of_routers(chosen.tensors)):
+        used |= route(model, {name: chosen.tensors[name].read() for name in routers})
+    routed = routed_widths(model.config)
     if left_out := layout.left_out(chosen, used):
         _log.warning("Left out of %s, as they are none of the network's: %s.", path, listed(left_out))
     model.source = Source(
@@ -90,7 +89,7 @@ def load_model(
         sha256=identity(model),
         latent_shape=latent_shape,
         class_names=found.class_names,
-        widths=widths,
+        widths=found.widths if routed is None else routed,
     )
     return model.eval().requires_grad_(False)
 
@@ -139,7 +138,8 @@ def _filled(config: SplitConfig, chosen: WeightSet, path: Path) -> tuple[SplitNe
     parts = NETWORK | published.PARTS
     stored = {name: entry for name, entry in chosen.tensors.items() if name.split(".")[0] in parts}
     missing = [name for name in expected if name not in stored]
-    extra = [name for name in stored if name not in expected and not is_of_a_router(name)]
+    routed = isinstance(config, ConditionConfig)
+    extra = [name for name in stored if name not in expected and not (routed and is_of_a_router(name))]
     wrong = [reason for name in expected if name in stored and (reason := _differs(name, expected[name], stored[name]))]
     tables = published.table_shapes(config)
     wrong += [
@@ -182,7 +182,7 @@ def _contradicted(config: SplitConfig, chosen: WeightSet) -> str:
         told, given = asdict(settings_in(chosen.shapes)), asdict(config)
     except ConfigError:
         return ""
-    others = [f"{name} is {told[name]}, not {given[name]}" for name in given if told[name] != given[name]]
+    others = [f"{name} is {told[name]}, not {given[name]}" for name in given if told[name] not in (given[name], None)]
     return f" By them {' and '.join(others)}." if others else ""
 
 
@@ -227,6 +227,7 @@ def describe(path: Path) -> dict[str, Any]:
         for entry in found.tensors.values():
             entry.read()
     entries = {name: entry for found in sets[:1] for name, entry in found.tensors.items()}
+    routers = of_routers(entries)
     return {
         "file": str(located.path),
         "format": contents.kind,
@@ -240,6 +241,7 @@ def describe(path: Path) -> dict[str, Any]:
         "latent shape": str(latent_shape) if latent_shape else "unknown",
         **({"kept between refreshes": _kept(config, latent_shape)} if config and latent_shape else {}),
         **({"widths": list(settings.widths)} if settings.widths else {}),
+        **({"routers": f"{len(routers)} tensors, which decide what of a block runs when"} if routers else {}),
         "classes": list(settings.class_names) if settings.class_names else "unnamed",
     }
 

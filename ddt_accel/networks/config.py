@@ -12,7 +12,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from ddt_accel.errors import ConfigError
-from ddt_accel.networks.routes import Route
+from ddt_accel.networks.routes import Route, checked_routes
 from ddt_accel.spec import is_whole
 
 LatentShape = tuple[int, int, int]
@@ -243,7 +243,9 @@ class ConditionConfig:
                 )
             object.__setattr__(self, name, tuple(int(one) for one in given))
         if self.block_routes is not None:
-            routes = tuple(Route.of(one, self.transformer_blocks, self.num_groups) for one in self.block_routes)
+            if not self.complete:
+                raise ConfigError("A network with routes is complete; leave block_heads and block_channels out.")
+            routes = checked_routes(self.block_routes, self.transformer_blocks, self.num_groups)
             object.__setattr__(self, "block_routes", routes)
 
 

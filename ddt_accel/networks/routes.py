@@ -22,8 +22,8 @@ Kept = tuple[tuple[int, ...], ...]
 class Route:
     """Indices of the `heads` and of the `groups` of channels that run in each transformer block, in `quarters` of t.
 
-    `width` is its name: the share of the blocks' weights that are left, below 1. A block's channels are as many groups
-    as it has heads when complete, one after the other.
+    `width` is its name: the share of the weights of heads and MLPs that is left, below 1. A block's channels are as
+    many groups as it has heads when complete, one after the other.
     """
 
     width: float
@@ -49,6 +49,17 @@ class Route:
                 f"and for each of {blocks} blocks some of 0 to {most - 1}, in order."
             )
         return cls(width=width, quarters=quarters, heads=heads, groups=groups)
+
+
+def checked_routes(given: Any, blocks: int, most: int) -> tuple[Route, ...]:
+    """From what a file says; raises ConfigError for what does not fit."""
+    if not isinstance(given, list | tuple):
+        raise ConfigError(f"block_routes is {given!r}; give a list of routes, or leave it out.")
+    routes = tuple(Route.of(one, blocks, most) for one in given)
+    quarters = [quarter for one in routes for quarter in one.quarters]
+    if len({one.width for one in routes}) < len(routes) or len({*quarters}) < len(quarters):
+        raise ConfigError("Routes of the configuration share a width or a quarter; each has its own.")
+    return routes
 
 
 def _indices(given: Sequence[Any], below: int) -> bool:

@@ -134,11 +134,13 @@ def _described(metadata: Mapping[str, str]) -> Settings:
     """What a safetensors file of ours says of itself."""
     shape = json.loads(metadata.get("latent_shape", "null"))
     names = json.loads(metadata.get("class_names", "null"))
+    config = config_of(json.loads(metadata["config"]))
+    widths = () if getattr(config, "block_routes", None) else json.loads(metadata.get("widths", "[]"))
     return Settings(
-        config=config_of(json.loads(metadata["config"])),
+        config=config,
         latent_shape=_shape(shape) if shape else None,
         class_names=tuple(str(name) for name in names) if names else None,
-        widths=tuple(float(width) for width in json.loads(metadata.get("widths", "[]"))),
+        widths=tuple(float(width) for width in widths),  # of routes the settings tell them
         origin="in its own header",
     )
 

@@ -107,14 +107,16 @@ def solve_with_widths(
 
 
 def solve_narrowest(calibration: Statistics, runs: Sequence[int]) -> list[Schedule]:
-    """The best schedules of at most so many encoder runs, each of them at the narrowest width, with complete decoders:
-    one for each number of `runs`."""
+    """The best schedules of at most so many encoder runs, each of them at the width whose states are furthest from the
+    complete ones, with complete decoders: one for each number of `runs`. Of nested widths that is the narrowest."""
     if not runs:
         return []
     widths, sensitivity = check_widths(calibration)
-    prices = width_prices(widths.gram, sensitivity)[:, -1:, :, -1:]
+    every, complete = width_prices(widths.gram, sensitivity), [0] * len(sensitivity)
+    at_once = np.einsum("awawa->w", every)  # where a state is foretold from the narrow one of the same step
+    narrowest = int(at_once.argmax())
+    prices = every[:, narrowest : narrowest + 1, :, narrowest : narrowest + 1]
     solutions = solve_widths(prices, [1], max(runs), gamma=GAMMA["sum"])
-    narrowest, complete = len(widths.widths) - 1, [0] * len(sensitivity)
     found = [[step for step, _ in one.refreshes] for count in runs if (one := solutions[count - 1]) is not None]
     return [schedule_with_widths(calibration, [(step, narrowest) for step in steps], complete) for steps in found]
 

@@ -22,7 +22,6 @@ from torch import Tensor
 from ddt_accel.artifacts import check_writable
 from ddt_accel.errors import ConfigError, MismatchError, NumericsError
 from ddt_accel.networks.condition import ConditionEncoder
-from ddt_accel.networks.dynamic.gates import gumbels
 from ddt_accel.networks.dynamic.routers import Routers
 from ddt_accel.networks.dynamic.slicing import narrowable
 from ddt_accel.networks.families import build
@@ -31,7 +30,7 @@ from ddt_accel.training.account import folded
 from ddt_accel.training.dynamic_loss import target_at
 from ddt_accel.training.images import ImageSet
 from ddt_accel.training.nested import draw_width
-from ddt_accel.training.routed import RAMP, RoutedPass, fresh_routers, router_rate
+from ddt_accel.training.routed import RoutedPass, fresh_routers, router_rate
 from ddt_accel.training.state import State, read_state, write_state
 from ddt_accel.training.train_spec import TrainSpec
 
@@ -74,13 +73,13 @@ class Trainer:
         fresh = build(spec.network) if start is None else copy.deepcopy(start)
         self.model = fresh.to(device).train().requires_grad_(True)
         self.velocity: Velocity = _compiled(self.model) if compiled else self.model
-        groups = [{"params": list(self.model.parameters()), "share": 1.0}]  # of the learning rate
+        groups = [{"params": list(self.model.parameters())}]
         self.parameters = dict(self.model.named_parameters())
         self.routers: Routers | None = None
         if spec.target is not None:
             self.routers = fresh_routers(self.model).to(device)
-            share = router_rate(self.model, spec.num_steps) / spec.learning_rate
-            groups.append({"params": list(self.routers.parameters()), "share": share})
+            self.router_rate = router_rate(self.model, spec.ramp)
+            groups.append({"params": list(self.routers.parameters())})
             self.parameters |= dict(self.routers.named_parameters())
         self.average = {name: value.detach().clone() for name, value in self.parameters.items()}
         self.optimizer = torch.optim.AdamW(
@@ -165,8 +164,10 @@ class Trainer:
             losses.append((velocity.float() - (x1 - noise)).square().mean())
             (losses[-1] + cost()).backward()  # at once, so that only one pass is in memory
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), GRADIENT_NORM)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["share"] * spec.learning_rate_at(self.step)
+        of_network, *of_routers = self.optimizer.param_groups
+        of_network["lr"] = spec.learning_rate_at(self.step)
+        for group in of_routers:
+            group["lr"] = self.router_rate * spec.routers_rate_at(self.step)
         self.optimizer.step()
         # The average forgets its start quickly at first, then settles at the full decay.
         decay = min(spec.decay, (1 + self.step) / (10 + self.step))
@@ -179,8 +180,8 @@ class Trainer:
         narrow one where there are widths or routers."""
         complete = (self.velocity, lambda: 0.0)
         if self.routers is not None and self.spec.target is not None:
-            target = target_at(self.step, self.spec.target, round(RAMP * self.spec.num_steps))
-            routed = RoutedPass(self.model, self.routers, gumbels(generator), target)
+            target = target_at(self.step, self.spec.target, self.spec.ramp)
+            routed = RoutedPass(self.model, self.routers, generator, target)
             return [complete, (routed, routed.cost)]
         if not self.spec.widths:
             return [complete]

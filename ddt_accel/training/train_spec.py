@@ -13,6 +13,7 @@ from ddt_accel.networks.families import as_mapping, config_of
 
 MAX_WARMUP_STEPS = 500
 MAX_EMA_DECAY = 0.9999
+MAX_RAMP_STEPS = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,11 @@ class TrainSpec:
         return min(MAX_WARMUP_STEPS, self.num_steps // 4) if self.warmup_steps is None else self.warmup_steps
 
     @property
+    def ramp(self) -> int:
+        """Steps in which what is asked of routers falls from everything to the target."""
+        return min(MAX_RAMP_STEPS, self.num_steps // 4)
+
+    @property
     def decay(self) -> float:
         """What the average keeps of itself at each step, once it has left its start behind."""
         fitted = round(min(MAX_EMA_DECAY, max(0.0, 1 - 16 / self.num_steps)), 4)
@@ -74,8 +80,11 @@ class TrainSpec:
         """Linear warm-up, then a cosine to zero."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
-        progress = (step - self.warmup) / max(1, self.num_steps - self.warmup)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.learning_rate * _cosine((step - self.warmup) / max(1, self.num_steps - self.warmup))
+
+    def routers_rate_at(self, step: int) -> float:
+        """Of their peak: a cosine to zero, without warm-up, since the target falls from the first step on."""
+        return _cosine(step / self.num_steps)
 
     def as_mapping(self) -> dict[str, Any]:
         """The spec as a training state keeps it."""
@@ -93,6 +102,10 @@ class TrainSpec:
         return [
             f"{option} {_said(then[option])}, not {_said(now[option])}" for option in now if then[option] != now[option]
         ]
+
+
+def _cosine(progress: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def _options(spec: Mapping[str, Any]) -> dict[str, Any]:

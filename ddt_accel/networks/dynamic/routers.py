@@ -93,10 +93,10 @@ class Routers(nn.Module):
         )
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], groups: int, blocks: int) -> Routers:
+    def of(cls, tensors: Mapping[str, Tensor], groups: int, blocks: int, hidden_size: int) -> Routers:
         """From a checkpoint's tensors, in either layout: `groups − 1` gates, or as the older code has it, `groups`.
 
-        Raises CheckpointError where routers are missing, or have other numbers of gates.
+        Raises CheckpointError where routers are missing, have other sizes, or hold what is no number.
         """
         made = []
         for index in range(blocks):
@@ -105,7 +105,7 @@ class Routers(nn.Module):
                 name = f"blocks.{index}.{kind}.router.weight"
                 if name not in tensors or f"blocks.{index}.{kind}.router.bias" not in tensors:
                     raise CheckpointError(f"The checkpoint lacks the router {name}; give one that has all.")
-                gates, hidden_size = tensors[name].shape
+                gates = len(tensors[name]) if tensors[name].ndim else 0
                 if gates not in (groups - 1, groups):
                     raise CheckpointError(
                         f"The router {name} has {gates} gates for {groups} groups; {groups - 1} or {groups} are read."
@@ -115,7 +115,17 @@ class Routers(nn.Module):
             tokens = TokenRouter(hidden_size) if routed else None
             made.append(BlockRouters(kinds["attn_rate"], kinds["mlp_rate"], tokens))
         routers = cls(made)
-        routers.load_state_dict({name: tensors[name] for name in routers.state_dict()})
+        expected = routers.state_dict()
+        for name, tensor in expected.items():
+            found = tensors.get(name)
+            if found is None:
+                raise CheckpointError(f"The checkpoint lacks the router {name}; give one that has all.")
+            if found.shape != tensor.shape or not found.is_floating_point() or not found.isfinite().all():
+                raise CheckpointError(
+                    f"The router {name} is {found.dtype}{list(found.shape)}; expected {list(tensor.shape)} numbers, "
+                    "all finite."
+                )
+        routers.load_state_dict({name: tensors[name].float() for name in expected})
         return routers
 
     def table(self, time: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from ddt_accel.errors import CheckpointError
 from ddt_accel.networks.condition import ConditionEncoder
-from ddt_accel.networks.config import ConditionConfig
+from ddt_accel.networks.config import ConditionConfig, SplitConfig
 from ddt_accel.networks.dynamic.routers import Routers
 from ddt_accel.networks.dynamic.slicing import narrowable
 from ddt_accel.networks.routes import QUARTERS, Kept, Route
@@ -37,18 +38,27 @@ def _part(name: str) -> str:
     return rest[1] if first == "blocks" and len(rest) > 1 else ""
 
 
-def route(model: SplitNetwork, tensors: Mapping[str, Tensor]) -> tuple[float, ...]:
-    """Gives a complete network the routes that its routers come to, and returns its widths, from 1 down.
+def route(model: SplitNetwork, tensors: Mapping[str, Tensor]) -> set[str]:
+    """Gives a complete network the routes that its routers come to, and returns the names that were read.
 
-    `tensors` are theirs by DyDiT's names, of either layout. Raises CheckpointError where some are missing, ConfigError
-    for a network with other blocks.
+    `tensors` are theirs by DyDiT's names, of either layout. Raises CheckpointError where some are missing or unusable,
+    and for a network of which parts were left out already; ConfigError for one with other blocks.
     """
     config = narrowable(model.config)
-    routers = Routers.of(tensors, config.num_groups, config.transformer_blocks)
+    if not config.complete:
+        raise CheckpointError("The checkpoint has routers, and its network is narrow already; give the complete one.")
+    routers = Routers.of(tensors, config.num_groups, config.transformer_blocks, config.hidden_size)
     heads, groups = masks_over_time(model, routers)
     routes = _routes(config, *(one.unflatten(0, (QUARTERS, -1)).mean(1) for one in (heads, groups)))
     model.config = replace(config, block_routes=routes)  # type: ignore[type-var]  # all that are made of it are dataclasses
-    return (1.0, *sorted((one.width for one in routes), reverse=True))
+    return set(routers.state_dict())
+
+
+def routed_widths(config: SplitConfig) -> tuple[float, ...] | None:
+    """Those of the routes of a network, from 1 down; None where it has no routers."""
+    if not isinstance(config, ConditionConfig) or config.block_routes is None:
+        return None
+    return (1.0, *sorted((one.width for one in config.block_routes), reverse=True))
 
 
 @torch.no_grad()
@@ -67,10 +77,9 @@ def _routes(config: ConditionConfig, heads: Tensor, groups: Tensor) -> tuple[Rou
         quarters.setdefault((of_heads, of_groups), []).append(quarter)
     routes: list[Route] = []
     for (of_heads, of_groups), within in quarters.items():
-        width = _share(config, of_heads, of_groups)
-        if width == 1:
+        if all(len(one) == config.num_groups for one in of_heads + of_groups):
             continue
-        width = round(width, DIGITS)
+        width = round(_share(config, of_heads, of_groups), DIGITS)
         while width in (1.0, *(one.width for one in routes)):  # others of the same share, told apart by the last digit
             width = round(width - 10**-DIGITS, DIGITS)
         routes.append(Route(width=width, quarters=tuple(within), heads=of_heads, groups=of_groups))
@@ -85,7 +94,7 @@ def _most(rates: Tensor) -> tuple[int, ...]:
 
 
 def _share(config: ConditionConfig, heads: Kept, groups: Kept) -> float:
-    """Of the weights of complete blocks: maps of heads are 4 D d each, a group's share of SwiGLU 3 D F / G."""
+    """Of the weights of complete heads and MLPs: maps of a head are 4 D d, a group's share of SwiGLU 3 D F / G."""
     attention = 4 * config.head_size
     mlp = 3 * config.channels[0] / config.num_groups
     left = sum(attention * len(one) for one in heads) + sum(mlp * len(one) for one in groups)

@@ -7,6 +7,7 @@ takes a network takes it: backends, exports, calibrations.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -42,7 +43,8 @@ def taken(model: SplitNetwork, heads: Sequence[Tensor], channels: Sequence[Tenso
     complete = all(len(one) == config.num_groups for one in heads) and all(
         len(one) == swiglu_width(config.hidden_size) for one in channels
     )
-    kept = model.config if complete else config.narrowed(*counts)
+    # The order is another one, so that routes would name others.
+    kept = replace(config, block_routes=None) if complete else config.narrowed(*counts)  # type: ignore[type-var]
     tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     for index, kept_of_block in enumerate(zip(heads, channels, strict=True)):
         of_heads, of_channels = map(_selection, kept_of_block)

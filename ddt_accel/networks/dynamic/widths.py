@@ -138,6 +138,8 @@ def _kept(config: ConditionConfig, encoder: float, decoder: float) -> list[tuple
     for index in range(config.transformer_blocks):
         width = encoder if index < config.encoder_blocks else decoder
         if (route := routes.get(width)) is None:
+            if routes and width < 1:
+                raise ConfigError(f"The width is {width:g}; routers choose {', '.join(f'{one:g}' for one in routes)}.")
             kept.append((range(count_at(width, heads)), range(count_at(width, channels))))
         else:
             in_groups = torch.isin(group_of_each(channels, heads), torch.tensor(route.groups[index]))
