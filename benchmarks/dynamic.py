@@ -30,9 +30,8 @@ from ddt_accel.backends.compiled import CompiledBackend
 from ddt_accel.backends.sample import sample_images
 from ddt_accel.calibration.resample import resample
 from ddt_accel.calibration.statistics import Calibration
-from ddt_accel.errors import ConfigError
 from ddt_accel.evaluation.benchmark import measure
-from ddt_accel.evaluation.candidates import INTEGRATORS, SHIFTS, finest
+from ddt_accel.evaluation.candidates import INTEGRATORS, SHIFTS, finest, with_widths
 from ddt_accel.evaluation.costs import Costs, counted_of
 from ddt_accel.evaluation.fidelity import Interval, interval, to_uint8
 from ddt_accel.evaluation.judge import Judge, Plan
@@ -48,7 +47,6 @@ from ddt_accel.networks.routes import QUARTERS
 from ddt_accel.networks.split import SplitNetwork, latent_shape_of
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.solver.solve import Statistics, solve_curve
-from ddt_accel.solver.with_widths import solve_with_widths
 
 SPEC = SamplingSpec(num_steps=50, solver="ab2")
 GRIDS = (6, 8, 10, 12, 14, 17, 20, 25, 30, 40, 50)
@@ -130,23 +128,8 @@ class Contestant:
 
     def widths(self, cost: float) -> list[Schedule]:
         """Those with widths, of every grid."""
-        found = []
-        each = [self.costs.at(width) for width in self.backend.widths]
-        for statistics in self.grids():
-            total = cost * self.unit
-            # Forecasts cost a little, too, which the program leaves out.
-            for _ in range(4):
-                try:
-                    schedule, _ = solve_with_widths(
-                        statistics, total, [one.encoder for one in each], [one.decoder for one in each]
-                    )
-                except ConfigError:  # nothing is as cheap on this grid
-                    break
-                if (over := self.costs.of(schedule) - cost * self.unit) <= 0:
-                    found.append(schedule)
-                    break
-                total -= over
-        return found
+        every = [with_widths(statistics, self.costs, cost * self.unit) for statistics in self.grids()]
+        return [schedule for schedule in every if schedule is not None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

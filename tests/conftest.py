@@ -118,9 +118,14 @@ def sha256_of_contents(thing: object) -> str:
 def written_once(once) -> Iterator[None]:
     """PyTorch's exporter takes seconds for a network: what it has made of one is copied where that is exported again.
 
-    All that comes after, the comparison with PyTorch first of all, is done each time.
+    All that comes after, the comparison with PyTorch first of all, is done each time. Its table of operators, which it
+    makes anew for every network, is a fifth of these seconds, and made once.
     """
     with pytest.MonkeyPatch.context() as patch:
+        from torch.onnx._internal.exporter import _registration as operators
+
+        table = functools.cache(operators.ONNXRegistry.from_torchlib)
+        patch.setattr(operators.ONNXRegistry, "from_torchlib", staticmethod(table))
 
         def copied(network: nn.Module, inputs: dict[str, Tensor], output: str, path: Path) -> None:
             given = [(name, tensor.dtype, tensor.shape) for name, tensor in inputs.items()]

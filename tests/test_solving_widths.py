@@ -10,11 +10,21 @@ from test_widths import random_network
 
 from ddt_accel import Calibration, SamplingSpec, Schedule, calibrate, draw_labels, draw_noise, load_model, sample, solve
 from ddt_accel.backends.pytorch import TorchBackend
+from ddt_accel.comparison.compare import compare
+from ddt_accel.comparison.contest import Field
+from ddt_accel.comparison.ours import WIDTHS as WITH_WIDTHS
+from ddt_accel.evaluation import candidates, plan
+from ddt_accel.evaluation.candidates import with_widths
 from ddt_accel.evaluation.costs import counted_of
+from ddt_accel.evaluation.judge import Judge
+from ddt_accel.evaluation.plan import choose_plans
 from ddt_accel.networks.saving import save_network
 from ddt_accel.networks.split import SplitNetwork
+from ddt_accel.rivals.table import RIVALS
+from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.solver.decoders import effect_of
 from ddt_accel.solver.with_widths import schedule_with_widths, solve_with_widths
+from ddt_accel.stages import silent
 
 SHAPE, WIDTHS = (3, 8, 8), (1.0, 0.75, 0.5)
 SPEC = SamplingSpec(num_steps=12, guidance=1.5, guidance_interval=(0.3, 0.9))
@@ -72,6 +82,40 @@ def test_one_matrix_prices_every_assignment_of_decoder_widths(network, calibrati
     schedule = schedule_with_widths(calibration, [(k, 0) for k in range(12)], [decoders.get(k, 0) for k in range(12)])
     assert schedule.predicted_error == effect_of(calibration.widths.effects, decoders)
     assert measured(network, schedule) == pytest.approx(schedule.predicted_error, rel=0.02)
+
+
+def test_what_a_cost_affords_includes_forecasts(network, calibration, tiny_model_path) -> None:
+    costs = counted_of(TorchBackend(network), SHAPE)
+    full = costs.of(Schedule.full(SPEC))
+    for share in (0.3, 0.5):
+        schedule = with_widths(calibration, costs, share * full)
+        assert schedule.has_widths
+        assert 0.8 * share * full < costs.of(schedule) <= share * full
+    assert with_widths(calibration, costs, 0.01 * full) is None
+    plain = load_model(tiny_model_path)
+    of_plain = calibrate(plain, SPEC, num_samples=2, batch_size=2, sensitivity_samples=1)
+    assert with_widths(of_plain, counted_of(TorchBackend(plain), SHAPE), full) is None
+
+
+def test_plans_and_comparisons_try_widths(network, calibration, tmp_path, monkeypatch) -> None:
+    for name, few in (("INTEGRATORS", ("ab2",)), ("SHIFTS", ())):
+        monkeypatch.setattr(plan, name, few)
+    monkeypatch.setattr(candidates, "STEPS", (8, 12))
+    backend = TorchBackend(network)
+    costs = counted_of(backend, SHAPE)
+    judge = Judge(backend, calibration, costs, ImageRange(seed=3, first=0, stop=2), 2)
+    (row,) = choose_plans(judge, [0.4], silent)
+    narrow = [one for one in judge.plans if one.schedule.has_widths]
+    assert narrow
+    assert max(one.mean for one in narrow) <= row.shared.mean
+    field = Field(
+        backend=backend, calibration=calibration, costs=costs, num_images=2, seed=5, batch_size=2, aim="reference"
+    )
+    fewer = next(rival for rival in RIVALS if rival.name == "fewer steps")
+    (contest,) = compare(field, [0.4], [fewer], [], tmp_path)
+    entered = next(one for one in contest.rows if one.entry.name == WITH_WIDTHS)
+    assert entered.entry.schedule.has_widths
+    assert entered.cost <= 0.4
 
 
 def test_a_total_is_of_complete_runs(network) -> None:

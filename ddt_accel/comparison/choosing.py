@@ -66,14 +66,14 @@ class Chooser:
         own_grid: bool,
     ) -> None:
         self.backend, self.calibration, self.images, self.batch_size = backend, calibration, images, batch_size
-        self._costs, self._unit = costs, costs.of(Schedule.full(calibration.spec))
+        self._costs, self.unit = costs, costs.of(Schedule.full(calibration.spec))
         self._ends, self._own_grid = ends, own_grid
         self._variants: dict[tuple[str, str], list[Variant]] = {}
         self._largest_of: dict[tuple[int, float], Schedule | None] = {}
         self._seen: dict[tuple[str, int], float] = {}
 
     def cost(self, schedule: Schedule) -> float:
-        return self._costs.of(schedule) / self._unit
+        return self._costs.of(schedule) / self.unit
 
     def decibels(self, schedule: Schedule, count: int | None = None) -> float:
         """The mean over the images or the first of them, −∞ where any of them leaves the finite numbers."""
@@ -95,7 +95,7 @@ class Chooser:
         Grids and settings are searched in turns by a first look on few images: some settings on every grid, all of them
         on the best grid, the best of these on every grid again. The best by that are told apart on all images.
         """
-        grids = [(statistics.spec, self._of(rival, statistics)) for statistics in self._grids(rival, cost)]
+        grids = [(statistics.spec, self._of(rival, statistics)) for statistics in self.grids(rival, cost)]
         if not rival.shares:
             found = [one for spec, variants in grids for one in self._affordable(variants, spec, cost)]
         else:
@@ -136,7 +136,8 @@ class Chooser:
             self._variants[key] = rival.variants(statistics)
         return self._variants[key]
 
-    def _grids(self, rival: Rival, cost: float) -> list[Statistics]:
+    def grids(self, rival: Rival, cost: float) -> list[Statistics]:
+        """What is known on the grids that a rival may take at a cost."""
         calibration, own = self.calibration, self.calibration.spec
         if not rival.shares or self._own_grid:
             return [calibration]

@@ -15,9 +15,10 @@ from ddt_accel.calibration.watched import networks_of
 from ddt_accel.comparison.choices import Choices
 from ddt_accel.comparison.choosing import Chooser, Entry
 from ddt_accel.comparison.contest import REFERENCE, UNSHARED, Contest, Field, Row
-from ddt_accel.comparison.ours import ALIGNED, CLOSED, FITTED, SOLVED, SOLVING
+from ddt_accel.comparison.ours import ALIGNED, CLOSED, FITTED, SOLVED, SOLVING, WIDTHS
 from ddt_accel.errors import ConfigError, MismatchError, NumericsError
 from ddt_accel.evaluation.benchmark import measure
+from ddt_accel.evaluation.candidates import with_widths
 from ddt_accel.evaluation.converged import converged_ends, reference_steps
 from ddt_accel.evaluation.fidelity import latent_decibels
 from ddt_accel.fitting.aligned import align, unshared_path
@@ -86,6 +87,8 @@ def _entries(
     for rival in (*rivals, SOLVING):
         entries[rival.name] = choices.of(cost, rival.name, partial(_chosen, field, chooser, rival, cost))
         advance()
+    if len(field.backend.widths) > 1:
+        entries[WIDTHS] = choices.of(cost, WIDTHS, partial(_with_widths, field, chooser, cost))
     entries[ALIGNED] = choices.of(cost, ALIGNED, partial(_aligned, field, chooser, entries[SOLVED]))
     advance()
     entries[CLOSED] = choices.of(cost, CLOSED, partial(_closed, chooser, finder, cost))
@@ -110,6 +113,13 @@ def _chosen(field: Field, chooser: Chooser, rival: Rival, cost: float) -> Entry 
         return None
     schedule = rival.along(networks, entry.schedule, field.aligning, field.calibration.latent_shape)
     return chooser.entry(rival.name, rival.source, entry.settings, schedule)
+
+
+def _with_widths(field: Field, chooser: Chooser, cost: float) -> Entry | None:
+    """The best of every grid's schedule with widths."""
+    every = [with_widths(statistics, field.costs, cost * chooser.unit) for statistics in chooser.grids(SOLVING, cost)]
+    found = [chooser.entry(WIDTHS, SOLVING.source, "", one) for one in every if one is not None]
+    return max(filter(None, found), key=lambda entry: entry.promise, default=None)
 
 
 def _aligned(field: Field, chooser: Chooser, solved: Entry | None) -> Entry | None:

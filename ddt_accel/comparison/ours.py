@@ -1,5 +1,5 @@
-"""What we enter with: solved schedules; these aligned with the unshared trajectory; what fits in closed form
-find, to what all come close to; and what gradients fitted."""
+"""What we enter with: solved schedules, with narrow networks where there are some; these aligned with the unshared
+trajectory; what fits in closed form find, to what all come close to; and what gradients fitted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from ddt_accel.schedule import Schedule
 from ddt_accel.solver.solve import Method, Statistics, solve_curve
 
 SOLVED, ALIGNED, CLOSED, FITTED = "ours, solved", "ours, aligned", "ours, in closed form", "ours, fitted"
-OURS = (SOLVED, ALIGNED, CLOSED, FITTED)
+WIDTHS = "ours, with widths"
+OURS = (SOLVED, WIDTHS, ALIGNED, CLOSED, FITTED)
 SOURCES = (2, 3, 4)
 
 

@@ -9,14 +9,18 @@ from collections.abc import Callable
 from ddt_accel.calibration.resample import resample
 from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ConfigError
+from ddt_accel.evaluation.costs import Costs
 from ddt_accel.schedule import Schedule
-from ddt_accel.solver.solve import PUBLISHED, Method, schedule_with, solve_curve
+from ddt_accel.solver.solve import PUBLISHED, Method, Statistics, schedule_with, solve_curve
 from ddt_accel.solver.split import ALIKE, split, splits
+from ddt_accel.solver.with_widths import solve_with_widths
 from ddt_accel.spec import SamplingSpec
 
 INTEGRATORS = ("euler", "heun", "ab2", "ab3")
 # Time shifts that are tried, relative to the calibrated one, with the integrator that is best at a cost.
 SHIFTS = (0.6, 0.8, 1.25, 1.7, 2.4)
+# Forecasts cost a little, too, which the program over widths leaves out: so often it is asked again for less.
+REPRICED = 4
 STEPS = (4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 30, 36, 42, 50, 60, 80, 100, 125, 160, 200, 250)
 
 
@@ -94,6 +98,26 @@ def variants(calibration: Calibration, schedule: Schedule, *, costs: tuple[float
     if (schedule.spec.guidance_weights != 1.0).any():
         found += [split(statistics, schedule, method, costs=costs) for method in methods[:2]]
     return found
+
+
+def with_widths(statistics: Statistics, costs: Costs, total: float) -> Schedule | None:
+    """The best schedule that runs narrow networks, too, and costs at most `total`; None for a network at one width, and
+    where nothing is as cheap."""
+    if statistics.widths is None:
+        return None
+    each = [costs.at(width) for width in statistics.widths.widths]
+    left = total
+    for _ in range(REPRICED):
+        try:
+            schedule, _ = solve_with_widths(
+                statistics, left, [one.encoder for one in each], [one.decoder for one in each]
+            )
+        except ConfigError:  # nothing is as cheap, or the statistics have no sensitivities
+            return None
+        if (over := costs.of(schedule) - total) <= 0:
+            return schedule
+        left -= over
+    return None
 
 
 def neighbours(calibration: Calibration, schedule: Schedule, *, costs: tuple[float, float] = ALIKE) -> list[Schedule]:

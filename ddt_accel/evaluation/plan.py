@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from ddt_accel.calibration.resample import POINTS
+from ddt_accel.calibration.resample import POINTS, resample
 from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ConfigError, MismatchError
 from ddt_accel.evaluation import candidates
@@ -46,7 +46,8 @@ class Row:
     """The best plans of at most a cost, without and with sharing, and what the published method reaches there.
 
     `fewer` has the calibrated time shift, any of `INTEGRATORS` and at most as many steps as are affordable; `unshared`
-    any of `SHIFTS`, too. Fitted plans are there where fits were asked for.
+    any of `SHIFTS`, too; `shared` may run narrow networks where there are some. Fitted plans are there where fits were
+    asked for.
     """
 
     cost: float
@@ -188,6 +189,9 @@ def choose_plans(
             for variant in candidates.variants(calibration, schedule, costs=judge.costs.relative)
             if judge.cost(variant) <= target
         ]
+        grids_of_these = [resample(calibration, one) for one in dict.fromkeys(s.spec for s in promising)]
+        wide = [candidates.with_widths(one, judge.costs, target * judge.unit) for one in grids_of_these]
+        promising += [schedule for schedule in wide if schedule is not None and schedule.has_widths]
         label = f"measuring shared plans at cost {target:.3g}"
         shared = closest([judge.measure(schedule) for schedule in _counted(label, promising, on_stage)])
         if shared is not None:
