@@ -36,7 +36,7 @@ def router_rate(model: SplitNetwork, ramp: int) -> float:
     e. At the network's own rate a gate would stay open for longer than the run.
     """
     times = torch.linspace(0, 1, 101, device=model.device)
-    size = cast(ConditionEncoder, model).t_embedder(times).abs().sum(-1).mean().item()
+    size = float(cast(ConditionEncoder, model).t_embedder(times).abs().sum(-1).mean())
     return OPEN / ((1 + size) * max(1.0, CLOSING * ramp))
 
 

@@ -42,7 +42,7 @@ def picture_size(model: SplitNetwork, given: int | None) -> int:
 def alone(model: SplitNetwork) -> SplitNetwork:
     """The complete network as such, without what an earlier fine-tuning learned of widths."""
     if isinstance(model.config, ConditionConfig):
-        model.config = replace(model.config, block_routes=None)  # type: ignore[type-var]
+        model.config = replace(model.config, block_routes=None)
     if model.source is not None:
         model.source = replace(model.source, widths=())
     return model

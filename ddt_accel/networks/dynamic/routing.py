@@ -50,7 +50,7 @@ def route(model: SplitNetwork, tensors: Mapping[str, Tensor]) -> set[str]:
     routers = Routers.of(tensors, config.num_groups, config.transformer_blocks, config.hidden_size)
     heads, groups = masks_over_time(model, routers)
     routes = _routes(config, *(one.unflatten(0, (QUARTERS, -1)).mean(1) for one in (heads, groups)))
-    model.config = replace(config, block_routes=routes)  # type: ignore[type-var]  # all that are made of it are dataclasses
+    model.config = cast(SplitConfig, replace(config, block_routes=routes))  # type: ignore[type-var]
     return set(routers.state_dict())
 
 

@@ -108,12 +108,7 @@ def narrow(model: SplitNetwork, encoder: float, decoder: float | None = None, *,
             f"{name} was trained at one width; `ddt-accel train --from CHECKPOINT --dynamic nested` makes one that has "
             "several."
         )
-    chosen = [min(widths, key=lambda one, given=given: abs(one - given)) for given in (encoder, decoder)]
-    for given, nearest in zip((encoder, decoder), chosen, strict=True):
-        if abs(nearest - given) > CLOSE:
-            raise ConfigError(
-                f"The width is {given:g}; the network was trained at {', '.join(f'{one:g}' for one in widths)}."
-            )
+    chosen = [_meant(widths, given) for given in (encoder, decoder)]
     heads, channels = zip(*_kept(config, *chosen), strict=True)
     network = taken(model, list(map(torch.tensor, heads)), list(map(torch.tensor, channels)))
     if known and model.source is not None:
@@ -122,6 +117,16 @@ def narrow(model: SplitNetwork, encoder: float, decoder: float | None = None, *,
             model.source, name=f"{model.source.name} at width {said}", sha256=identity(network), widths=()
         )
     return network.eval().requires_grad_(False)
+
+
+def _meant(widths: Sequence[float], given: float) -> float:
+    """The width that somebody means; raises ConfigError where none is close."""
+    nearest = min(widths, key=lambda one: abs(one - given))
+    if abs(nearest - given) > CLOSE:
+        raise ConfigError(
+            f"The width is {given:g}; the network was trained at {', '.join(f'{one:g}' for one in widths)}."
+        )
+    return nearest
 
 
 def _counts(config: ConditionConfig, encoder: float, decoder: float) -> tuple[list[int], list[int]]:
