@@ -34,11 +34,11 @@ def main() -> None:
         kept = ROOT / "benchmarks" / "results" / f"compare-{name}.json"
         if Path(path).resolve() != kept:
             shutil.copyfile(path, kept)
-        block = re.compile(rf"(<!-- measured: {re.escape(name)} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        block = re.compile(rf"(<!-- measured: {re.escape(name)} -->\n)(?:.*?\n)??(<!-- end -->)", re.DOTALL)
         if not block.search(text):
             sys.exit(f"{PAGE} has no place for {name}.")
         filled = "\n".join(tables(facts))
-        text = block.sub(lambda found, filled=filled: f"{found[1]}{filled}{found[2]}", text)
+        text = block.sub(lambda found, filled=filled: f"{found[1]}{filled}\n{found[2]}", text)
         print(f"{name}: {json.dumps(facts['conditions'], indent=1)}\n\n{filled}\n")
     PAGE.write_text(text)
 
