@@ -49,7 +49,7 @@ def probe(part: Part) -> None:
     for name, dtype, tf32 in (("bf16", torch.bfloat16, 0), ("fp32", torch.float32, 0), ("tf32", torch.float32, 1)):
         torch.backends.cuda.matmul.allow_tf32 = bool(tf32)
         with part.trying(f"{name} product"):
-            products, copied = machine(dtype, part.device, 0.3)
+            products, copied = machine(dtype, part.device, 0.3, reduced=part.reduced)
             part.tell(f"{name} product", products / 1e12, "T multiply-adds/s")
             if name == "bf16":
                 part.tell("copy", copied / 1e9, "GB/s")

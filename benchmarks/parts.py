@@ -84,12 +84,15 @@ def seconds(call: Callable[[], object], device: torch.device, within: float) -> 
     return statistics.median(rounds({"it": call}, device, within)["it"])
 
 
-def machine(dtype: torch.dtype, device: torch.device, within: float) -> tuple[float, float]:
-    """Multiply-adds a second of a large matrix product, and bytes a second of a large copy, read and written."""
-    size = 8192 if device.type == "cuda" else 2048
+def machine(dtype: torch.dtype, device: torch.device, within: float, *, reduced: bool = False) -> tuple[float, float]:
+    """Multiply-adds a second of a large matrix product, and bytes a second of a large copy, read and written; `reduced`
+    rehearses it with small ones, which a processor without bf16 needs seconds for otherwise."""
+    size, bytes_copied = (8192, 1 << 31) if device.type == "cuda" else (2048, 1 << 28)
+    if reduced:
+        size, bytes_copied = 64, 1 << 16
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     products = size**3 / seconds(lambda: a @ b, device, within)
-    block = torch.empty(1 << (31 if device.type == "cuda" else 28), dtype=torch.uint8, device=device)
+    block = torch.empty(bytes_copied, dtype=torch.uint8, device=device)
     other = torch.empty_like(block)
     return products, 2 * block.numel() / seconds(lambda: other.copy_(block), device, within)
 

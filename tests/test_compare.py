@@ -132,7 +132,7 @@ def test_grids_and_settings_are_searched_in_turns(chooser) -> None:
     """No worse than the best of any grid and setting, but for what two images do not tell apart."""
     rival, cost = next(rival for rival in RIVALS if rival.name == "TaylorSeer"), 0.45
     entry, best = chooser.choose(rival, cost), -np.inf
-    for statistics in chooser._grids(rival, cost):
+    for statistics in chooser.grids(rival, cost):
         for variant in rival.variants(statistics):
             runs = range(1, statistics.spec.num_evaluations + 1)
             affordable = [s for k in runs if (s := variant.of(k)) is not None and chooser.cost(s) <= cost]
