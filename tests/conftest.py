@@ -122,14 +122,19 @@ def written_once(once) -> Iterator[None]:
     makes anew for every network, is a fifth of these seconds, and made once.
     """
     with pytest.MonkeyPatch.context() as patch:
-        from torch.onnx._internal.exporter import _registration as operators
 
-        table = functools.cache(operators.ONNXRegistry.from_torchlib)
-        patch.setattr(operators.ONNXRegistry, "from_torchlib", staticmethod(table))
+        @functools.cache
+        def one_table() -> None:
+            """When something is exported, for machines that run the rest of the tests without the exporter."""
+            from torch.onnx._internal.exporter import _registration as operators
+
+            table = functools.cache(operators.ONNXRegistry.from_torchlib)
+            patch.setattr(operators.ONNXRegistry, "from_torchlib", staticmethod(table))
 
         def copied(network: nn.Module, inputs: dict[str, Tensor], output: str, path: Path) -> None:
             given = [(name, tensor.dtype, tensor.shape) for name, tensor in inputs.items()]
             # The two networks of an export share modules: written, the first puts the second into this mode, too.
+            one_table()
             everything = (network.eval(), given, output, path.name, onnx_export.EXTERNAL_DATA_FROM)
             made = once(
                 f"network-{sha256_of_contents(everything)}",

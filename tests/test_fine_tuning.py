@@ -46,6 +46,15 @@ def two_classes(count: int = 64) -> ImageSet:
     )
 
 
+def written(pictures: ImageSet, folder: Path) -> Path:
+    """As a folder of classes."""
+    for index, image in enumerate(pictures.images):
+        place = folder / pictures.class_names[index % 2] / f"{index}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     """A checkpoint that has learned something at its only width."""
@@ -207,11 +216,8 @@ def test_what_does_not_fit_is_said_before_anything_is_read(cli, trained: Path, t
 
 @pytest.mark.slow
 def test_from_a_checkpoint_to_pictures_at_half_the_width(cli, trained: Path, tmp_path: Path) -> None:
-    for index, image in enumerate(two_classes(24).images):
-        place = tmp_path / "pictures" / ("dark", "bright")[index % 2] / f"{index}.png"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(place)
-    common = ("train", "--data", tmp_path / "pictures", "--threads", 1, "--precision", "fp32", "--batch-size", 8)
+    data = written(two_classes(24), tmp_path / "pictures")
+    common = ("train", "--data", data, "--threads", 1, "--precision", "fp32", "--batch-size", 8)
     line = (*common, "--from", trained, "--out", tmp_path / "run", "--dynamic", "nested", "--images", 64)
     ran = cli(*line)
     assert ran.code == 0, ran.err

@@ -10,13 +10,12 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from PIL import Image
+from test_fine_tuning import CPU, NETWORK, two_classes, written
 
 from ddt_accel import SamplingSpec, Schedule, draw_labels, draw_noise, load_model, sample
 from ddt_accel.errors import CheckpointError, ConfigError, MismatchError
 from ddt_accel.networks.checkpoints import describe
 from ddt_accel.networks.config import Source
-from ddt_accel.networks.ddt.config import DDTConfig
 from ddt_accel.networks.dynamic.gates import gumbels
 from ddt_accel.networks.dynamic.masks import BlockMasks, cost_share
 from ddt_accel.networks.dynamic.routers import Routers
@@ -27,30 +26,14 @@ from ddt_accel.networks.families import as_mapping, build, config_of
 from ddt_accel.networks.saving import save_network
 from ddt_accel.networks.split import SplitNetwork
 from ddt_accel.training import loop
-from ddt_accel.training.images import ImageSet
 from ddt_accel.training.loop import Trainer
 from ddt_accel.training.release import write_release
 from ddt_accel.training.routed import RoutedPass, fresh_routers
 from ddt_accel.training.start import in_order
 from ddt_accel.training.train_spec import TrainSpec
 
-NETWORK = DDTConfig(
-    in_channels=3, patch_size=4, num_groups=4, hidden_size=32, num_blocks=3, num_encoder_blocks=2, num_classes=2
-)
 SHAPE = (3, 8, 8)
 TOKENS = NETWORK.num_tokens(SHAPE)
-CPU = torch.device("cpu")
-
-
-def pictures(count: int = 64) -> ImageSet:
-    """Dark and bright."""
-    labels = np.arange(count) % 2
-    noise = np.random.default_rng(0).integers(0, 40, (count, 8, 8, 3))
-    return ImageSet(
-        images=(noise + labels[:, None, None, None] * 180).astype(np.uint8),
-        labels=labels,
-        class_names=("dark", "bright"),
-    )
 
 
 def begin() -> SplitNetwork:
@@ -66,7 +49,7 @@ def begin() -> SplitNetwork:
 def run_in(folder: Path, *, steps: int, **settings: object) -> Trainer:
     spec = TrainSpec(network=NETWORK, total_images=16 * steps, batch_size=16, learning_rate=2e-3, precision="fp32",
                      start="0" * 64, target=0.5)  # fmt: skip
-    return Trainer(dataclasses.replace(spec, **settings), pictures(), folder, CPU, compiled=False, start=begin())
+    return Trainer(dataclasses.replace(spec, **settings), two_classes(), folder, CPU, compiled=False, start=begin())
 
 
 @pytest.fixture(scope="module")
@@ -306,12 +289,9 @@ def test_one_mask_a_quarter_is_the_network_without_it(routed: SplitNetwork) -> N
 
 @pytest.mark.slow
 def test_from_a_checkpoint_to_pictures_by_routers(cli, learned: Path, tmp_path: Path) -> None:
-    for index, image in enumerate(pictures(24).images):
-        place = tmp_path / "pictures" / ("dark", "bright")[index % 2] / f"{index}.png"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(place)
+    data = written(two_classes(24), tmp_path / "pictures")
     # Also from a checkpoint that has routers already: its complete network begins.
-    line = ("train", "--data", tmp_path / "pictures", "--threads", 1, "--precision", "fp32", "--batch-size", 8,
+    line = ("train", "--data", data, "--threads", 1, "--precision", "fp32", "--batch-size", 8,
             "--from", learned, "--out", tmp_path / "run", "--dynamic", "routers", "--target", 0.6,
             "--images", 800)  # fmt: skip
     ran = cli(*line)

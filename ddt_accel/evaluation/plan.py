@@ -189,9 +189,10 @@ def choose_plans(
             for variant in candidates.variants(calibration, schedule, costs=judge.costs.relative)
             if judge.cost(variant) <= target
         ]
-        grids_of_these = [resample(calibration, one) for one in dict.fromkeys(s.spec for s in promising)]
-        wide = [candidates.with_widths(one, judge.costs, target * judge.unit) for one in grids_of_these]
-        promising += [schedule for schedule in wide if schedule is not None and schedule.has_widths]
+        if calibration.width_sums is not None:
+            statistics = [resample(calibration, one) for one in dict.fromkeys(s.spec for s in promising)]
+            narrow = [candidates.with_widths(one, judge.costs, target * judge.unit) for one in statistics]
+            promising += [schedule for schedule in narrow if schedule is not None and schedule.has_widths]
         label = f"measuring shared plans at cost {target:.3g}"
         shared = closest([judge.measure(schedule) for schedule in _counted(label, promising, on_stage)])
         if shared is not None:
