@@ -22,8 +22,10 @@ from ddt_accel.fitting.fit import LOOK_EVERY
 from ddt_accel.fitting.fit_spec import FitSpec
 from ddt_accel.fitting.joint import JointFit
 from ddt_accel.fitting.scalars import widened
+from ddt_accel.fitting.published_times import PublishedTimes
 from ddt_accel.fitting.search import EXPANDED, Pattern, Search, starts
 from ddt_accel.networks.split import latent_shape_of
+from ddt_accel.rivals.neural_solver import FLOWDCN, SIT, solver
 from ddt_accel.sampling.integrators import updates
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.sampling.reference import converged
@@ -56,7 +58,8 @@ def path(backend) -> Course:
 
 
 def patterns(calibration) -> list[Pattern]:
-    return starts(calibration, (5, 8), lambda schedule: schedule.budget <= 5)
+    found = starts(calibration, (5, 8), lambda schedule: schedule.budget <= 5)
+    return [pattern for pattern in found if isinstance(pattern, Pattern)]
 
 
 def ends(model, schedule: Schedule, images: ImageRange) -> torch.Tensor:
@@ -227,6 +230,20 @@ def test_a_search_keeps_the_best_that_it_can_afford(model, backend, calibration,
     decibels = latent_decibels(ends(model, fitted, jury.held_out), jury.ends)
     assert score(best) == pytest.approx(decibels.mean(), abs=0.01)
     assert search.best(found, lambda schedule: False) is None
+
+
+def test_a_search_is_never_behind_the_times_that_others_searched(backend, calibration, path) -> None:
+    found = [start for start in starts(calibration, (4, 6), lambda _: True) if isinstance(start, PublishedTimes)]
+    made = [start.schedule(calibration) for start in found]
+    assert [schedule.times for schedule in made] == [solver(FINE, table, 6).times for table in (FLOWDCN, SIT)]
+    assert {schedule.checkpoint_sha256 for schedule in made} == {calibration.checkpoint_sha256}
+    shared = starts(calibration, (6,), lambda _: True, unshared=False)
+    assert shared and all(isinstance(start, Pattern) for start in shared)
+    search = Search(backend, calibration, path, batch_size=4, on_stage=lambda label, total: lambda: None)
+    best = search.best([patterns(calibration)[0], *found], lambda _: True)
+    assert search.jury.score(best) >= max(map(search.jury.score, found))
+    # They are what is fitted where they are ahead, at the times and from the integrator that were published.
+    assert search.best(found, lambda _: True) == max(found, key=search.jury.score)
 
 
 def test_neighbours_are_tried_until_none_is_better(backend, calibration, path) -> None:

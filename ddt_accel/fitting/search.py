@@ -2,14 +2,15 @@
 
 A fit by gradients takes minutes, one in closed form (fitting/closed_form.py) as long as sampling a few images, and what
 it leaves of the error tells patterns apart. So patterns are compared by that, all on the same noises: first the exact
-program's on many grids, then the neighbours of the best of them, as long as they are better.
+program's on many grids, and times that others searched, then the neighbours of the best of them, as long as they are
+better.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,6 +21,7 @@ from ddt_accel.errors import ConfigError, MismatchError, NumericsError
 from ddt_accel.evaluation.course import Course
 from ddt_accel.evaluation.fidelity import latent_decibels
 from ddt_accel.fitting.closed_form import closed_form
+from ddt_accel.fitting.published_times import PublishedTimes, published_times
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.schedule import Schedule
 from ddt_accel.solver.solve import Method, Statistics, schedule_with, solve_curve
@@ -104,6 +106,9 @@ class Pattern:
         return found
 
 
+Start = Pattern | PublishedTimes
+
+
 class Jury:
     """Images whose converged trajectories are known: closed forms are fitted to the first, and judged on the others."""
 
@@ -116,9 +121,9 @@ class Jury:
         if calibration.contains(self.held_out):
             raise MismatchError(f"Seed {course.images.seed} was calibrated on; search with another --seed.")
         self._backend, self._calibration, self._batch_size = backend, calibration, batch_size
-        self._scores: dict[Pattern, float] = {}
+        self._scores: dict[Start, float] = {}
 
-    def score(self, pattern: Pattern) -> float:
+    def score(self, pattern: Start) -> float:
         """dB to the converged ends of the held-out images after a fit in closed form."""
         if pattern not in self._scores:
             schedule = pattern.schedule(self._calibration)
@@ -154,11 +159,11 @@ class Search:
         if course.images.count > spec.screened_on:
             self._screen = Jury(backend, calibration, course.first(spec.screened_on), batch_size)
 
-    def best(self, starts: list[Pattern], affordable: Callable[[Schedule], bool]) -> Pattern | None:
+    def best(self, starts: Sequence[Start], affordable: Callable[[Schedule], bool]) -> Start | None:
         """The best pattern found from `starts` of those whose schedules are `affordable`; None where none of `starts`
         is."""
 
-        def seen(patterns: list[Pattern], label: str) -> list[Pattern]:
+        def seen(patterns: Sequence[Start], label: str) -> list[Start]:
             kept = [pattern for pattern in dict.fromkeys(patterns) if affordable(pattern.schedule(self.calibration))]
             done = self.on_stage(label, len(kept))
             for pattern in kept:
@@ -170,7 +175,7 @@ class Search:
         found = seen(starts, "searching grids")
         if not found:
             return None
-        expanded: set[Pattern] = set()
+        expanded: set[Start] = set()
         for _ in range(self.spec.expanded):
             pattern = max(found, key=self.jury.score)
             if pattern in expanded:
@@ -190,14 +195,16 @@ def starts(
     worth_it: bool = True,
     shifts: tuple[float, ...] = SHIFTS,
     costs: tuple[float, float] = ALIKE,
-) -> list[Pattern]:
+) -> list[Start]:
     """Patterns to start a search from, on grids of so many `steps` at some time shifts, by second-order
-    Adams–Bashforth: those that run the encoder at every step, and the exact program's that share its runs.
+    Adams–Bashforth: those that run the encoder at every step, these at the published times of as many steps, too, and
+    the exact program's that share its runs.
 
     `costs` are those of an encoder run in either branch. With `worth_it` only patterns of two encoder runs in five
     steps: with fewer, fewer steps are better.
     """
-    own, found = calibration.spec, []
+    own = calibration.spec
+    found: list[Start] = [*published_times(steps)] if unshared else []
     for count in steps:
         for shift in shifts:
             spec = _shifted(own, shift, count)

@@ -168,6 +168,7 @@ SIT: Table = {
     ),
 }
 # fmt: on
+TABLES = {"FlowDCN-B/2": FLOWDCN, "SiT-XL/2": SIT}  # by the networks that they were searched on
 
 SHIFTS = np.round(np.geomspace(0.1, 10, 201), 3).tolist()
 
@@ -176,10 +177,9 @@ def variants(statistics: Statistics) -> list[Variant]:
     """None for a stochastic sampler, which leads elsewhere."""
     if statistics.spec.solver == "sde":
         return []
-    tables = {"FlowDCN-B/2": FLOWDCN, "SiT-XL/2": SIT}
     return [
         Variant(settings=f"searched on {name}", of=partial(_largest, statistics.spec, table))
-        for name, table in tables.items()
+        for name, table in TABLES.items()
     ]
 
 

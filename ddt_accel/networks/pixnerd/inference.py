@@ -16,11 +16,9 @@ from torch.nn import functional as F
 from ddt_accel.networks.condition import PreparedCondition
 from ddt_accel.networks.config import LatentShape
 from ddt_accel.networks.layers import patchify, unpatchify
-from ddt_accel.networks.pixnerd.network import PixNerd
+from ddt_accel.networks.pixnerd.network import PixNerd, by_unit_columns
 from ddt_accel.networks.prepared import Affine, Arithmetic
 from ddt_accel.networks.prepared_layers import NormWeights, PreparedNorm
-
-SHORTEST = 1e-12  # a column is divided by no less
 
 
 class PreparedPixNerd(PreparedCondition):
@@ -47,17 +45,11 @@ class PreparedPixNerd(PreparedCondition):
         width = pixels.shape[-1]
         for norm, weights in zip(self.norms, modulations, strict=True):
             first, second = weights.chunk(2, dim=-1)
-            hidden = _normalised(norm(pixels).to(self.dtype), first.unflatten(-1, (width, -1)))
-            drawn = _normalised(F.silu(hidden).to(self.dtype), second.unflatten(-1, (-1, width)))
+            hidden = by_unit_columns(norm(pixels).to(self.dtype), first.unflatten(-1, (width, -1)))
+            drawn = by_unit_columns(F.silu(hidden).to(self.dtype), second.unflatten(-1, (-1, width)))
             pixels = pixels + drawn
         out = self.final(self.final_norm(pixels).to(self.dtype)).transpose(-1, -2).flatten(-2)
         return unpatchify(out, self.patch, latents.shape[-2], latents.shape[-1]).float()
-
-
-def _normalised(x: Tensor, weights: Tensor) -> Tensor:
-    """x [B, L, p², a] times weights [B, L, a, b] of columns of length 1, in float32."""
-    lengths = weights.float().square().sum(-2, keepdim=True).sqrt().clamp_min(SHORTEST)
-    return (x @ weights).float() / lengths
 
 
 PREPARED = PreparedPixNerd

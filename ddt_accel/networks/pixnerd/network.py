@@ -23,6 +23,7 @@ from ddt_accel.networks.layers import (
 from ddt_accel.networks.pixnerd.config import PixNerdConfig
 
 FREQUENCIES = 8  # along each axis
+SHORTEST = 1e-12  # a column is divided by no less
 
 
 class PixNerd(ConditionEncoder):
@@ -119,9 +120,18 @@ class PatchBlock(nn.Module):
         """pixels [B, L, p², h]; weights [B, L, 2 r h²]: A [h, r h], then B [r h, h]."""
         width = pixels.shape[-1]
         first, second = weights.chunk(2, dim=-1)
-        inner = F.normalize(first.unflatten(-1, (width, -1)), dim=-2)
-        outer = F.normalize(second.unflatten(-1, (-1, width)), dim=-2)
-        return pixels + F.silu(self.norm(pixels) @ inner) @ outer
+        hidden = by_unit_columns(self.norm(pixels), first.unflatten(-1, (width, -1)))
+        drawn = by_unit_columns(F.silu(hidden).type_as(weights), second.unflatten(-1, (-1, width)))
+        return pixels + drawn.type_as(pixels)
+
+
+def by_unit_columns(x: Tensor, weights: Tensor) -> Tensor:
+    """x [B, L, p², a] times weights [B, L, a, b] whose columns are brought to length 1, in float32.
+
+    The product is divided by the lengths: there are fewer numbers in it than there would be in divided weights.
+    """
+    squares = weights.float().square().sum(-2, keepdim=True)
+    return (x @ weights).float() / squares.clamp_min(SHORTEST**2).sqrt()  # in this order: its gradient is finite
 
 
 class PixelLayer(nn.Module):
