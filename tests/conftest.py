@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -46,6 +47,12 @@ SLOW = {
     "test_serving", "test_shards", "test_shipped", "test_status", "test_studio_page", "test_train_command",
     "test_workers",
 }  # fmt: skip
+
+
+def pytest_configure() -> None:
+    """What is started in the background of a shell ignores Ctrl-C, and so would all commands that are tried here."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items) -> None:
