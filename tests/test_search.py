@@ -21,8 +21,8 @@ from ddt_accel.fitting.closed_form import closed_form
 from ddt_accel.fitting.fit import LOOK_EVERY
 from ddt_accel.fitting.fit_spec import FitSpec
 from ddt_accel.fitting.joint import JointFit
+from ddt_accel.fitting.published_times import published_times
 from ddt_accel.fitting.scalars import widened
-from ddt_accel.fitting.published_times import PublishedTimes
 from ddt_accel.fitting.search import EXPANDED, Pattern, Search, starts
 from ddt_accel.networks.split import latent_shape_of
 from ddt_accel.rivals.neural_solver import FLOWDCN, SIT, solver
@@ -58,8 +58,7 @@ def path(backend) -> Course:
 
 
 def patterns(calibration) -> list[Pattern]:
-    found = starts(calibration, (5, 8), lambda schedule: schedule.budget <= 5)
-    return [pattern for pattern in found if isinstance(pattern, Pattern)]
+    return starts(calibration, (5, 8), lambda schedule: schedule.budget <= 5)
 
 
 def ends(model, schedule: Schedule, images: ImageRange) -> torch.Tensor:
@@ -232,18 +231,53 @@ def test_a_search_keeps_the_best_that_it_can_afford(model, backend, calibration,
     assert search.best(found, lambda schedule: False) is None
 
 
-def test_a_search_is_never_behind_the_times_that_others_searched(backend, calibration, path) -> None:
-    found = [start for start in starts(calibration, (4, 6), lambda _: True) if isinstance(start, PublishedTimes)]
-    made = [start.schedule(calibration) for start in found]
-    assert [schedule.times for schedule in made] == [solver(FINE, table, 6).times for table in (FLOWDCN, SIT)]
-    assert {schedule.checkpoint_sha256 for schedule in made} == {calibration.checkpoint_sha256}
-    shared = starts(calibration, (6,), lambda _: True, unshared=False)
-    assert shared and all(isinstance(start, Pattern) for start in shared)
+def test_published_times_are_those_of_the_most_steps_that_are_affordable(calibration) -> None:
+    def made(most: int, steps: int | None = None) -> list[Schedule]:
+        found = published_times(calibration, lambda schedule: schedule.budget <= most, steps)
+        return [one.schedule(calibration) for one in found]
+
+    for count, schedules in ((7, made(7)), (6, made(12, 6)), (10, made(12))):  # both have 5 to 10 steps
+        expected = [solver(FINE, table, count) for table in (FLOWDCN, SIT)]
+        assert [one.times for one in schedules] == [one.times for one in expected]
+        assert [one.integrator for one in schedules] == [one.integrator for one in expected]
+        assert {one.checkpoint_sha256 for one in schedules} == {calibration.checkpoint_sha256}
+    assert made(4) == made(6, 7) == made(20, 11) == []
+    # Where their times fit no grid of the sampler, they are left out.
+    odd = dataclasses.replace(FINE, timeshift=1000.0, last_step=0.999)
+    assert published_times(dataclasses.replace(calibration, spec=odd), lambda schedule: True) == []
+
+
+def test_a_search_goes_on_beside_the_times_that_others_searched(backend, calibration, path) -> None:
+    """It is behind neither them nor what it finds without them."""
     search = Search(backend, calibration, path, batch_size=4, on_stage=lambda label, total: lambda: None)
-    best = search.best([patterns(calibration)[0], *found], lambda _: True)
-    assert search.jury.score(best) >= max(map(search.jury.score, found))
-    # They are what is fitted where they are ahead, at the times and from the integrator that were published.
-    assert search.best(found, lambda _: True) == max(found, key=search.jury.score)
+    start, score = patterns(calibration)[1], search.jury.score
+    published = published_times(calibration, lambda schedule: True)
+    best = search.best([start, *published], lambda _: True)
+    alone = search.best([start], lambda _: True)
+    assert score(best) >= max(score(alone), *map(score, published))
+    assert score(alone) > score(start)
+    assert search.best(published, lambda _: True) == max(published, key=score)
+
+
+@pytest.mark.parametrize("final_step", [None, 0.05])
+def test_what_is_found_may_begin_from_published_times(model, backend, calibration, monkeypatch, final_step) -> None:
+    """As whatever else is found: fitted to where the sampler leads, within the cost, and unshared."""
+    monkeypatch.setattr("ddt_accel.fitting.finder.starts", lambda *_, **__: [])
+    spec = dataclasses.replace(FINE, last_step=final_step)
+    known = calibration if final_step is None else calibrate(model, spec, 2, sensitivity_samples=0)
+    costs = counted_costs(model.config, latent_shape_of(model))
+    joint = JointFit(model, known, costs, QUICK, steps=6)
+    assert joint.find(shared=True) is None
+    found = joint.find()
+    assert found.times in [solver(spec, table, 6).times for table in (FLOWDCN, SIT)]
+    assert found.fitted_on
+    closed = joint.closed(1.0, shared=False)
+    fitted = joint.fitted(1.0, shared=False)
+    images = QUICK.ranges[2]
+    limit = converged_ends(backend, spec, 48, images, SHAPE, 4)
+    decibels = [latent_decibels(ends(model, one, images), limit).mean() for one in (found, closed, fitted)]
+    assert decibels[0] < min(decibels[1:])
+    assert costs.of(fitted) <= costs.of(Schedule.full(spec))
 
 
 def test_neighbours_are_tried_until_none_is_better(backend, calibration, path) -> None:

@@ -49,7 +49,17 @@ def network() -> SplitNetwork:
 
 
 @pytest.fixture(scope="module")
+def short() -> SplitNetwork:
+    """A block each, for what takes seconds a block: a width is exported, or compiled, like any other."""
+    return random_network("ddt", num_blocks=2, num_encoder_blocks=1)
+
+
+@pytest.fixture(scope="module")
 def schedule(network) -> Schedule:
+    return schedule_of(network)
+
+
+def schedule_of(network: SplitNetwork) -> Schedule:
     """With a mean trajectory, so that every constant counts."""
     generator = np.random.default_rng(0)
     size = network.config.modulation_size
@@ -124,23 +134,24 @@ def test_a_trajectory_with_widths_is_that_of_masked_networks(network, schedule, 
 
 
 @pytest.mark.parametrize("sources", [0, 2])
-def test_exports_hold_a_network_for_each_width(network, schedule, tmp_path, sources) -> None:
-    manifest = export(network, tmp_path, sources=sources, cache="state" if sources else "modulations")
+def test_exports_hold_a_network_for_each_width(short, tmp_path, sources) -> None:
+    manifest = export(short, tmp_path, sources=sources, cache="state" if sources else "modulations")
     names = {f"{kind}{width}.onnx" for kind in ("encoder", "decoder") for width in ("", "-0.75", "-0.5")}
     assert set(manifest.files) == names
     assert set(manifest.parity) == {name.removesuffix(".onnx") for name in names}
     assert read_json(tmp_path / "manifest.json", "ddt-accel export", 2)["widths"] == [1.0, 0.75, 0.5]
     backend = open_backend(tmp_path)
     assert backend.widths == (1.0, 0.75, 0.5)
-    close(sample(backend, schedule, *noises()), written_out(network, schedule), 1e-4)
+    schedule = schedule_of(short)
+    close(sample(backend, schedule, *noises()), written_out(short, schedule), 1e-4)
     (tmp_path / "decoder-0.5.onnx").unlink()
     with pytest.raises(ArtifactError, match=r"decoder-0\.5"):
         open_backend(tmp_path)
 
 
-def test_compiled_networks_take_widths(network, schedule) -> None:
-    backend = CompiledBackend(network, precision="fp32")
-    close(sample(backend, schedule, *noises()), written_out(network, schedule), 1e-4)
+def test_compiled_networks_take_widths(short) -> None:
+    backend, schedule = CompiledBackend(short, precision="fp32"), schedule_of(short)
+    close(sample(backend, schedule, *noises()), written_out(short, schedule), 1e-4)
 
 
 def test_narrow_networks_share_the_memory_of_the_complete_one(network) -> None:

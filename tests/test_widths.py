@@ -40,9 +40,9 @@ def network(request) -> SplitNetwork:
     return random_network(request.param)
 
 
-def random_network(name: str) -> SplitNetwork:
+def random_network(name: str, **changed: int) -> SplitNetwork:
     """All weights random, at a scale at which every block counts."""
-    model = build(CONFIGS[name])
+    model = build(replace(CONFIGS[name], **changed))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():

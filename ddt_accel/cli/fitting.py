@@ -240,9 +240,10 @@ def _told_size(schedule: Schedule, costs: Costs, unshared: Schedule) -> str:
     from ddt_accel.evaluation.costs import SECONDS
 
     spec, share = schedule.spec, costs.of(schedule) / costs.of(unshared)
+    solver = "its own integrator" if schedule.is_fitted else spec.solver
     unit = "time" if costs.unit == SECONDS else costs.unit
     return (
-        f"{spec.num_steps} steps of {spec.solver}, {schedule.budget} encoder runs in {spec.num_evaluations} "
+        f"{spec.num_steps} steps of {solver}, {schedule.budget} encoder runs in {spec.num_evaluations} "
         f"evaluations, {share:.2f} of the {unit} of {unshared.spec.num_steps} steps without sharing"
     )
 

@@ -16,6 +16,7 @@ from ddt_accel.evaluation.converged import reference_steps
 from ddt_accel.evaluation.costs import Costs
 from ddt_accel.evaluation.fidelity import Interval, interval
 from ddt_accel.fitting.fit_spec import LEAST_HELD_OUT, LEAST_REFERENCE_STEPS, FitSpec
+from ddt_accel.fitting.search import REVISION
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.schedule import Schedule
@@ -139,5 +140,5 @@ class Field:
         return checksum(
             {"calibration": self.calibration.sha256, "costs": self.costs.document(), "images": self.num_images,
              "seed": self.seed, "aim": self.aim, "choosing": CHOOSING, "aligning": ALIGNING,
-             "closing": CLOSING, "backend": self.backend.name}
+             "closing": CLOSING, "search": REVISION, "backend": self.backend.name}
         )  # fmt: skip

@@ -129,9 +129,9 @@ def closest(plans: list[Plan]) -> Plan | None:
 
 
 def name_of(schedule: Schedule) -> str:
-    """What a schedule goes by: solver, steps and encoder runs."""
+    """What a schedule goes by: solver, steps and encoder runs; the time shift, where times are a grid's."""
     spec = schedule.spec
-    shift = f", shift {spec.timeshift:.3g}" if spec.timeshift != 1 else ""
+    shift = f", shift {spec.timeshift:.3g}" if spec.timeshift != 1 and schedule.times is None else ""
     shared = f", {schedule.budget} runs" if schedule.budget < spec.num_evaluations else ""
     if schedule.unconditional_steps is not None:
         shared = f", {schedule.budget} + {len(schedule.unconditional_steps)} runs"

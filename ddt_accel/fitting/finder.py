@@ -16,8 +16,9 @@ from ddt_accel.evaluation.course import Course
 from ddt_accel.fitting.closed_form import closed_form
 from ddt_accel.fitting.fit import reference_steps
 from ddt_accel.fitting.fit_spec import FitSpec
+from ddt_accel.fitting.published_times import published_times
 from ddt_accel.fitting.scalars import widened
-from ddt_accel.fitting.search import STEPS, THOROUGH, Search, SearchSpec, any_steps, starts
+from ddt_accel.fitting.search import STEPS, THOROUGH, Search, SearchSpec, Start, any_steps, starts
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.schedule import Schedule, check_budget
 from ddt_accel.spec import SamplingSpec
@@ -92,7 +93,10 @@ class Finder:
             return cost is None or self.costs.of(read) <= cost * self.unit
 
         alone, together = self._counts(cost)
-        found = starts(self.calibration, alone, affordable, shared=False) if shared is not True else []
+        found: list[Start] = []
+        if shared is not True:
+            found += starts(self.calibration, alone, affordable, shared=False)
+            found += published_times(self.calibration, affordable, self.steps)
         if shared is not False:
             worth_it, shifts = self.steps is None, self.search.shifts
             found += starts(

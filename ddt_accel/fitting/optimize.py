@@ -20,7 +20,7 @@ from ddt_accel.evaluation.costs import Costs
 from ddt_accel.evaluation.judge import Judge, Plan, closest
 from ddt_accel.evaluation.plan import choose_plans, fewer_steps, fewest_steps
 from ddt_accel.fitting.joint import JointFit
-from ddt_accel.fitting.search import STEPS
+from ddt_accel.fitting.search import REVISION, STEPS
 from ddt_accel.schedule import Schedule
 from ddt_accel.stages import OnStage
 
@@ -182,7 +182,7 @@ class Optimizer:
             "shared": shared,
             "gradients": gradients,
             "fit": asdict(joint.spec),
-            "search": asdict(joint.search),
+            "search": [REVISION, asdict(joint.search)],
         }
         path = self.folder / f"optimized-{checksum(content)[:16]}.json"
         if path.exists():

@@ -2,7 +2,7 @@
 
 A fit by gradients takes minutes, one in closed form (fitting/closed_form.py) as long as sampling a few images, and what
 it leaves of the error tells patterns apart. So patterns are compared by that, all on the same noises: first the exact
-program's on many grids, and times that others searched, then the neighbours of the best of them, as long as they are
+program's on many grids, and times that others searched, then the neighbours of the best grid, as long as they are
 better.
 """
 
@@ -21,7 +21,7 @@ from ddt_accel.errors import ConfigError, MismatchError, NumericsError
 from ddt_accel.evaluation.course import Course
 from ddt_accel.evaluation.fidelity import latent_decibels
 from ddt_accel.fitting.closed_form import closed_form
-from ddt_accel.fitting.published_times import PublishedTimes, published_times
+from ddt_accel.fitting.published_times import PublishedTimes
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.schedule import Schedule
 from ddt_accel.solver.solve import Method, Statistics, schedule_with, solve_curve
@@ -34,6 +34,8 @@ STEPS = (4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 18, 20, 24, 28, 32, 36, 42, 50)
 SHIFTS = (1.0, 1.5, 2.2)
 # How far a neighbour's time shift is.
 STEP_OF_SHIFT = 1.15
+# Counted up where searches go elsewhere than before, so that what they found is not taken for what they would find.
+REVISION = 2
 # Patterns whose neighbours are tried.
 EXPANDED = 4
 # How many images the first look is on, and how many patterns at least, or a quarter, get a second one.
@@ -160,8 +162,8 @@ class Search:
             self._screen = Jury(backend, calibration, course.first(spec.screened_on), batch_size)
 
     def best(self, starts: Sequence[Start], affordable: Callable[[Schedule], bool]) -> Start | None:
-        """The best pattern found from `starts` of those whose schedules are `affordable`; None where none of `starts`
-        is."""
+        """The best found from `starts` of those whose schedules are `affordable`, among them the neighbours of the best
+        patterns; None where none of `starts` is."""
 
         def seen(patterns: Sequence[Start], label: str) -> list[Start]:
             kept = [pattern for pattern in dict.fromkeys(patterns) if affordable(pattern.schedule(self.calibration))]
@@ -175,10 +177,11 @@ class Search:
         found = seen(starts, "searching grids")
         if not found:
             return None
-        expanded: set[Start] = set()
+        expanded: set[Pattern] = set()
         for _ in range(self.spec.expanded):
-            pattern = max(found, key=self.jury.score)
-            if pattern in expanded:
+            patterns = [one for one in found if isinstance(one, Pattern)]
+            pattern = max(patterns, key=self.jury.score, default=None)
+            if pattern is None or pattern in expanded:
                 break
             expanded.add(pattern)
             found += seen(pattern.neighbours(), "searching refresh steps")
@@ -195,16 +198,14 @@ def starts(
     worth_it: bool = True,
     shifts: tuple[float, ...] = SHIFTS,
     costs: tuple[float, float] = ALIKE,
-) -> list[Start]:
+) -> list[Pattern]:
     """Patterns to start a search from, on grids of so many `steps` at some time shifts, by second-order
-    Adams–Bashforth: those that run the encoder at every step, these at the published times of as many steps, too, and
-    the exact program's that share its runs.
+    Adams–Bashforth: those that run the encoder at every step, and the exact program's that share its runs.
 
     `costs` are those of an encoder run in either branch. With `worth_it` only patterns of two encoder runs in five
     steps: with fewer, fewer steps are better.
     """
-    own = calibration.spec
-    found: list[Start] = [*published_times(steps)] if unshared else []
+    own, found = calibration.spec, []
     for count in steps:
         for shift in shifts:
             spec = _shifted(own, shift, count)

@@ -223,4 +223,6 @@ def _grid(spec: SamplingSpec, times: NDArray[np.float64]) -> SamplingSpec:
             grids.append(spec.on_grid(len(times), timeshift=shift, solver="euler"))
         except ConfigError:  # its end or its last step does not fit such a shift
             continue
+    if not grids:
+        raise ConfigError(f"{len(times)} published times fit no grid of this sampling; give another last step.")
     return min(grids, key=misses)
