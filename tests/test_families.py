@@ -22,6 +22,7 @@ from ddt_accel.networks import checkpoints
 from ddt_accel.networks.checkpoints import describe, identity, tensors_sha256
 from ddt_accel.networks.families import FAMILIES, as_mapping, build, config_of, release_of, settings_in
 from ddt_accel.networks.pixnerd.config import PixNerdConfig
+from ddt_accel.networks.pixnerd.network import PatchBlock
 from ddt_accel.networks.rae.config import COMPUTED, DiTDHConfig
 from ddt_accel.networks.settings import read_yaml
 from ddt_accel.networks.split import SplitNetwork
@@ -132,6 +133,28 @@ def test_pixnerd_state_weights_and_velocities() -> None:
     raw = load_model(PIXNERD_FILE, weights="raw")
     for name, tensor in raw.state_dict().items():
         torch.testing.assert_close(tensor, model.state_dict()[name] + 0.01)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_pixnerd_multiplies_by_columns_of_length_1(dtype: torch.dtype, tolerance: float) -> None:
+    """In the published order, and with its gradients, which are finite where a column is zero."""
+    generator = torch.Generator().manual_seed(0)
+    block = PatchBlock(8, 4, 2).to(dtype)
+    pixels = torch.randn(2, 3, 5, 4, generator=generator).to(dtype).requires_grad_()
+    weights = torch.randn(2, 3, 64, generator=generator).to(dtype)
+    weights[0, 0, :32:8] = 0.0  # the first column of A [4, 8]
+    weights.requires_grad_()
+    first, second = weights.double().split(32, dim=-1)
+    inner = F.normalize(first.unflatten(-1, (4, 8)), dim=-2)
+    outer = F.normalize(second.unflatten(-1, (8, 4)), dim=-2)
+    expected = pixels.double() + F.silu(block.norm(pixels).double() @ inner) @ outer
+    got = block(pixels, weights)
+    assert got.dtype == dtype
+    assert relative(got.double(), expected) < tolerance
+    ours, theirs = (torch.autograd.grad(one.sum(), (pixels, weights), retain_graph=True) for one in (got, expected))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.isfinite().all()
+        assert relative(one[1].double(), other[1].double()) < tolerance  # beside the zeros, which have no direction
 
 
 @pytest.mark.parametrize("shape", [(8, 16), (20, 4)])
