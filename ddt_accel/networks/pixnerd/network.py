@@ -128,7 +128,7 @@ class PatchBlock(nn.Module):
 def by_unit_columns(x: Tensor, weights: Tensor) -> Tensor:
     """x [B, L, p², a] times weights [B, L, a, b] whose columns are brought to length 1, in float32.
 
-    The product is divided by the lengths: there are fewer numbers in it than there would be in divided weights.
+    The product is divided by the lengths, so that weights are read as they lie in the cache, and none are written.
     """
     squares = weights.float().square().sum(-2, keepdim=True)
     return (x @ weights).float() / squares.clamp_min(SHORTEST**2).sqrt()  # in this order: its gradient is finite
