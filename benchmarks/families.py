@@ -54,7 +54,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     model = load_model(arguments.model)
-    # Compiled, since by PyTorch as it is the decoder of a PixNerd takes longer (2.6 times at XL size); in fp32, as judges are.
+    # Compiled, since by PyTorch as it is a PixNerd's decoder takes longer, 2.6 times at XL; in fp32, as judges are.
     backend, shape = CompiledBackend(model, precision="fp32"), latent_shape_of(model)
     costs = counted_costs(model.config, shape)
     calibration = calibrate(model, SPEC, num_samples=arguments.samples, batch_size=BATCH)
