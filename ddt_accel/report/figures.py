@@ -120,15 +120,17 @@ def loss_curve(images: Sequence[int], losses: Sequence[float]) -> str:
 def routed_shares(shares: dict[str, NDArray[np.float64]]) -> str:
     """What routers leave on over t, from noise (0) to data (1): a line for each kind of part, values at times evenly
     spread."""
-    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()
-    for (name, values), color in zip(shares.items(), (BLUE, ORANGE, GREEN, PURPLE), strict=False):
-        axes.plot((np.arange(len(values)) + 0.5) / len(values), values, color=color, linewidth=1.3, label=name)
+    looks = ((BLUE, "-"), (ORANGE, "-"), (GREEN, "-"), (PURPLE, "--"))  # the last two often lie on each other
+    for (name, values), (color, style) in zip(shares.items(), looks, strict=False):
+        times = (np.arange(len(values)) + 0.5) / len(values)
+        axes.plot(times, values, style, color=color, linewidth=1.3, label=name)
     axes.set_xlabel("t, from noise to picture")
     axes.set_ylabel("share that runs")
     axes.set_ylim(0, 1.05)
     axes.grid(alpha=0.25)
-    axes.legend(loc="lower left", fontsize=SIZE)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=SIZE)
     return _svg(figure)
 
 
