@@ -295,7 +295,7 @@ def test_every_width_has_engines_of_its_own(model, tmp_path) -> None:
     """And points of a trajectory of its own to verify them with; each is smaller than the complete network's."""
     nested = copy.copy(model)
     nested.source = dataclasses.replace(model.source, widths=(1.0, 0.5))
-    manifest = export(nested, tmp_path, format="tensorrt", precision="fp16", engines=RTX)
+    manifest = export(nested, tmp_path, format="tensorrt", precision="bf16", engines=RTX)
     names = ("encoder", "decoder", "encoder-0.5", "decoder-0.5")
     assert set(manifest.files) == {f"{name}.engine" for name in names} | {reference_name(1.0), reference_name(0.5)}
     assert tuple(manifest.parity) == tuple(manifest.tensors) == tuple(manifest.engine.products) == names

@@ -241,13 +241,10 @@ def test_from_a_checkpoint_to_pictures_at_half_the_width(cli, trained: Path, tmp
         for words in (("calibrate", "--model", model, "--steps", 4, "--samples", 2, "--sensitivity-samples", 1),
                       ("solve", "--budget", 2, *["--widths"] * nested),
                       ("sample", "--backend", "torch", "--images", 2),
-                      *[("export", "--onnx"), ("bench", "--images", 2, "--curve-images", 2)] * nested):  # fmt: skip
+                      *[("bench", "--backend", "torch", "--images", 2, "--curve-images", 2)] * nested):  # fmt: skip
             ran = cli(*words, *place)
             assert ran.code == 0, ran.err
     assert Schedule.load(tmp_path / "workspace-0" / "schedule.json").spec.num_steps == 4
-    told = cli("inspect", tmp_path / "workspace-0" / "export").out
-    assert "1, 0.75, 0.5" in told
-    assert "decoder-0.5.onnx" in told
     control = cli(*common, "--from", half, "--out", tmp_path / "control", "--images", 16)
     assert control.code == 0, control.err
     assert load_model(tmp_path / "control").config == load_model(half).config

@@ -47,7 +47,9 @@ from ddt_accel.fitting.fit_spec import FitSpec
 from ddt_accel.fitting.joint import JointFit
 from ddt_accel.fitting.scalars import Scalars
 from ddt_accel.fitting.trajectory import fitted_trajectory
+from ddt_accel.networks.dynamic.widths import narrow
 from ddt_accel.networks.families import build, config_of
+from ddt_accel.networks.saving import save_network
 from ddt_accel.networks.split import SplitNetwork
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.solver.solve import Method, solve_curve
@@ -442,7 +444,9 @@ def test_by_the_command_line(commanded, tmp_path, cli, guide) -> None:
 def test_engines_of_both(tiny_model_path, tmp_path, cli) -> None:
     if importlib.util.find_spec("tensorrt_rtx") is None:
         pytest.skip("TensorRT for RTX is not installed")
-    other = write_tiny_model(tmp_path / "other.safetensors", seed=1)
+    whole, other = load_model(tiny_model_path), tmp_path / "other.safetensors"
+    whole.source = dataclasses.replace(whole.source, widths=(1.0, 0.5))
+    save_network(narrow(whole, 0.5), other)
     ran = cli("export", "--trt", "--engine", "tensorrt-rtx", "--batch", "1:2:4", "--model", tiny_model_path, "--guide",
               other, "--workspace", tmp_path / "run")  # fmt: skip
     assert ran.code == 0, ran
@@ -490,7 +494,7 @@ def test_what_is_fitted_is_what_is_run(model, guide, calibration, name: str) -> 
 
 
 def test_a_fit_with_a_guide(model, guide, calibration) -> None:
-    tiny = FitSpec(iterations=2, images=4, held_out=4, batch_size=4, micro_batch=2)
+    tiny = FitSpec(iterations=2, images=4, held_out=4, batch_size=4, micro_batch=2, reference_steps=20)
     start = solve(calibration, 3)
     fitted = Fitter(model, start, tiny, guide=guide).run()
     assert fitted.after.mean > fitted.before.mean + 1  # the closed form alone brings it closer
@@ -504,7 +508,7 @@ def test_a_fit_with_a_guide(model, guide, calibration) -> None:
 
 def test_plans_and_fits_by_the_command_line(commanded, tmp_path, cli, guide, searched_briefly) -> None:
     folder = shutil.copytree(commanded, tmp_path / "run")
-    few = ("--images", 4, "--held-out", 4, "--batch-size", 4, "--iterations", 1)
+    few = ("--images", 4, "--held-out", 4, "--batch-size", 4, "--iterations", 1, "--reference-steps", 20)
     for command in (
         ("plan", "--cost", 0.6, "-n", 2),
         ("fit", *few),

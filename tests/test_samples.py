@@ -285,7 +285,7 @@ def test_the_command_draws_what_the_function_draws(cli, workspace, tiny_model_pa
 
 def test_ctrl_c_keeps_the_pictures_and_says_so(workspace, tmp_path) -> None:
     slow = workspace / "slow.json"
-    Schedule.full(SamplingSpec(num_steps=2000)).save(slow)
+    Schedule.full(SamplingSpec(num_steps=200)).save(slow)
     line = [sys.executable, "-m", "ddt_accel", "sample", "-n", "100", "--backend", "torch", "--batch-size", "2",
             "-w", str(workspace), "--npz", str(tmp_path / "x.npz"), "--schedule", str(slow)]  # fmt: skip
     with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:

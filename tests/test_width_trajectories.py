@@ -134,7 +134,7 @@ def test_a_trajectory_with_widths_is_that_of_masked_networks(network, schedule, 
 
 
 @pytest.mark.parametrize("sources", [0, 2])
-def test_exports_hold_a_network_for_each_width(short, tmp_path, sources) -> None:
+def test_exports_hold_a_network_for_each_width(cli, short, tmp_path, sources) -> None:
     manifest = export(short, tmp_path, sources=sources, cache="state" if sources else "modulations")
     names = {f"{kind}{width}.onnx" for kind in ("encoder", "decoder") for width in ("", "-0.75", "-0.5")}
     assert set(manifest.files) == names
@@ -142,6 +142,9 @@ def test_exports_hold_a_network_for_each_width(short, tmp_path, sources) -> None
     assert read_json(tmp_path / "manifest.json", "ddt-accel export", 2)["widths"] == [1.0, 0.75, 0.5]
     backend = open_backend(tmp_path)
     assert backend.widths == (1.0, 0.75, 0.5)
+    told = cli("inspect", tmp_path).out
+    assert "1, 0.75, 0.5" in told
+    assert "decoder-0.5.onnx" in told
     schedule = schedule_of(short)
     close(sample(backend, schedule, *noises()), written_out(short, schedule), 1e-4)
     (tmp_path / "decoder-0.5.onnx").unlink()

@@ -50,7 +50,7 @@ class ConditionEncoder(SplitNetwork):
 
     @property
     def encoder_blocks(self) -> list[Block]:
-        return cast(list[Block], list(self.blocks[: self._encoder_blocks]))
+        return cast(list[Block], list(self.blocks)[: self._encoder_blocks])
 
     def rotary_for(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines [L, 1, d / 2] for latents x: they broadcast over heads."""

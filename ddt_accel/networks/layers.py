@@ -110,9 +110,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(features))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x.float()
-        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-6)
-        normed: Tensor = self.weight * y.type_as(x)
+        normed: Tensor = self.weight * F.rms_norm(x.float(), self.weight.shape, eps=1e-6).type_as(x)
         return normed
 
 

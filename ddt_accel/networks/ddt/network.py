@@ -67,7 +67,7 @@ class DDT(ConditionEncoder):
 
     @property
     def decoder_blocks(self) -> list[Block]:
-        return cast(list[Block], list(self.blocks[self.config.num_encoder_blocks :]))
+        return cast(list[Block], list(self.blocks)[self.config.num_encoder_blocks :])
 
     def _initialize(self) -> None:
         """The published initialisation; a fresh network predicts exactly 0."""

@@ -73,7 +73,7 @@ class PixNerd(ConditionEncoder):
 
     @property
     def decoder_blocks(self) -> list[PatchBlock]:
-        return cast(list[PatchBlock], list(self.blocks[self.config.num_cond_blocks :]))
+        return cast(list[PatchBlock], list(self.blocks)[self.config.num_cond_blocks :])
 
     def _initialize(self) -> None:
         """The published initialisation; a fresh network predicts exactly 0."""

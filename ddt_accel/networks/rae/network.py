@@ -78,11 +78,11 @@ class DiTDH(SplitNetwork):
 
     @property
     def encoder_blocks(self) -> list[DHBlock]:
-        return cast(list[DHBlock], list(self.blocks[: self.config.depth[0]]))
+        return cast(list[DHBlock], list(self.blocks)[: self.config.depth[0]])
 
     @property
     def decoder_blocks(self) -> list[DHBlock]:
-        return cast(list[DHBlock], list(self.blocks[self.config.depth[0] :]))
+        return cast(list[DHBlock], list(self.blocks)[self.config.depth[0] :])
 
     def computed_tables(self) -> dict[str, Tensor]:
         """The rotary tables, in which every value stands twice."""
@@ -163,8 +163,7 @@ class FloatRMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x.float()
-        return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + EPS) * self.weight.float()).type_as(x)
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), EPS).type_as(x)
 
 
 class DHAttention(nn.Module):
