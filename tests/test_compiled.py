@@ -15,13 +15,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ddt_accel import SamplingSpec, Schedule, draw_labels, draw_noise, load_model, sample
 from ddt_accel.backends.choose import cache_of, measure_all, seconds_a_refresh
-from ddt_accel.backends.compiled import CompiledBackend, fastest_precision
+from ddt_accel.backends.compiled import CompiledBackend
 from ddt_accel.backends.pytorch import TorchBackend
 from ddt_accel.cli.networks import open_networks
 from ddt_accel.errors import ConfigError, MismatchError
 from ddt_accel.evaluation.benchmark import measure
 from ddt_accel.networks import prepared_layers
 from ddt_accel.networks.ddt.network import DDT
+from ddt_accel.networks.device import fastest_precision
 from ddt_accel.networks.families import prepare
 from ddt_accel.networks.prepared import Arithmetic
 from ddt_accel.workspace import Workspace

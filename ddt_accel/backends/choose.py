@@ -9,10 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from ddt_accel.backends.compiled import fastest_precision
 from ddt_accel.errors import ConfigError, DDTAccelError
 from ddt_accel.networks.config import LatentShape
-from ddt_accel.networks.device import memory_of, synchronize
+from ddt_accel.networks.device import fastest_precision, memory_of, synchronize
 from ddt_accel.networks.split import SplitNetwork
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.sampling.capture import captures

@@ -22,7 +22,7 @@ from ddt_accel.backends.networks import DecoderNetwork, EncoderNetwork
 from ddt_accel.backends.session import BoundSession
 from ddt_accel.backends.tensors import MAX_ENGINE_SOURCES, Cut, network_name
 from ddt_accel.errors import ConfigError, DependencyError
-from ddt_accel.networks.device import supports_bf16
+from ddt_accel.networks.device import fastest_precision
 from ddt_accel.networks.dynamic.widths import narrow, widths_of
 from ddt_accel.networks.families import prepare
 from ddt_accel.networks.prepared import Arithmetic, PreparedNetwork
@@ -157,12 +157,3 @@ class CompiledBackend:
 def _compilations() -> int:
     """How many programs PyTorch has compiled in this process."""
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-
-
-def fastest_precision(device: torch.device) -> str:
-    """What a device multiplies in hardware: "bf16", "fp16" on a GPU that has only that, or "fp32"."""
-    if supports_bf16(device):
-        return "bf16"
-    # Cards before Ampere multiply float16 alone, from Volta on.
-    half = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
-    return "fp16" if half else "fp32"

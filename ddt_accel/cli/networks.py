@@ -80,7 +80,6 @@ def check_backend(backend: str) -> None:
 
 def _open(place: Workspace, backend: str, folder: Path | None, said: dict[str, Any], device: str, batch: int) -> Opened:
     from ddt_accel.backends.choose import cache_of
-    from ddt_accel.backends.compiled import CompiledBackend
     from ddt_accel.backends.guided import GuidedBackend
     from ddt_accel.backends.pytorch import TorchBackend
     from ddt_accel.errors import ConfigError
@@ -94,6 +93,8 @@ def _open(place: Workspace, backend: str, folder: Path | None, said: dict[str, A
         raise ConfigError("The model does not say which latents it is for; give --latent-shape C,H,W.")
     run: Callable[[SplitNetwork], Backend] = TorchBackend
     if backend == "compiled":
+        from ddt_accel.backends.compiled import CompiledBackend  # PyTorch's compiler takes seconds to import
+
         cache = cache_of(network, source.latent_shape, batch)
         if cache == "state":
             say(f"Modulations of batches of {batch} take more than half of the memory: states are kept in their place.")

@@ -25,6 +25,15 @@ def supports_bf16(device: torch.device) -> bool:
     return bf16_gain() > 1
 
 
+def fastest_precision(device: torch.device) -> str:
+    """What a device multiplies in hardware: "bf16", "fp16" on a GPU that has only that, or "fp32"."""
+    if supports_bf16(device):
+        return "bf16"
+    # Cards before Ampere multiply float16 alone, from Volta on.
+    half = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
+    return "fp16" if half else "fp32"
+
+
 @functools.cache
 def bf16_gain() -> float:
     """How many times faster this processor multiplies matrices in bfloat16 than in float32; 0 where it does so wrongly.

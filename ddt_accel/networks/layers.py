@@ -52,7 +52,7 @@ def rotary_table(head_dim: int, height: int, width: int) -> tuple[Tensor, Tensor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates the interleaved pairs (2m, 2m + 1) of [B, L, H, d]; cos and sin are [L, 1, d / 2]."""
+    """Rotates the interleaved pairs (2m, 2m + 1) of [B, L, …, d]; cos and sin are [L, …, d / 2], with ones between."""
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).type_as(x)
 
@@ -110,8 +110,12 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(features))
 
     def forward(self, x: Tensor) -> Tensor:
-        normed: Tensor = self.weight * F.rms_norm(x.float(), self.weight.shape, eps=1e-6).type_as(x)
-        return normed
+        return rms_norm(x, self.weight)
+
+
+def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    """See `RMSNorm`; weights of several axes go with the last ones of x."""
+    return weight * F.rms_norm(x.float(), x.shape[-1:], eps=1e-6).type_as(x)
 
 
 class Attention(nn.Module):
@@ -128,10 +132,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None = None) -> Tensor:
         """x [B, L, D]; a mask [B or 1, H] leaves heads out."""
         b, length, _ = x.shape
-        q, k, v = self.qkv(x).reshape(b, length, 3, self.heads, -1).unbind(2)
-        q = rotate(self.q_norm(q), *rotary)
-        k = rotate(self.k_norm(k), *rotary)
-        out = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        qkv = self.qkv(x).reshape(b, length, 3, self.heads, -1)
+        # Queries and keys at once: the numbers are the same, and small networks take as long as they have calls.
+        weights = torch.stack([self.q_norm.weight, self.k_norm.weight])[:, None]
+        cos, sin = (table[:, None] for table in rotary)
+        q, k = rotate(rms_norm(qkv[:, :, :2], weights), cos, sin).unbind(2)
+        out = attend(q.transpose(1, 2), k.transpose(1, 2), qkv[:, :, 2].transpose(1, 2))
         if mask is not None:
             out = out * mask[:, :, None, None].type_as(out)
         projected: Tensor = self.proj(out.transpose(1, 2).reshape(b, length, -1))
