@@ -236,7 +236,7 @@ def test_a_stop_before_a_command_is_at_work_is_a_sentence(cli, monkeypatch) -> N
     def stopped() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ddt_accel.cli.app.app", stopped)
+    monkeypatch.setattr("ddt_accel.cli.app._command", lambda: stopped)
     ran = cli("status")
     assert ran.code == 130
     assert ran.err.startswith("Interrupted. What was finished before is kept")

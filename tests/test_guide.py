@@ -47,9 +47,7 @@ from ddt_accel.fitting.fit_spec import FitSpec
 from ddt_accel.fitting.joint import JointFit
 from ddt_accel.fitting.scalars import Scalars
 from ddt_accel.fitting.trajectory import fitted_trajectory
-from ddt_accel.networks.dynamic.widths import narrow
 from ddt_accel.networks.families import build, config_of
-from ddt_accel.networks.saving import save_network
 from ddt_accel.networks.split import SplitNetwork
 from ddt_accel.sampling.backend import Backend
 from ddt_accel.solver.solve import Method, solve_curve
@@ -444,9 +442,7 @@ def test_by_the_command_line(commanded, tmp_path, cli, guide) -> None:
 def test_engines_of_both(tiny_model_path, tmp_path, cli) -> None:
     if importlib.util.find_spec("tensorrt_rtx") is None:
         pytest.skip("TensorRT for RTX is not installed")
-    whole, other = load_model(tiny_model_path), tmp_path / "other.safetensors"
-    whole.source = dataclasses.replace(whole.source, widths=(1.0, 0.5))
-    save_network(narrow(whole, 0.5), other)
+    other = write_tiny_model(tmp_path / "other.safetensors", seed=1)
     ran = cli("export", "--trt", "--engine", "tensorrt-rtx", "--batch", "1:2:4", "--model", tiny_model_path, "--guide",
               other, "--workspace", tmp_path / "run")  # fmt: skip
     assert ran.code == 0, ran
@@ -508,7 +504,7 @@ def test_a_fit_with_a_guide(model, guide, calibration) -> None:
 
 def test_plans_and_fits_by_the_command_line(commanded, tmp_path, cli, guide, searched_briefly) -> None:
     folder = shutil.copytree(commanded, tmp_path / "run")
-    few = ("--images", 4, "--held-out", 4, "--batch-size", 4, "--iterations", 1, "--reference-steps", 20)
+    few = ("--images", 4, "--held-out", 4, "--batch-size", 4, "--iterations", 1, "--reference-steps", 40)
     for command in (
         ("plan", "--cost", 0.6, "-n", 2),
         ("fit", *few),

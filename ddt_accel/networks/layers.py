@@ -136,8 +136,9 @@ class Attention(nn.Module):
         # Queries and keys at once: the numbers are the same, and small networks take as long as they have calls.
         weights = torch.stack([self.q_norm.weight, self.k_norm.weight])[:, None]
         cos, sin = (table[:, None] for table in rotary)
-        q, k = rotate(rms_norm(qkv[:, :, :2], weights), cos, sin).unbind(2)
-        out = attend(q.transpose(1, 2), k.transpose(1, 2), qkv[:, :, 2].transpose(1, 2))
+        pair, v = qkv.split((2, 1), dim=2)
+        q, k = rotate(rms_norm(pair, weights), cos, sin).unbind(2)
+        out = attend(q.transpose(1, 2), k.transpose(1, 2), v.squeeze(2).transpose(1, 2))
         if mask is not None:
             out = out * mask[:, :, None, None].type_as(out)
         projected: Tensor = self.proj(out.transpose(1, 2).reshape(b, length, -1))
