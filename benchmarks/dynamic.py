@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddt_accel import SamplingSpec, Schedule, calibrate, load_model
+from ddt_accel.artifacts import checksum
 from ddt_accel.backends.compiled import CompiledBackend
 from ddt_accel.backends.sample import sample_images
 from ddt_accel.calibration.resample import resample
@@ -107,6 +108,11 @@ class Contestant:
         shifted = [grid for shift in SHIFTS for grid in finest(SPEC, best.solver, shift, price, cost)]
         return [unshared(max([best, *shifted], key=decibels))]
 
+    def fitted(self, schedule: Schedule, fit: FitSpec) -> Schedule:
+        """From a schedule as it is, or from what an earlier run of this script has made of it."""
+        state = self.folder / f"state-{checksum(schedule.document())[:12]}.safetensors"
+        return Fitter(self.model, schedule, fit, state_path=state, cache=self.folder).run().schedule
+
     def throughout(self) -> dict[str, Callable[[float], float]]:
         """The ways to run narrow without sharing: as routers choose, else at each width."""
         config = narrowable(self.model.config)
@@ -173,9 +179,7 @@ def ways_at(contestants: list[Contestant], cost: float, fit: FitSpec | None) -> 
             with_widths = one.best(one.widths(cost), cost, FITTED_FROM)
             add(one, "shared with widths", with_widths)
             if fit is not None:
-                fitted = [
-                    Fitter(one.model, plan.schedule, fit, cache=one.folder).run().schedule for plan in with_widths
-                ]
+                fitted = [one.fitted(plan.schedule, fit) for plan in with_widths]
                 add(one, "fitted with widths", one.best(fitted, cost))
     return found
 

@@ -22,6 +22,7 @@ from ddt_accel.networks.saving import save_network
 from ddt_accel.networks.split import SplitNetwork
 from ddt_accel.sampling.noise import ImageRange
 from ddt_accel.solver.decoders import effect_of
+from ddt_accel.solver.solve import solve_curve
 from ddt_accel.solver.with_widths import schedule_with_widths, solve_with_widths
 from ddt_accel.stages import silent
 
@@ -91,6 +92,10 @@ def test_what_a_cost_affords_includes_forecasts(network, calibration, tiny_model
         assert schedule.has_widths
         assert 0.8 * share * full < costs.of(schedule) <= share * full
     assert with_widths(calibration, costs, 0.01 * full) is None
+    # Here, where narrow networks are nearly as good, up to half of the encoder runs buy less than widths do.
+    for complete, _ in solve_curve(calibration, 6):
+        found = with_widths(calibration, costs, costs.of(complete) * (1 + 1e-9))
+        assert found.predicted_cost < complete.predicted_cost
     plain = load_model(tiny_model_path)
     of_plain = calibrate(plain, SPEC, num_samples=2, batch_size=2, sensitivity_samples=1)
     assert with_widths(of_plain, counted_of(TorchBackend(plain), SHAPE), full) is None
