@@ -38,14 +38,15 @@ TINY = DDTConfig(
 # Modules that export, compile, fit, build engines or start many processes; `make test-quick` leaves them out, and what
 # needs the workspace that is made with an export.
 SLOW = {
-    "test_backends", "test_budgets", "test_capture", "test_cli", "test_compare", "test_compiled",
-    "test_concurrency", "test_conformance", "test_console", "test_contexts", "test_crew", "test_device",
-    "test_distribution", "test_docs", "test_engines", "test_evaluate", "test_family_trajectories",
-    "test_file_systems", "test_fine_tuning", "test_fitting", "test_forecast", "test_gpu_benchmark", "test_guide",
-    "test_inspect", "test_optimize", "test_optimizing", "test_plan", "test_rae_decoder", "test_replays",
-    "test_report", "test_runs_of_images", "test_sampler", "test_samples", "test_sampling", "test_search",
-    "test_serving", "test_shards", "test_shipped", "test_status", "test_studio_page", "test_train_command",
-    "test_workers",
+    "test_aligned", "test_backends", "test_budgets", "test_calibration", "test_capture", "test_cli",
+    "test_closed_loop", "test_coarser", "test_compare", "test_compiled", "test_concurrency", "test_conformance",
+    "test_console", "test_contexts", "test_crew", "test_device", "test_distribution", "test_docs", "test_engines",
+    "test_evaluate", "test_family_trajectories", "test_file_systems", "test_fine_tuning", "test_fitting",
+    "test_forecast", "test_gpu_benchmark", "test_guide", "test_inspect", "test_optimize", "test_optimizing",
+    "test_plan", "test_rae_decoder", "test_replays", "test_report", "test_routed_training", "test_runs_of_images",
+    "test_sampler", "test_samples", "test_sampling", "test_search", "test_serving", "test_shards", "test_shipped",
+    "test_solving_widths", "test_status", "test_studio_page", "test_train_command", "test_width_calibration",
+    "test_width_trajectories", "test_workers",
 }  # fmt: skip
 
 
