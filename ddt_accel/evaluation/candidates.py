@@ -109,7 +109,8 @@ def with_widths(statistics: Statistics, costs: Costs, total: float) -> Schedule 
         return None
     each = [costs.at(width) for width in statistics.widths.widths]
     encoders, decoders = [one.encoder for one in each], [one.decoder for one in each]
-    best, enough, too_much, left = None, 0.0, math.inf, total
+    best: Schedule | None = None
+    enough, too_much, left = 0.0, math.inf, total
     for _ in range(REPRICED):
         try:
             schedule, _ = solve_with_widths(statistics, left, encoders, decoders)
