@@ -92,6 +92,7 @@ def test_what_a_cost_affords_includes_forecasts(network, calibration, tiny_model
         assert schedule.has_widths
         assert 0.8 * share * full < costs.of(schedule) <= share * full
     assert with_widths(calibration, costs, 0.01 * full) is None
+    assert with_widths(calibration, costs, full).budget == SPEC.num_steps  # to the last bit of the cost
     # Here, where narrow networks are nearly as good, up to half of the encoder runs buy less than widths do.
     for complete, _ in solve_curve(calibration, 6):
         found = with_widths(calibration, costs, costs.of(complete) * (1 + 1e-9))

@@ -157,7 +157,7 @@ def main() -> None:
 
 @functools.cache
 def _command() -> Any:
-    """All commands with their options, which take a fifth of a second to be made of their functions."""
+    """All commands with their options, made of their functions once a process."""
     return typer.main.get_command(app)
 
 

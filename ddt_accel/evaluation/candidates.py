@@ -123,6 +123,8 @@ def with_widths(statistics: Statistics, costs: Costs, total: float) -> Schedule 
             too_much = left
         left += spare
         if not enough < left < too_much:
+            if too_much == math.inf:  # all is spent
+                break
             left = (enough + too_much) / 2
     return best
 
