@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import hashlib
 import io
 import json
@@ -35,18 +36,18 @@ TINY = DDTConfig(
     in_channels=3, patch_size=2, num_groups=2, hidden_size=16, num_blocks=2, num_encoder_blocks=1, num_classes=4
 )
 
-# Modules that export, compile, fit, build engines or start many processes; `make test-quick` leaves them out, and what
-# needs the workspace that is made with an export.
+# Modules that export, compile, fit, build engines, start many processes or take seconds to import; `make test-quick`
+# leaves them out, and what needs the workspace that is made with an export.
 SLOW = {
-    "test_aligned", "test_backends", "test_budgets", "test_calibration", "test_capture", "test_cli",
-    "test_closed_loop", "test_coarser", "test_compare", "test_compiled", "test_concurrency", "test_conformance",
-    "test_console", "test_contexts", "test_crew", "test_device", "test_distribution", "test_docs", "test_engines",
-    "test_evaluate", "test_family_trajectories", "test_file_systems", "test_fine_tuning", "test_fitting",
-    "test_forecast", "test_gpu_benchmark", "test_guide", "test_inspect", "test_optimize", "test_optimizing",
-    "test_plan", "test_rae_decoder", "test_replays", "test_report", "test_routed_training", "test_runs_of_images",
-    "test_sampler", "test_samples", "test_sampling", "test_search", "test_serving", "test_shards", "test_shipped",
-    "test_solving_widths", "test_status", "test_studio_page", "test_train_command", "test_width_calibration",
-    "test_width_trajectories", "test_workers",
+    "test_aligned", "test_backends", "test_budgets", "test_calibration", "test_capture", "test_cli", "test_closed_loop",
+    "test_coarser", "test_compare", "test_compiled", "test_concurrency", "test_conformance", "test_console",
+    "test_contexts", "test_crew", "test_device", "test_diffusers_pipeline", "test_distribution", "test_docs",
+    "test_engines", "test_evaluate", "test_family_trajectories", "test_file_systems", "test_fine_tuning",
+    "test_fitting", "test_forecast", "test_gpu_benchmark", "test_guide", "test_inspect", "test_optimize",
+    "test_optimizing", "test_plan", "test_rae_decoder", "test_replays", "test_report", "test_routed_training",
+    "test_runs_of_images", "test_sampler", "test_samples", "test_sampling", "test_search", "test_serving",
+    "test_serving_core", "test_shards", "test_shipped", "test_solving_widths", "test_status", "test_studio_page",
+    "test_train_command", "test_width_calibration", "test_width_trajectories", "test_workers",
 }  # fmt: skip
 
 
@@ -56,10 +57,27 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are processors, for some tests wait for processes that they start."""
+    return (os.cpu_count() or 1) + 1
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Modules of which nothing is run are not imported either, which takes seconds."""
+    return True if config.option.markexpr == "not slow" and collection_path.stem in SLOW else None
+
+
 def pytest_collection_modifyitems(items) -> None:
     for item in items:
         if item.path.stem in SLOW or "made" in item.fixturenames:
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays, and is not looked through each time that memory is tidied."""
+    gc.collect()
+    gc.freeze()
 
 
 @dataclass(frozen=True)
@@ -259,6 +277,16 @@ def traced(monkeypatch) -> None:
     """Compiled networks are captured and run as they are: `test_backends` and `test_conformance` have what PyTorch's
     compiler makes of them, which takes it many seconds."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+
+
+@pytest.fixture
+def no_compiler() -> Iterator[None]:
+    """A machine without a C++ compiler, and without what was compiled on it before."""
+    from torch._inductor import config
+
+    torch.compiler.reset()
+    with config.patch({"cpp.cxx": (None, "/no/such/compiler"), "force_disable_caches": True}):
+        yield
 
 
 @pytest.fixture

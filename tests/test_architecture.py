@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import ddt_accel
 
@@ -25,9 +28,13 @@ HOMES = {
 
 
 def imports(path: Path) -> set[str]:
-    tree = ast.parse(path.read_text())
-    found = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    return found | {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+    found = {alias.name for node in nodes(path) if isinstance(node, ast.Import) for alias in node.names}
+    return found | {node.module for node in nodes(path) if isinstance(node, ast.ImportFrom) and node.module}
+
+
+@functools.cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(ast.parse(path.read_text())))
 
 
 def modules() -> list[tuple[str, Path]]:
@@ -53,22 +60,23 @@ def test_imports_point_up_the_list() -> None:
 def test_no_module_outside_networks_knows_a_family() -> None:
     """Neither its folder, nor its types, nor its name as a value; prose may cite one."""
     families = {path.parent.name for path in PACKAGE.glob("networks/*/network.py")}
-    trees = {path: ast.parse(path.read_text()) for _, path in modules()}
+    paths = [path for _, path in modules()]
     types = {
         node.name
-        for path, tree in trees.items()
+        for path in paths
         if path.parent.name in families
-        for node in ast.walk(tree)
+        for node in nodes(path)
         if isinstance(node, ast.ClassDef)
     }
     assert {"ddt", "rae", "pixnerd"} <= families
     assert {"DDT", "DiTDHConfig", "PreparedPixNerd"} <= types
-    for path, tree in trees.items():
+    names = {ast.Name: "id", ast.Attribute: "attr", ast.Constant: "value"}
+    for path in paths:
         if "networks" in path.parts:
             continue
         assert not {name for name in imports(path) if {*name.split(".")} & families}, path
-        for node in ast.walk(tree):
-            said = {ast.Name: "id", ast.Attribute: "attr", ast.Constant: "value"}.get(type(node))
+        for node in nodes(path):
+            said = names.get(type(node))
             assert said is None or getattr(node, said) not in types | families, f"{path}:{node.lineno}"
 
 
@@ -93,6 +101,7 @@ def test_public_names_resolve_and_are_lazy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_pytorch_draws_without_its_compiler(tiny_model_path, tmp_path) -> None:
     """Whose import takes seconds."""
     schedule = tmp_path / "one.json"

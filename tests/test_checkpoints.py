@@ -540,6 +540,7 @@ def test_a_folder_must_hold_one_checkpoint(reference, tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_hub_repository_is_found_in_the_local_cache(reference, tmp_path: Path) -> None:
     """The hub's own client resolves it; offline, out of a cache as that client lays it out."""
     folder = tmp_path / "models--someone--ddt"

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 
@@ -161,18 +158,14 @@ def test_nothing_is_compiled_twice(model, traced) -> None:
     assert backend.compile_seconds > 0
 
 
-def test_without_a_compiler_it_says_what_is_missing(tiny_model_path, tmp_path) -> None:
+def test_without_a_compiler_it_says_what_is_missing(cli, no_compiler, tiny_model_path, tmp_path) -> None:
     schedule = tmp_path / "schedule.json"
     Schedule.uniform(SamplingSpec(num_steps=2), 1).save(schedule)
-    line = ["sample", "--backend", "compiled", "-n", "2", "--schedule", schedule, "--model", tiny_model_path, "-w",
-            tmp_path / "run"]  # fmt: skip
-    environment = {**os.environ, "CXX": "/no/such/compiler", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
-    ended = subprocess.run(
-        [sys.executable, "-m", "ddt_accel", *map(str, line)], env=environment, capture_output=True, text=True
-    )
-    assert ended.returncode == 2
-    assert "error: PyTorch cannot compile the networks here (No working C++ compiler" in ended.stderr
-    assert "Traceback" not in ended.stderr
+    ran = cli("sample", "--backend", "compiled", "-n", 2, "--schedule", schedule, "--model", tiny_model_path, "-w",
+              tmp_path / "run")  # fmt: skip
+    assert ran.code == 2
+    assert "error: PyTorch cannot compile the networks here (No working C++ compiler" in ran.err
+    assert "Traceback" not in ran.err
 
 
 class Slow(TorchBackend):

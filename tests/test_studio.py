@@ -135,6 +135,7 @@ def test_a_network_without_schedules_has_evenly_spread_ones(backend, tmp_path) -
     assert [stop.name for stop in stops_of(backend, SHAPE, Workspace(tmp_path), with_one, print).stops] == [EXACT]
 
 
+@pytest.mark.slow
 def test_what_is_measured_stands_before_what_is_predicted(workspace, cli, tiny_model_path) -> None:
     """After `bench` the stop knows the report's time and dB, and costs are seconds."""
     arguments = ["-n", 2, "--curve-images", 2, "--batch-size", 2, "--backend", "torch"]

@@ -24,6 +24,9 @@ from ddt_accel.evaluation.fidelity import to_uint8
 from ddt_accel.report.pictures import png
 from ddt_accel.workspace import Workspace
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+if CHROMIUM is None:  # before what takes seconds to import
+    pytest.skip("Chromium is not installed (on Debian: apt install chromium)", allow_module_level=True)
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     pytest.importorskip("gradio", reason="gradio is not installed (extra web)")
@@ -32,11 +35,7 @@ with warnings.catch_warnings():
     )
     from ddt_accel.studio.app import Studio
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (on Debian: apt install chromium)"),
-    pytest.mark.filterwarnings("ignore"),  # of servers and browsers, in threads of their own
-]
+pytestmark = pytest.mark.filterwarnings("ignore")  # of servers and browsers, in threads of their own
 SPEC = SamplingSpec(num_steps=16, guidance=1.5)
 SHAPE = (3, 8, 8)
 ALONG = 180_000  # ms that anything may take, on a machine that is very busy

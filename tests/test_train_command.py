@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -156,16 +153,12 @@ def test_losses_come_early_and_then_seldom(capfd, monkeypatch) -> None:
 
 
 @pytest.mark.slow
-def test_without_a_compiler_it_is_a_sentence(data: Path, tmp_path: Path) -> None:
-    line = ["train", "--data", data, "--out", tmp_path / "run", *TINY, "--compile"]
-    environment = {**os.environ, "CXX": "/no/such/compiler", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
-    ended = subprocess.run(
-        [sys.executable, "-m", "ddt_accel", *map(str, line)], env=environment, capture_output=True, text=True
-    )
-    assert ended.returncode == 2
-    assert "error: PyTorch cannot compile the networks here (No working C++ compiler" in ended.stderr
+def test_without_a_compiler_it_is_a_sentence(cli, no_compiler, data: Path, tmp_path: Path) -> None:
+    ran = cli("train", "--data", data, "--out", tmp_path / "run", *TINY, "--compile")
+    assert ran.code == 2
+    assert "error: PyTorch cannot compile the networks here (No working C++ compiler" in ran.err
     assert (
         "a C++ compiler, on a GPU Triton, a C compiler and Python's headers (python3-dev), or leave out --compile."
-        in ended.stderr
+        in ran.err
     )
-    assert "Traceback" not in ended.stderr
+    assert "Traceback" not in ran.err

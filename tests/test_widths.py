@@ -143,7 +143,7 @@ def test_a_width_is_a_checkpoint_like_any_other(network: SplitNetwork, tmp_path:
 @pytest.mark.slow
 def test_a_width_is_exported_like_any_other(once) -> None:
     """The export holds what it wrote to the network; narrower in the encoder than in the decoder."""
-    half = narrow(random_network("ddt"), 0.5, 0.75)
+    half = narrow(random_network("ddt", num_blocks=2, num_encoder_blocks=1), 0.5, 0.75)
     backend = open_backend(once("narrow", lambda folder: export(half, folder)))
     assert backend.config == half.config
     schedule = Schedule.full(SamplingSpec(num_steps=3))
@@ -194,6 +194,7 @@ def test_other_blocks_are_not_narrowed() -> None:
         ranked(build(rae))
 
 
+@pytest.mark.slow
 def test_the_embedded_network_has_learned_its_widths() -> None:
     """Half of it draws what it does complete, where half of the ranked network it began with does not."""
     dynamic, start = load_model("cifar10-dynamic"), load_model("cifar10")
