@@ -9,7 +9,7 @@ import pytest
 
 from ddt_accel.errors import ConfigError, NumericsError
 from ddt_accel.solver.pairs import solve_pairs
-from ddt_accel.solver.widths import refreshes_cost, solve_widths, width_prices
+from ddt_accel.solver.widths import Refresh, RefreshCosts, refreshes_cost, solve_widths, width_prices
 
 N, WIDTHS = 5, 3
 
@@ -39,37 +39,49 @@ def test_prices_are_those_of_least_squares() -> None:
     assert (prices[0, 0, 1, 1:, 1] > 0).all()  # a narrow refresh has an error at once
 
 
-def every_set(costs: tuple[int, ...], total: int) -> list[tuple[tuple[int, int], ...]]:
-    sets = []
-    for runs in range(1, N + 1):
-        for steps in itertools.combinations(range(1, N), runs - 1):
-            for widths in itertools.product(range(len(costs)), repeat=runs):
-                if sum(costs[width] for width in widths) <= total:
-                    sets.append(tuple(zip((0, *steps), widths, strict=True)))
-    return sets
+EVERY = [
+    tuple(zip((0, *steps), widths, strict=True))
+    for runs in range(1, N + 1)
+    for steps in itertools.combinations(range(1, N), runs - 1)
+    for widths in itertools.product(range(WIDTHS), repeat=runs)
+]
 
 
-@pytest.mark.parametrize("costs", [(4, 3, 2), (5, 2, 1)])
+def spent_on(refreshes: tuple[Refresh, ...], costs: RefreshCosts) -> int:
+    """Evaluation by evaluation: which states are read, and where anything guided reads one."""
+    read = set()
+    for i in np.flatnonzero(costs.guided):
+        drawn = [refresh for refresh in refreshes if refresh[0] <= i][-2:]
+        read |= {drawn[-1]} if drawn[-1] == (i, 0) else set(drawn)
+    return sum((costs.both if one in read else costs.alone)[one[1]] for one in refreshes)
+
+
+@pytest.mark.parametrize("guided", [(), (2, 3, 4), (1, 2), (1, 3), (4,), range(N)], ids=str)
+@pytest.mark.parametrize("costs", [((4, 3, 2), (8, 5, 4)), ((5, 2, 1), (5, 4, 2))], ids=str)
 @pytest.mark.parametrize("gamma", [1.0, 2.0])
-@pytest.mark.parametrize("seed", range(2))
-def test_every_total_is_optimal(costs: tuple[int, ...], gamma: float, seed: int) -> None:
-    prices = np.random.default_rng(seed).random((N, WIDTHS, N, WIDTHS, N))
-    for total, solution in enumerate(solve_widths(prices, costs, 11, gamma=gamma), 1):
-        sets = every_set(costs, total)
-        if not sets:
+def test_every_total_is_optimal(guided, costs: tuple[tuple[int, ...], tuple[int, ...]], gamma: float) -> None:
+    prices = np.random.default_rng(len(guided)).random((N, WIDTHS, N, WIDTHS, N))
+    (alone, both), total = costs, 17
+    taken = RefreshCosts(alone=alone, both=both, guided=np.isin(range(N), guided))
+    of_all = [(spent_on(one, taken), refreshes_cost(prices, one, gamma=gamma)) for one in EVERY]
+    solutions = solve_widths(prices, taken, total, gamma=gamma)
+    assert len(solutions) == total
+    for within, solution in enumerate(solutions, 1):
+        reached = [cost for spent, cost in of_all if spent <= within]
+        if not reached:
             assert solution is None
             continue
         assert solution is not None
-        least = min(refreshes_cost(prices, one, gamma=gamma) for one in sets)
-        assert solution.cost == pytest.approx(least, rel=1e-12)
-        assert refreshes_cost(prices, solution.refreshes, gamma=gamma) == pytest.approx(least, rel=1e-12)
-        assert solution.considered == len(sets)
-        assert solution.spent == sum(costs[width] for _, width in solution.refreshes) <= total
+        assert solution.cost == pytest.approx(min(reached), rel=1e-12)
+        assert refreshes_cost(prices, solution.refreshes, gamma=gamma) == pytest.approx(min(reached), rel=1e-12)
+        assert solution.considered == len(reached)
+        assert solution.spent == spent_on(solution.refreshes, taken) <= within
 
 
 def test_one_width_is_the_program_over_pairs() -> None:
     price = np.random.default_rng(0).random((8, 8, 8))
-    solutions = solve_widths(price[:, None, :, None, :] * (np.arange(8) != np.arange(8)[:, None])[:, None], [1], 8)
+    prices = price[:, None, :, None, :] * (np.arange(8) != np.arange(8)[:, None])[:, None]
+    solutions = solve_widths(prices, RefreshCosts.everywhere([1], 8), 8)
     for pairs, ours in zip(solve_pairs(price, 8), solutions, strict=True):
         assert ours is not None
         assert tuple(step for step, _ in ours.refreshes) == pairs.refresh_steps
@@ -82,7 +94,7 @@ def test_narrow_refreshes_are_taken_where_more_of_them_pay() -> None:
     data[:, 1] = data[:, 0] + 1e-3 * np.random.default_rng(2).normal(size=data[:, 0].shape)
     data[:, 2] = np.random.default_rng(3).normal(size=data[:, 0].shape)
     gram = np.einsum("nws,mvs->nwmv", data, data) / data.shape[-1]
-    *_, last = solve_widths(width_prices(gram, np.ones(N)), [2, 1, 1], 4)
+    *_, last = solve_widths(width_prices(gram, np.ones(N)), RefreshCosts.everywhere([2, 1, 1], N), 4)
     assert last is not None
     assert len(last.refreshes) > 2
     assert all(width != 2 for _, width in last.refreshes)
@@ -92,10 +104,12 @@ def test_what_does_not_fit_is_refused() -> None:
     prices = np.zeros((3, 2, 3, 2, 3))
     for costs, total in (([1], 3), ([1, 0], 3), ([1, 1], 0)):
         with pytest.raises(ConfigError, match="give whole numbers from 1"):
-            solve_widths(prices, costs, total)
+            solve_widths(prices, RefreshCosts.everywhere(costs, 3), total)
+    with pytest.raises(ConfigError, match="where any of 4 is guided"):
+        solve_widths(prices, RefreshCosts.everywhere([1, 1], 4), 3)
     with pytest.raises(ConfigError, match=r"shape \[3, 2, 3, 2, 4\]; give \[N, W, N, W, N\]"):
-        solve_widths(np.zeros((3, 2, 3, 2, 4)), [1, 1], 3)
+        solve_widths(np.zeros((3, 2, 3, 2, 4)), RefreshCosts.everywhere([1, 1], 3), 3)
     with pytest.raises(ConfigError, match="not finite"):
-        solve_widths(prices + np.nan, [1, 1], 3)
+        solve_widths(prices + np.nan, RefreshCosts.everywhere([1, 1], 3), 3)
     with pytest.raises(NumericsError, match="not positive semidefinite"):
         width_prices(-np.eye(4).reshape(2, 2, 2, 2), np.ones(2))

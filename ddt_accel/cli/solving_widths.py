@@ -32,19 +32,19 @@ def check_alone(others: Mapping[str, bool]) -> None:
 def solved_with_widths(
     statistics: Statistics, costs: Costs, budget: int, objective: str
 ) -> tuple[Schedule, str, dict[str, Any]]:
-    """The schedule within what `budget` complete encoder runs and complete decoders cost, what is said of it and of the
-    best one without widths, and the same for --json."""
+    """The schedule within what the networks of `solve`'s for so many encoder runs cost, what is said of both, and the
+    same for --json."""
     from ddt_accel.schedule import check_budget
     from ddt_accel.solver.solve import solve
     from ddt_accel.solver.with_widths import check_widths, solve_with_widths
 
     widths = check_widths(statistics)[0].widths
     check_budget(budget, statistics.spec.num_evaluations)
-    total, each = costs.complete_runs(statistics.spec, budget), [costs.at(width) for width in widths]
+    complete = solve(statistics, budget, objective=objective)
+    total, each = costs.of(complete, networks_alone=True), [costs.at(width) for width in widths]
     schedule, certificate = solve_with_widths(
         statistics, total, [one.encoder for one in each], [one.decoder for one in each], objective=objective
     )
-    complete = solve(statistics, budget, objective=objective)
     told = "\n".join(
         [
             *_drawn(schedule, widths),
@@ -103,11 +103,10 @@ def _certified(certificate: WidthCertificate) -> str:
 
 
 def _cost_told(schedule: Schedule, complete: Schedule, costs: Costs, total: float) -> str:
-    runs = counted(complete.budget, "complete encoder run")
-    share, without = (costs.of(one, networks_alone=True) / total for one in (schedule, complete))
+    share = costs.of(schedule, networks_alone=True) / total
     return (
-        f"It takes {share:.1%} of the total, {runs} in every guidance branch and {complete.spec.num_evaluations} "
-        f"evaluations of the complete decoder; without widths {without:.1%}. By {costs.unit} ({costs.conditions})."
+        f"Its networks take {share:.1%} of what those of `ddt-accel solve --budget {complete.budget}` take. By "
+        f"{costs.unit} ({costs.conditions})."
     )
 
 

@@ -3,7 +3,6 @@ as many steps without sharing as take as long."""
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 
@@ -20,9 +19,6 @@ from ddt_accel.spec import SamplingSpec
 INTEGRATORS = ("euler", "heun", "ab2", "ab3")
 # Time shifts that are tried, relative to the calibrated one, with the integrator that is best at a cost.
 SHIFTS = (0.6, 0.8, 1.25, 1.7, 2.4)
-# The program over widths leaves out forecasts, and counts both branches at every refresh: so often it is asked again,
-# for less or for more.
-REPRICED = 6
 STEPS = (4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 30, 36, 42, 50, 60, 80, 100, 125, 160, 200, 250)
 
 
@@ -109,24 +105,16 @@ def with_widths(statistics: Statistics, costs: Costs, total: float) -> Schedule 
         return None
     each = [costs.at(width) for width in statistics.widths.widths]
     encoders, decoders = [one.encoder for one in each], [one.decoder for one in each]
-    best: Schedule | None = None
-    enough, too_much, left = 0.0, math.inf, total
-    for _ in range(REPRICED):
+    beside = costs.evaluation * statistics.spec.num_evaluations
+    while True:
         try:
-            schedule, _ = solve_with_widths(statistics, left, encoders, decoders)
+            schedule, _ = solve_with_widths(statistics, total - beside, encoders, decoders)
         except ConfigError:  # nothing is as cheap, or the statistics have no sensitivities
-            break
-        spare = total - costs.of(schedule)
-        if spare >= 0:
-            best, enough = schedule, left
-        else:
-            too_much = left
-        left += spare
-        if not enough < left < too_much:
-            if too_much == math.inf:  # all is spent
-                break
-            left = (enough + too_much) / 2
-    return best
+            return None
+        whole, networks = costs.of(schedule), costs.of(schedule, networks_alone=True)
+        if whole <= total or whole - networks <= beside:
+            return schedule
+        beside = whole - networks  # the program counts networks alone: what forecasts take is left to them
 
 
 def neighbours(calibration: Calibration, schedule: Schedule, *, costs: tuple[float, float] = ALIKE) -> list[Schedule]:

@@ -77,13 +77,6 @@ class Costs:
             return sum(encoder + decoder for encoder, decoder, _ in parts)
         return sum(map(sum, parts)) + self.evaluation * len(program.evaluations)
 
-    def complete_runs(self, spec: SamplingSpec, runs: int) -> float:
-        """So many refreshes, of both branches where anything is guided, and the decoder at every evaluation, by the
-        complete networks alone."""
-        guided = spec.guidance_weights != 1.0
-        refresh = self.encoder * (2 if guided.any() else 1)
-        return runs * refresh + self.decoder * (len(guided) + int(guided.sum()))
-
     def parts(self, program: Program) -> list[tuple[float, float, float]]:
         """What an image takes in encoder, decoder and forecasts, network by network."""
         own, *others = works(program, self.guide is not None)

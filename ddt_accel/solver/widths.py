@@ -6,14 +6,15 @@ help. With the Gram matrix of states over (step, width), in deviations from each
 those of solver/forecast.py, and
 
     A(a, v; b, u; c) = Σ_{i=b}^{c−1} price[a, v, b, u, i],
-    C_q(b, u; c) = min_{a < b, v} C_{q − cost(u)}(a, v; b) + A(a, v; b, u; c)^γ
+    C_q(b, u; c) = min_{a < b, v} C_{q − cost(a, v; b, u; c)}(a, v; b) + A(a, v; b, u; c)^γ
 
-has the least cost of every total q from one pass: O(Q N³ W²) time, O((N W + Q) N² W) memory.
+has the least cost of every total q from one pass: O(Q N³ W²) time, O((N W + Q) N² W) memory. What a refresh a takes is
+known when the next but one, c, is: from there on nothing reads its state, and the unconditional branch is encoded only
+where a guided evaluation does.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,12 +33,28 @@ _ROWS = 64  # totals at a time, so that what is compared stays in the cache
 
 @dataclass(frozen=True, kw_only=True)
 class WidthSolution:
-    """The refreshes of least cost within a total, what they spend of it, and how many sets of refreshes there were."""
+    """The refreshes of least cost within a total, what they spend of it, and how many sets of refreshes there were, to
+    the precision of a float64."""
 
     refreshes: tuple[Refresh, ...]
     cost: float
     spent: int
     considered: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RefreshCosts:
+    """What a refresh takes, in whole units of at least 1: `alone` [W] in the conditional branch, `both` [W] with the
+    unconditional one, where an evaluation that reads its state is `guided` [N]."""
+
+    alone: tuple[int, ...]
+    both: tuple[int, ...]
+    guided: NDArray[np.bool_]
+
+    @classmethod
+    def everywhere(cls, costs: Sequence[int], evaluations: int) -> RefreshCosts:
+        """The same [W] wherever a refresh stands."""
+        return cls(alone=tuple(costs), both=tuple(costs), guided=np.zeros(evaluations, dtype=np.bool_))
 
 
 def width_prices(gram: Array, sensitivity: Array) -> Array:
@@ -58,41 +75,57 @@ def width_prices(gram: Array, sensitivity: Array) -> Array:
     return prices
 
 
-def solve_widths(prices: Array, costs: Sequence[int], total: int, *, gamma: float = 2.0) -> list[WidthSolution | None]:
+def solve_widths(prices: Array, costs: RefreshCosts, total: int, *, gamma: float = 2.0) -> list[WidthSolution | None]:
     """The optima within the totals 1 … `total`, from one pass; None where not even one refresh is within it.
 
-    `prices` [N, W, N, W, N] as `width_prices` has them; `costs` [W] are whole numbers of one unit, at least 1. The
-    first refresh is at step 0. `gamma` is finite. Raises ConfigError for shapes or costs that do not fit.
+    `prices` [N, W, N, W, N] as `width_prices` has them. The first refresh is at step 0. `gamma` is finite. Raises
+    ConfigError for shapes or costs that do not fit.
     """
     n, widths = prices.shape[:2]
     if prices.shape != (n, widths, n, widths, n) or n == 0:
         raise ConfigError(f"The prices have the shape {list(prices.shape)}; give [N, W, N, W, N].")
-    if len(costs) != widths or min(costs) < 1 or total < 1:
+    each = (costs.alone, costs.both)
+    if {len(one) for one in each} != {widths} or min(map(min, each)) < 1 or total < 1 or costs.guided.shape != (n,):
         raise ConfigError(
-            f"The costs of {widths} widths are {list(costs)} and their total {total}; give whole numbers from 1."
+            f"The costs of {widths} widths at {n} evaluations are {list(costs.alone)}, {list(costs.both)} where any of "
+            f"{len(costs.guided)} is guided, and their total {total}; give whole numbers from 1."
         )
     if not np.isfinite(prices).all():
         raise ConfigError("A step price is not finite; calibrate anew.")
     powers = _segments(prices) ** gamma
-    # least[q, b, u, c]: of what spends exactly q, b the last refresh and c the next; N is the end.
+    # least[q, b, u, c]: b the last refresh and c the next, N the end, where those before b spend exactly q.
     least = np.full((total + 1, n, widths, n + 1), np.inf)
     before = np.full(least.shape, -1, dtype=np.int32)
-    for u, cost in enumerate(costs):
-        if cost <= total:
-            least[cost, 0, u] = powers[0, u, 0, u]
+    least[0, 0] = powers[0, range(widths), 0, range(widths)]
+    # ways[b][u][c]: how many sets there are of them, [Q + 1].
+    ways = [[[np.eye(1, total + 1)[0]] * (n + 1) for _ in range(widths)] for _ in range(n)]
     # Refreshes before b are known for all totals at once.
     for b in range(1, n):
-        arrived = least[:, :b, :, b].reshape(total + 1, b * widths)
-        for u, cost in enumerate(costs):
-            segments = np.ascontiguousarray(powers[:b, :, b, u, b + 1 :].reshape(b * widths, n - b).T)
-            for first in range(0, total + 1 - cost, _ROWS):
-                part = arrived[first : min(first + _ROWS, total + 1 - cost)]
-                joined = part[:, None, :] + segments  # [q, c, refreshes before]
-                best = joined.argmin(axis=-1)
-                spent = slice(first + cost, first + cost + len(part))
-                least[spent, b, u, b + 1 :] = np.take_along_axis(joined, best[..., None], axis=-1)[..., 0]
-                before[spent, b, u, b + 1 :] = best
-    return _within(least, before, costs, gamma)
+        counts = np.moveaxis(np.array([[ways[a][v][b] for v in range(widths)] for a in range(b)]), -1, 0)
+        spending = [_spent(least[:, :b, :, b], one, np.inf) for one in each]
+        spending_ways = [_spent(counts, one, 0.0) for one in each]
+        for u in range(widths):
+            for guides, ends in _alike(costs.guided, b, u):
+                sets = np.where(guides[:, None], spending_ways[1], spending_ways[0]).sum(axis=(1, 2))
+                for c in ends:
+                    ways[b][u][c] = sets
+                arrived = np.where(guides[:, None], spending[1], spending[0]).reshape(total + 1, b * widths)
+                segments = np.ascontiguousarray(powers[:b, :, b, u, ends].reshape(b * widths, len(ends)).T)
+                for first in range(0, total + 1, _ROWS):
+                    rows = slice(first, first + _ROWS)
+                    joined = arrived[rows, None, :] + segments  # [q, c, refreshes before]
+                    best = joined.argmin(axis=-1)
+                    least[rows, b, u, ends] = np.take_along_axis(joined, best[..., None], axis=-1)[..., 0]
+                    before[rows, b, u, ends] = best
+    # The last refresh serves to the end.
+    for b in range(n):
+        last = costs.both if costs.guided[b:].any() else costs.alone
+        least[:, b, :, n] = _spent(least[:, b, :, n], last, np.inf)
+        for u, cost in enumerate(last):
+            ways[b][u][n] = _spent(ways[b][u][n][:, None], (cost,), 0.0)[:, 0]
+    return _within(
+        least, before, np.sum([ways[b][u][n] for b in range(n) for u in range(widths)], axis=0), costs, gamma
+    )
 
 
 def refreshes_cost(prices: Array, refreshes: Sequence[Refresh], *, gamma: float = 2.0) -> float:
@@ -116,10 +149,37 @@ def _segments(prices: Array) -> Array:
     return segments
 
 
-def _within(least: Array, before: NDArray[np.int32], costs: Sequence[int], gamma: float) -> list[WidthSolution | None]:
-    """The best of what spends at most 1, 2, … ."""
-    n, widths = least.shape[1:3]
-    considered = list(itertools.accumulate(_sets(n, costs, len(least) - 1)))
+def _spent(values: Array, costs: Sequence[int], nothing: float) -> Array:
+    """`values` [Q + 1, …, W] by what is spent, after refreshes that take so much more [W]."""
+    spent = np.full(values.shape, nothing)
+    for width, cost in enumerate(costs):
+        spent[cost:, ..., width] = values[: max(0, len(values) - cost), ..., width]
+    return spent
+
+
+def _alike(guided: NDArray[np.bool_], b: int, u: int) -> list[tuple[NDArray[np.bool_], list[int]]]:
+    """The next refreshes c after b at width u, by which of the refreshes before b guided evaluations read."""
+    found: dict[bytes, tuple[NDArray[np.bool_], list[int]]] = {}
+    for c in range(b + 1, len(guided) + 1):
+        guides = _guides(guided, b, u, c)
+        found.setdefault(guides.tobytes(), (guides, []))[1].append(c)
+    return list(found.values())
+
+
+def _guides(guided: NDArray[np.bool_], b: int, u: int, c: int) -> NDArray[np.bool_]:
+    """[b]: whether a guided evaluation reads the state of the refresh before b; a complete b reads its own alone."""
+    read = guided[:c].copy()
+    read[b] &= u > 0
+    some: NDArray[np.bool_] = np.logical_or.accumulate(read[::-1])[::-1][:b]
+    return some
+
+
+def _within(
+    least: Array, before: NDArray[np.int32], ways: Array, costs: RefreshCosts, gamma: float
+) -> list[WidthSolution | None]:
+    """The best of what spends at most 1, 2, …; `least` and `ways` by what is spent in all, where c is the end."""
+    n = least.shape[1]
+    considered = np.cumsum(ways)
     found: list[WidthSolution | None] = []
     best: tuple[float, int] = (math.inf, 0)
     for q in range(1, len(least)):
@@ -129,31 +189,24 @@ def _within(least: Array, before: NDArray[np.int32], costs: Sequence[int], gamma
         if math.isinf(best[0]):
             found.append(None)
             continue
-        last = int(least[best[1], :, :, n].argmin())
-        refreshes = _trace(before, last, best[1], costs, n, widths)
+        refreshes = _trace(least[best[1], :, :, n], before, best[1], costs)
         found.append(
-            WidthSolution(refreshes=refreshes, cost=best[0] ** (1 / gamma), spent=best[1], considered=considered[q])
+            WidthSolution(
+                refreshes=refreshes, cost=best[0] ** (1 / gamma), spent=best[1], considered=int(considered[q])
+            )
         )
     return found
 
 
-def _trace(
-    before: NDArray[np.int32], last: int, q: int, costs: Sequence[int], n: int, widths: int
-) -> tuple[Refresh, ...]:
-    end, place, refreshes = n, last, []
-    while place >= 0:
-        step, width = divmod(place, widths)
-        refreshes.append((step, width))
-        place, end, q = int(before[q, step, width, end]), step, q - costs[width]
+def _trace(ended: Array, before: NDArray[np.int32], spent: int, costs: RefreshCosts) -> tuple[Refresh, ...]:
+    n, widths = ended.shape
+    b, u = divmod(int(ended.argmin()), widths)
+    c, guides = n, bool(costs.guided[b:].any())
+    refreshes = [(b, u)]
+    while b > 0:
+        spent -= (costs.both if guides else costs.alone)[u]
+        a, v = divmod(int(before[spent, b, u, c]), widths)
+        guides = bool(_guides(costs.guided, b, u, c)[a])
+        b, u, c = a, v, b
+        refreshes.append((b, u))
     return tuple(reversed(refreshes))
-
-
-def _sets(n: int, costs: Sequence[int], total: int) -> list[int]:
-    """How many sets of refreshes, the first at step 0, spend exactly 0, 1, … total."""
-    of_one = [list(costs).count(q) for q in range(total + 1)]
-    ways, sets = of_one, [0] * (total + 1)
-    for runs in range(1, n + 1):
-        places = math.comb(n - 1, runs - 1)
-        sets = [found + places * way for found, way in zip(sets, ways, strict=True)]
-        ways = [sum(ways[q - cost] for cost in costs if cost <= q) for q in range(total + 1)]
-    return sets

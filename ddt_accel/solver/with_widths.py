@@ -4,8 +4,8 @@ Refreshes with widths have an exact program (solver/widths.py), decoders have on
 the optima of all totals in one pass. What narrow decoders save of the total goes to the encoder; every division is
 tried, so that the best of them is the best of all assignments, for errors that add up.
 
-The programs count in whole units: a complete refresh is R of them, costs are rounded up and savings down, so that a
-total is never exceeded, and R is the number that wastes least.
+The programs count in whole units: a complete encoder run in one guidance branch is R of them, costs are rounded up and
+savings down, so that a total is never exceeded, and R is the number that wastes least.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from ddt_accel.solver.decoders import DecoderSolution, effect_of, solve_decoders
 from ddt_accel.solver.forecast import checked_gram, forecast_error, forecast_weights
 from ddt_accel.solver.misses import CALIBRATED
 from ddt_accel.solver.pairs import combined
-from ddt_accel.solver.solve import GAMMA, Method, Statistics, schedule_with, solve_curve
+from ddt_accel.solver.solve import GAMMA, Method, Statistics, schedule_with
 from ddt_accel.solver.width_statistics import WidthStatistics
-from ddt_accel.solver.widths import Refresh, WidthSolution, solve_widths, width_prices
+from ddt_accel.solver.widths import Refresh, RefreshCosts, WidthSolution, solve_widths, width_prices
 
 Array = NDArray[np.float64]
 
@@ -42,7 +42,8 @@ class WidthCertificate:
     refreshes and widths within the `total`, of which it takes `spent`, both in the unit of the costs given, and as the
     program counts them.
 
-    `complete_cost` is that of the best schedule without widths within the total; None where none is.
+    `complete_cost` is that of the best refreshes without widths within the total, of complete decoders; None where
+    none are.
     """
 
     cost: float
@@ -63,9 +64,9 @@ def solve_with_widths(
     """The schedule of least predicted cost of all that take no more than `total`.
 
     `encoder_costs` and `decoder_costs` [W] are those of one run in one guidance branch by width, the complete one
-    first, in the unit of `total`. A refresh counts in both branches where anything is guided, an evaluation of the
-    decoder where it is. Raises ConfigError where the calibration has no widths or no sensitivities, where costs do not
-    fit, or where nothing is within the total.
+    first, in the unit of `total`. As they run, a refresh counts in both branches where a guided evaluation reads its
+    state, an evaluation of the decoder where it is guided. Raises ConfigError where the calibration has no widths or no
+    sensitivities, where costs do not fit, or where nothing is within the total.
     """
     if objective not in OBJECTIVES:
         raise ConfigError(f"The objective is {objective!r}; with widths choose one of {', '.join(OBJECTIVES)}.")
@@ -74,7 +75,7 @@ def solve_with_widths(
     count = _Count.of(calibration, total, encoder_costs, decoder_costs)
     prices = width_prices(widths.gram, sensitivity)
     decoders = solve_decoders(decoder_prices(widths), count.savings, gamma=gamma)
-    most = min(count.left + len(decoders) - 1, count.resolution * evaluations)
+    most = min(count.left + len(decoders) - 1, max(count.encoder.both) * evaluations)
     encoders = solve_widths(prices, count.encoder, most, gamma=gamma) if most > 0 else []
     best: tuple[float, WidthSolution, DecoderSolution] | None = None
     considered = 0
@@ -88,22 +89,30 @@ def solve_with_widths(
         if best is None or value < best[0]:
             best = value, encoder, decoder
     if best is None:
-        least = count.fixed + count.refresh * min(encoder_costs) / encoder_costs[0] - count.most_saved
+        least = count.fixed + min(encoder_costs) * count.branches - count.most_saved
         raise ConfigError(
             f"A total of {total:.4g} is less than any schedule costs, which is about {least:.4g} with the narrowest "
             "networks and one encoder run; give a larger one."
         )
     value, encoder, decoder = best
-    runs = min(evaluations, math.floor((total - count.fixed) / count.refresh + ROUNDING))
     schedule = schedule_with_widths(calibration, encoder.refreshes, decoder.choices, objective=objective)
     certificate = WidthCertificate(
         cost=value,
-        complete_cost=solve_curve(calibration, runs, Method(objective=objective))[-1][1].cost if runs > 0 else None,
-        spent=count.fixed + (encoder.spent - decoder.saved) * count.refresh / count.resolution,
+        complete_cost=_complete_cost(prices, count, min(count.left, most), gamma),
+        spent=count.fixed + (encoder.spent - decoder.saved) * encoder_costs[0] / count.resolution,
         total=total,
         considered=considered,
     )
     return schedule, certificate
+
+
+def _complete_cost(prices: Array, count: _Count, left: int, gamma: float) -> float | None:
+    """The least that refreshes cost without widths, within so many units."""
+    if left < 1:
+        return None
+    costs = dataclasses.replace(count.encoder, alone=count.encoder.alone[:1], both=count.encoder.both[:1])
+    found = solve_widths(prices[:, :1, :, :1], costs, left, gamma=gamma)[-1]
+    return None if found is None else found.cost
 
 
 def solve_narrowest(calibration: Statistics, runs: Sequence[int]) -> list[Schedule]:
@@ -116,7 +125,8 @@ def solve_narrowest(calibration: Statistics, runs: Sequence[int]) -> list[Schedu
     at_once = np.einsum("awawa->w", every)  # where a state is foretold from the narrow one of the same step
     narrowest = int(at_once.argmax())
     prices = every[:, narrowest : narrowest + 1, :, narrowest : narrowest + 1]
-    solutions = solve_widths(prices, [1], max(runs), gamma=GAMMA["sum"])
+    costs = RefreshCosts.everywhere([1], len(sensitivity))
+    solutions = solve_widths(prices, costs, max(runs), gamma=GAMMA["sum"])
     found = [[step for step, _ in one.refreshes] for count in runs if (one := solutions[count - 1]) is not None]
     return [schedule_with_widths(calibration, [(step, narrowest) for step in steps], complete) for steps in found]
 
@@ -138,7 +148,10 @@ def schedule_with_widths(
         forecasts, errors = _forecasts(widths, refreshes)
         segments = np.add.reduceat(sensitivity * errors, steps)
         encoder_cost = combined(segments, gamma)
-        encoder_error = combined(segments, GAMMA["power"]) * _missed(calibration, len(steps), len(narrow) / len(steps))
+        encoder_error = combined(segments, GAMMA["power"])
+        of_narrow = combined(segments[[width > 0 for _, width in refreshes]], GAMMA["power"])
+        share = (of_narrow / encoder_error) ** 2 if encoder_error else 0.0
+        encoder_error *= _missed(calibration, len(steps), share)
         schedule = dataclasses.replace(
             schedule,
             forecasts=forecasts,
@@ -158,7 +171,8 @@ def schedule_with_widths(
 
 
 def _missed(calibration: Statistics, runs: int, narrow: float) -> float:
-    """What an error predicted for so many encoder runs is to be multiplied by, where a share of them is `narrow`.
+    """What an error predicted for so many encoder runs is to be multiplied by, where a share of its square comes from
+    `narrow` ones.
 
     The errors of narrow states point the same way from refresh to refresh, more than those of forecasts do, which is
     measured where all are narrow; in between the logarithm of the ratio goes with the share.
@@ -182,17 +196,17 @@ class _Count:
     """Costs in whole units: of a refresh by width, what decoders save by evaluation and width, and what is left for the
     encoder where they save nothing, below 0 where they have to.
 
-    In the unit given: `fixed` is what complete decoders take, `refresh` a complete refresh, `most_saved` what decoders
-    can save.
+    In the unit given: `fixed` is what complete decoders take, `most_saved` what decoders can save; `branches` is 2
+    where anything is guided.
     """
 
-    encoder: list[int]
+    encoder: RefreshCosts
     savings: NDArray[np.intp]
     left: int
     resolution: int
     fixed: float
-    refresh: float
     most_saved: float
+    branches: int
 
     @classmethod
     def of(
@@ -208,36 +222,40 @@ class _Count:
                 f"ones above 0, for encoder and decoder one for each of the widths {list(widths.widths)}."
             )
         guided = calibration.spec.guidance_weights != 1.0
-        refresh = encoder_costs[0] * (2 if guided.any() else 1)
+        branches = 2 if guided.any() else 1
         runs = np.where(guided, 2.0, 1.0)
         fixed = float(runs.sum() * decoder_costs[0])
-        # In complete refreshes. A narrow network that costs more than the complete one saves nothing.
+        # In complete encoder runs. A narrow network that costs more than the complete one saves nothing.
         narrower = decoder_costs[0] - np.array(decoder_costs if widths.effects is not None else decoder_costs[:1])
-        savings = np.maximum(0.0, runs[:, None] * narrower) / refresh
+        savings = np.maximum(0.0, runs[:, None] * narrower) / encoder_costs[0]
         encoder = np.array(encoder_costs) / encoder_costs[0]
-        left = (total - fixed) / refresh
+        left = (total - fixed) / encoder_costs[0]
         most_saved = float(savings.max(axis=1).sum())
-        resolution = _resolution(encoder, savings, min(left + most_saved, float(len(guided))))
+        refreshes = min((left + most_saved) / branches, float(len(guided)))
+        resolution = _resolution(branches * encoder, savings, refreshes, branches)
+        alone, both = (tuple(int(cost) for cost in _up(k * encoder * resolution)) for k in (1, 2))
         return cls(
-            encoder=[int(cost) for cost in _up(encoder * resolution)],
+            encoder=RefreshCosts(alone=alone, both=both, guided=guided),
             savings=_down(savings * resolution).astype(np.intp),
             left=int(_down(np.array(left * resolution))),
             resolution=resolution,
             fixed=fixed,
-            refresh=refresh,
-            most_saved=most_saved * refresh,
+            most_saved=most_saved * encoder_costs[0],
+            branches=branches,
         )
 
 
-def _resolution(encoder: Array, savings: Array, runs: float) -> int:
-    """R: the units of a complete refresh that waste least by rounding, where about so many complete `runs` are had."""
+def _resolution(refresh: Array, savings: Array, refreshes: float, branches: int) -> int:
+    """R: the units of a complete run that waste least by rounding, where about so many `refreshes` are had, each of up
+    to so many `branches` and by width of so many complete runs."""
+    several = max(refreshes, 1.0)
 
     def waste(units: int) -> float:
-        on_encoder = (_up(encoder * units) / units - encoder).max() * max(runs, 1.0)
+        on_encoder = (_up(refresh * units) / units - refresh).max() * several
         on_decoders = (savings - _down(savings * units) / units).max(axis=1).sum()
         return round(float(on_encoder + on_decoders), 9)
 
-    return min(range(1, max(1, math.floor(MOST_UNITS / max(runs, 1.0))) + 1), key=waste)
+    return min(range(1, max(1, math.floor(MOST_UNITS / (branches * several))) + 1), key=waste)
 
 
 def _up(values: Array) -> Array:
