@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from ddt_accel import SamplingSpec, Schedule, solve
+from ddt_accel.comparison.ours import Solved
 from ddt_accel.errors import ConfigError
 from ddt_accel.sampling.program import branch_work, compile_program
 from ddt_accel.solver.decoders import effect_of, solve_decoders
 from ddt_accel.solver.misses import WAYS, Misses
-from ddt_accel.solver.solve import GAMMA
+from ddt_accel.solver.solve import GAMMA, Method, schedule_with, solve_runs
 from ddt_accel.solver.width_statistics import WidthStatistics
 from ddt_accel.solver.widths import refreshes_cost, width_prices
 from ddt_accel.solver.with_widths import decoder_prices, schedule_with_widths, solve_with_widths
@@ -251,3 +252,42 @@ def test_a_total_is_a_number(total: float) -> None:
 def test_one_evaluation_has_no_choice() -> None:
     with pytest.raises(ConfigError, match="for two evaluations or more, and there is one"):
         solve_with_widths(made(1), 3.0, (1.0, 0.75, 0.5), (0.3, 0.2, 0.1))
+
+
+@pytest.mark.parametrize("interval", [(0.4, 1.0), (0.2, 0.6), (0.0, 0.5)])
+@pytest.mark.parametrize("centred", [True, False])
+def test_complete_refreshes_are_the_best_of_as_many_runs(interval: tuple[float, float], centred: bool) -> None:
+    """Against all sets of steps, with the runs of their programs counted."""
+    n, method = 8, Method(centred=centred)
+    statistics = made(n, guidance=2.0, guidance_interval=interval)
+    every = [
+        schedule_with(statistics, (0, *steps), method)
+        for runs in range(n)
+        for steps in itertools.combinations(range(1, n), runs)
+    ]
+    runs_of = [encoder_runs(one) for one in every]
+    found = solve_runs(statistics, method)
+    closer = 0
+    for most in range(2, 2 * n + 1):
+        least = min(one.predicted_cost for one, runs in zip(every, runs_of, strict=True) if runs <= most)
+        within = [one for one in found if encoder_runs(one) <= most]
+        assert within[-1].predicted_cost == pytest.approx(least, rel=1e-9, abs=1e-12)
+        counted = solve(statistics, most // 2, centred=centred)
+        closer += within[-1].predicted_cost < counted.predicted_cost * (1 - 1e-6)
+        as_many = Solved(statistics, method)(most // 2)
+        assert encoder_runs(as_many) <= most
+        assert as_many.predicted_cost <= counted.predicted_cost * (1 + 1e-9)
+    assert closer > 4
+
+
+def encoder_runs(schedule: Schedule) -> int:
+    return sum(work.encoded for work in branch_work(compile_program(schedule)))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_where_every_refresh_takes_the_same_it_is_what_solve_gives(guidance: float) -> None:
+    statistics = made(8, guidance=guidance, guidance_interval=(0.0, 1.0), closed_interval=guidance != 1.0)
+    assert ((statistics.spec.guidance_weights != 1.0) == (guidance != 1.0)).all()
+    expected = [solve(statistics, budget) for budget in range(1, 9)]
+    assert solve_runs(statistics, Method()) == expected
+    assert [Solved(statistics, Method())(runs) for runs in range(1, 9)] == expected

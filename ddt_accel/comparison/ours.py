@@ -3,11 +3,13 @@ trajectory; what fits in closed form find, to what all come close to; and what g
 
 from __future__ import annotations
 
-from functools import cache, partial
+from bisect import bisect_right
+from functools import cache, cached_property, partial
 
 from ddt_accel.rivals.rival import Rival, Variant
+from ddt_accel.sampling.program import compile_program, network_rows
 from ddt_accel.schedule import Schedule
-from ddt_accel.solver.solve import Method, Statistics, solve_curve
+from ddt_accel.solver.solve import Method, Statistics, solve_runs
 
 SOLVED, ALIGNED, CLOSED, FITTED = "ours, solved", "ours, aligned", "ours, in closed form", "ours, fitted"
 WIDTHS = "ours, with widths"
@@ -28,13 +30,19 @@ def variants(statistics: Statistics) -> list[Variant]:
 
 
 class Solved:
-    """The schedules of a method by their encoder runs, solved for where the first of them is asked for."""
+    """The schedules of a method within what so many refreshes in all guidance branches take, solved for where the first
+    of them is asked for."""
 
     def __init__(self, statistics: Statistics, method: Method) -> None:
-        self._curve = cache(partial(solve_curve, statistics, statistics.spec.num_evaluations, method))
+        self._curve = cache(partial(solve_runs, statistics, method))
+        self._branches = 2 if (statistics.spec.guidance_weights != 1.0).any() else 1
 
     def __call__(self, runs: int) -> Schedule:
-        return self._curve()[runs - 1][0]
+        return self._curve()[bisect_right(self._runs, self._branches * runs) - 1]
+
+    @cached_property
+    def _runs(self) -> list[int]:
+        return [network_rows(compile_program(schedule))[0] for schedule in self._curve()]
 
 
 SOLVING = Rival(name=SOLVED, source="docs/concepts/method.md", variants=variants)

@@ -11,7 +11,7 @@ from ddt_accel.calibration.statistics import Calibration
 from ddt_accel.errors import ConfigError
 from ddt_accel.evaluation.costs import Costs
 from ddt_accel.schedule import Schedule
-from ddt_accel.solver.solve import PUBLISHED, Method, Statistics, schedule_with, solve_curve
+from ddt_accel.solver.solve import PUBLISHED, Method, Statistics, schedule_with, solve_curve, solve_runs
 from ddt_accel.solver.split import ALIKE, split, splits
 from ddt_accel.solver.with_widths import solve_with_widths
 from ddt_accel.spec import SamplingSpec
@@ -74,13 +74,10 @@ def published(calibration: Calibration) -> list[Schedule]:
 
 
 def curves(calibration: Calibration, spec: SamplingSpec) -> list[list[Schedule]]:
-    """All budgets that share something, on a grid, with and without centred forecasts."""
-    statistics = resample(calibration, spec)
-    budgets = spec.num_evaluations - 1
-    return [
-        [schedule for schedule, _ in solve_curve(statistics, budgets, Method(centred=centred))]
-        for centred in (True, False)
-    ]
+    """All numbers of encoder runs that share something, on a grid, with and without centred forecasts."""
+    statistics, evaluations = resample(calibration, spec), spec.num_evaluations
+    every = [solve_runs(statistics, Method(centred=centred)) for centred in (True, False)]
+    return [[schedule for schedule in curve if schedule.budget < evaluations] for curve in every]
 
 
 def variants(calibration: Calibration, schedule: Schedule, *, costs: tuple[float, float] = ALIKE) -> list[Schedule]:

@@ -18,6 +18,7 @@ from ddt_accel.solver.misses import Misses
 from ddt_accel.solver.pairs import combined, pair_cost, solve_pairs
 from ddt_accel.solver.refresh import Solution, solve_all_budgets, total_cost
 from ddt_accel.solver.width_statistics import WidthStatistics
+from ddt_accel.solver.widths import MOST_EVALUATIONS, RefreshCosts, solve_widths
 from ddt_accel.spec import SamplingSpec
 
 Array = NDArray[np.float64]
@@ -178,6 +179,27 @@ def solve_curve(
         )
         curve.append((schedule_with(calibration, solution.refresh_steps, method, pricing), certificate))
     return curve
+
+
+def solve_runs(calibration: Statistics, method: Method) -> list[Schedule]:
+    """The schedules of least predicted cost for every number of encoder runs, those of both branches counted: once each
+    where several numbers have the same one.
+
+    `solve_curve` counts refreshes; but where nothing guided reads its state a refresh is one run, not two, so that
+    there may be more of them. With a second network, whose runs cost something else, or more evaluations than the
+    program over costs takes, it is `solve_curve` all the same.
+    """
+    guided = calibration.spec.guidance_weights != 1.0
+    count, apart = len(guided), guided.any() and not guided.all()
+    if calibration.guide is not None or not apart or count > MOST_EVALUATIONS:
+        return [schedule for schedule, _ in solve_curve(calibration, count, method)]
+    pricing = _Pricing(calibration, method)
+    served = np.arange(count) > np.arange(count)[:, None]  # [b, i]: a refresh is no forecast
+    prices = np.where(served, pricing.prices, 0.0)[:, None, :, None, :]
+    costs = RefreshCosts(alone=(1,), both=(2,), guided=guided)
+    solutions = solve_widths(prices, costs, 2 * count, gamma=method.gamma)
+    found = dict.fromkeys(solution.refreshes for solution in solutions if solution is not None)
+    return [schedule_with(calibration, tuple(step for step, _ in one), method, pricing) for one in found]
 
 
 def schedule_with(

@@ -28,6 +28,7 @@ from ddt_accel.solver.pairs import combined
 
 Array = NDArray[np.float64]
 Refresh = tuple[int, int]  # step and width
+MOST_EVALUATIONS = 128  # more take gigabytes
 _ROWS = 64  # totals at a time, so that what is compared stays in the cache
 
 

@@ -26,13 +26,19 @@ from ddt_accel.solver.misses import CALIBRATED
 from ddt_accel.solver.pairs import combined
 from ddt_accel.solver.solve import GAMMA, Method, Statistics, schedule_with
 from ddt_accel.solver.width_statistics import WidthStatistics
-from ddt_accel.solver.widths import Refresh, RefreshCosts, WidthSolution, solve_widths, width_prices
+from ddt_accel.solver.widths import (
+    MOST_EVALUATIONS,
+    Refresh,
+    RefreshCosts,
+    WidthSolution,
+    solve_widths,
+    width_prices,
+)
 
 Array = NDArray[np.float64]
 
 OBJECTIVES = ("sum", "power")
-# More units make finer totals, and take time in proportion; more evaluations take gigabytes.
-MOST_UNITS, MOST_EVALUATIONS = 1000, 128
+MOST_UNITS = 1000  # more make finer totals, and take time in proportion
 ROUNDING = 1e-9
 
 
