@@ -15,7 +15,7 @@ from ddt_accel.errors import ConfigError
 from ddt_accel.sampling.program import branch_work, compile_program
 from ddt_accel.solver.decoders import effect_of, solve_decoders
 from ddt_accel.solver.misses import WAYS, Misses
-from ddt_accel.solver.solve import GAMMA, Method, schedule_with, solve_runs
+from ddt_accel.solver.solve import GAMMA, PUBLISHED, Method, schedule_with, solve_curve, solve_runs
 from ddt_accel.solver.width_statistics import WidthStatistics
 from ddt_accel.solver.widths import refreshes_cost, width_prices
 from ddt_accel.solver.with_widths import decoder_prices, schedule_with_widths, solve_with_widths
@@ -291,3 +291,13 @@ def test_where_every_refresh_takes_the_same_it_is_what_solve_gives(guidance: flo
     expected = [solve(statistics, budget) for budget in range(1, 9)]
     assert solve_runs(statistics, Method()) == expected
     assert [Solved(statistics, Method())(runs) for runs in range(1, 9)] == expected
+
+
+@pytest.mark.parametrize("method", [Method(sources=3), Method(sources=4, centred=False), Method(forecast="hold"),
+                                    Method(objective="minimax"), PUBLISHED], ids=str)  # fmt: skip
+def test_other_forecasts_and_objectives_are_those_of_solve(method: Method) -> None:
+    statistics = made(8, guidance=2.0, guidance_interval=(0.4, 1.0))
+    curve = [schedule for schedule, _ in solve_curve(statistics, 8, method)]
+    assert solve_runs(statistics, method) == curve
+    for budget, schedule in enumerate(curve, 1):
+        assert Solved(statistics, method)(budget).predicted_cost <= schedule.predicted_cost

@@ -105,9 +105,13 @@ def _certified(certificate: WidthCertificate) -> str:
 def _cost_told(schedule: Schedule, complete: Schedule, costs: Costs, total: float) -> str:
     share = costs.of(schedule, networks_alone=True) / total
     return (
-        f"Its networks take {share:.1%} of what those of `ddt-accel solve --budget {complete.budget}` take. By "
-        f"{costs.unit} ({costs.conditions})."
+        f"Its networks take {share:.1%} of what those of the best for {_without(complete)} take. By {costs.unit} "
+        f"({costs.conditions})."
     )
+
+
+def _without(complete: Schedule) -> str:
+    return f"{counted(complete.budget, 'encoder run')} without widths"
 
 
 def _compared(schedule: Schedule, complete: Schedule) -> str:
@@ -119,8 +123,9 @@ def _compared(schedule: Schedule, complete: Schedule) -> str:
             f"{_predicted('Predicted', schedule)}. No narrow network is worth its error at this cost: all widths came "
             "out complete."
         )
-    said = f"{_predicted('Predicted', schedule)}; {_predicted('without widths', complete)}, with " + (
-        f"{counted(complete.budget, 'encoder run')} at {', '.join(map(str, complete.refresh_steps))}."
+    said = (
+        f"{_predicted('Predicted', schedule)}; {_predicted(_without(complete), complete)}, at "
+        f"{', '.join(map(str, complete.refresh_steps))}."
     )
     ours, theirs = predicted_psnr(schedule), predicted_psnr(complete)
     if ours is not None and (theirs is None or ours < theirs):
@@ -130,7 +135,7 @@ def _compared(schedule: Schedule, complete: Schedule) -> str:
             f"same; `ddt-accel solve --budget {complete.budget}` writes the other."
         )
     gained = f" {ours - theirs:.1f} dB" if ours is not None and theirs is not None else ""
-    return f"{said} Widths should end{gained} closer; `ddt-accel bench` measures."
+    return f"{said} It should end{gained} closer; `ddt-accel bench` measures."
 
 
 def _predicted(name: str, schedule: Schedule) -> str:

@@ -3,7 +3,6 @@ trajectory; what fits in closed form find, to what all come close to; and what g
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from functools import cache, cached_property, partial
 
 from ddt_accel.rivals.rival import Rival, Variant
@@ -38,7 +37,8 @@ class Solved:
         self._branches = 2 if (statistics.spec.guidance_weights != 1.0).any() else 1
 
     def __call__(self, runs: int) -> Schedule:
-        return self._curve()[bisect_right(self._runs, self._branches * runs) - 1]
+        within = [one for one, made in zip(self._curve(), self._runs, strict=True) if made <= self._branches * runs]
+        return min(within, key=lambda schedule: schedule.predicted_cost or 0.0)
 
     @cached_property
     def _runs(self) -> list[int]:

@@ -3,6 +3,7 @@ as many steps without sharing as take as long."""
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 
@@ -19,6 +20,8 @@ from ddt_accel.spec import SamplingSpec
 INTEGRATORS = ("euler", "heun", "ab2", "ab3")
 # Time shifts that are tried, relative to the calibrated one, with the integrator that is best at a cost.
 SHIFTS = (0.6, 0.8, 1.25, 1.7, 2.4)
+# How closely the share of a total that is left to forecasts is searched for.
+UNSPENT = 0.01
 STEPS = (4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 30, 36, 42, 50, 60, 80, 100, 125, 160, 200, 250)
 
 
@@ -74,7 +77,8 @@ def published(calibration: Calibration) -> list[Schedule]:
 
 
 def curves(calibration: Calibration, spec: SamplingSpec) -> list[list[Schedule]]:
-    """All numbers of encoder runs that share something, on a grid, with and without centred forecasts."""
+    """What is best for all numbers of encoder runs that share something, on a grid, with and without centred
+    forecasts."""
     statistics, evaluations = resample(calibration, spec), spec.num_evaluations
     every = [solve_runs(statistics, Method(centred=centred)) for centred in (True, False)]
     return [[schedule for schedule in curve if schedule.budget < evaluations] for curve in every]
@@ -96,22 +100,34 @@ def variants(calibration: Calibration, schedule: Schedule, *, costs: tuple[float
 
 
 def with_widths(statistics: Statistics, costs: Costs, total: float) -> Schedule | None:
-    """The best schedule that runs narrow networks, too, and costs at most `total`; None for a network at one width, and
-    where nothing is as cheap."""
+    """The best schedule found that runs narrow networks, too, and costs at most `total`; None for a network at one
+    width, and where nothing is as cheap.
+
+    The program counts networks alone. Where its answer leaves enough for its forecasts, it is the best of all.
+    """
     if statistics.widths is None:
         return None
     each = [costs.at(width) for width in statistics.widths.widths]
     encoders, decoders = [one.encoder for one in each], [one.decoder for one in each]
-    beside = costs.evaluation * statistics.spec.num_evaluations
-    while True:
+    best: Schedule | None = None
+    beside = too_little = costs.evaluation * statistics.spec.num_evaluations
+    enough = math.inf
+    while enough - too_little > UNSPENT * total:
         try:
             schedule, _ = solve_with_widths(statistics, total - beside, encoders, decoders)
         except ConfigError:  # nothing is as cheap, or the statistics have no sensitivities
-            return None
-        whole, networks = costs.of(schedule), costs.of(schedule, networks_alone=True)
-        if whole <= total or whole - networks <= beside:
-            return schedule
-        beside = whole - networks  # the program counts networks alone: what forecasts take is left to them
+            if beside == too_little:
+                return best
+            enough = beside
+        else:
+            whole, networks = costs.of(schedule), costs.of(schedule, networks_alone=True)
+            if whole <= total or whole - networks <= beside:
+                best, enough = schedule, beside
+            else:
+                too_little, beside = beside, whole - networks
+        if math.isfinite(enough):
+            beside = (too_little + enough) / 2
+    return best
 
 
 def neighbours(calibration: Calibration, schedule: Schedule, *, costs: tuple[float, float] = ALIKE) -> list[Schedule]:

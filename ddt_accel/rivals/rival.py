@@ -21,8 +21,8 @@ from ddt_accel.solver.solve import Statistics
 class Variant:
     """One choice of a rival's settings.
 
-    `of(runs)` is its schedule of at most so many encoder runs, from 1 to all evaluations of the statistics; None where
-    it has none of so few.
+    `of(runs)` is its schedule of at most so many encoder runs, from 1 to all evaluations of the statistics, on the mean
+    of the guidance branches where they differ; None where it has none of so few.
     """
 
     settings: str

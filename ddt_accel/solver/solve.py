@@ -186,12 +186,13 @@ def solve_runs(calibration: Statistics, method: Method) -> list[Schedule]:
     where several numbers have the same one.
 
     `solve_curve` counts refreshes; but where nothing guided reads its state a refresh is one run, not two, so that
-    there may be more of them. With a second network, whose runs cost something else, or more evaluations than the
-    program over costs takes, it is `solve_curve` all the same.
+    there may be more of them. The program over costs is for calibrated forecasts from two states and finite γ, of one
+    network and up to `MOST_EVALUATIONS`; else it is `solve_curve` all the same.
     """
     guided = calibration.spec.guidance_weights != 1.0
     count, apart = len(guided), guided.any() and not guided.all()
-    if calibration.guide is not None or not apart or count > MOST_EVALUATIONS:
+    by_pairs = method.forecast == "calibrated" and method.sources == 2 and math.isfinite(method.gamma)
+    if not by_pairs or not apart or calibration.guide is not None or count > MOST_EVALUATIONS:
         return [schedule for schedule, _ in solve_curve(calibration, count, method)]
     pricing = _Pricing(calibration, method)
     served = np.arange(count) > np.arange(count)[:, None]  # [b, i]: a refresh is no forecast

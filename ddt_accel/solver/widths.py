@@ -150,9 +150,9 @@ def _segments(prices: Array) -> Array:
     return segments
 
 
-def _spent(values: Array, costs: Sequence[int], nothing: float) -> Array:
-    """`values` [Q + 1, …, W] by what is spent, after refreshes that take so much more [W]."""
-    spent = np.full(values.shape, nothing)
+def _spent(values: Array, costs: Sequence[int], fill: float) -> Array:
+    """`values` [Q + 1, …, W] by what is spent, after refreshes that take so much more [W]; `fill` where it is less."""
+    spent = np.full(values.shape, fill)
     for width, cost in enumerate(costs):
         spent[cost:, ..., width] = values[: max(0, len(values) - cost), ..., width]
     return spent
@@ -168,7 +168,8 @@ def _alike(guided: NDArray[np.bool_], b: int, u: int) -> list[tuple[NDArray[np.b
 
 
 def _guides(guided: NDArray[np.bool_], b: int, u: int, c: int) -> NDArray[np.bool_]:
-    """[b]: whether a guided evaluation reads the state of the refresh before b; a complete b reads its own alone."""
+    """For each step before b, whether a guided evaluation reads its state, where it is a refresh, the next one is b at
+    width u, and the one after that c; a complete b reads its own state alone."""
     read = guided[:c].copy()
     read[b] &= u > 0
     some: NDArray[np.bool_] = np.logical_or.accumulate(read[::-1])[::-1][:b]

@@ -46,7 +46,7 @@ ROUNDING = 1e-9
 class WidthCertificate:
     """What a schedule with widths is the least of: `cost` is the objective's value, of `considered` assignments of
     refreshes and widths within the `total`, of which it takes `spent`, both in the unit of the costs given, and as the
-    program counts them.
+    program counts them; `considered` is to the precision of a float64.
 
     `complete_cost` is that of the best refreshes without widths within the total, of complete decoders; None where
     none are.
@@ -81,7 +81,8 @@ def solve_with_widths(
     count = _Count.of(calibration, total, encoder_costs, decoder_costs)
     prices = width_prices(widths.gram, sensitivity)
     decoders = solve_decoders(decoder_prices(widths), count.savings, gamma=gamma)
-    most = min(count.left + len(decoders) - 1, max(count.encoder.both) * evaluations)
+    dearest = (count.encoder.alone, count.encoder.both)[count.branches - 1][0]  # complete everywhere has no error
+    most = min(count.left + len(decoders) - 1, dearest * evaluations)
     encoders = solve_widths(prices, count.encoder, most, gamma=gamma) if most > 0 else []
     best: tuple[float, WidthSolution, DecoderSolution] | None = None
     considered = 0
