@@ -22,7 +22,8 @@ from ddt_accel.schedule import Schedule
 from ddt_accel.solver.misses import CALIBRATED, HELD, SPLIT, WAYS
 from ddt_accel.solver.solve import Method, Statistics, solve_curve
 from ddt_accel.solver.split import split
-from ddt_accel.solver.with_widths import MOST_EVALUATIONS, solve_narrowest
+from ddt_accel.solver.widths import MOST_EVALUATIONS
+from ddt_accel.solver.with_widths import solve_narrowest
 from ddt_accel.spec import SamplingSpec
 
 # The numbers of encoder runs, as shares of the evaluations.
