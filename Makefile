@@ -5,7 +5,8 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
 BIN := .venv/bin
 # One process a core, each with one thread: networks as small as the tests' gain nothing from a second one, and more
-# processes take longer. What Python compiles is kept, whatever the environment says: every process would compile all tests anew.
+# processes take longer. What Python compiles is kept, whatever the environment says: every process would compile all
+# tests anew.
 TESTS := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 # Warnings of pip about the machine's own configuration are no news to a newcomer; errors are still printed.
