@@ -230,6 +230,16 @@ def test_options_that_do_not_go_with_it(cli, workspace, options, wrong) -> None:
     assert f"--widths solves for one budget and calibrated forecasts; give it without {wrong}." in said.err
 
 
+@pytest.mark.parametrize(("option", "value", "wrong"), [("--objective", "minimax", "with widths choose one of sum"),
+                                                        ("--budget", 0, "The budget (--budget) is 0"),
+                                                        ("--budget", 13, "at most 12 times")])  # fmt: skip
+def test_what_it_cannot_solve_for_is_a_sentence(cli, workspace, option, value, wrong) -> None:
+    said = cli("solve", "--widths", option, value, "-w", workspace)
+    assert said.code == 2
+    assert wrong in " ".join(said.err.split())
+    assert "Traceback" not in said.err
+
+
 def test_a_calibration_without_widths_is_refused(cli, made) -> None:
     said = cli("solve", "--widths", "-w", made, "--out", made / "unused.json")
     assert said.code != 0

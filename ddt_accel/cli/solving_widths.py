@@ -34,12 +34,11 @@ def solved_with_widths(
 ) -> tuple[Schedule, str, dict[str, Any]]:
     """The schedule within what the networks of `solve`'s for so many encoder runs cost, what is said of both, and the
     same for --json."""
-    from ddt_accel.schedule import check_budget
     from ddt_accel.solver.solve import solve
-    from ddt_accel.solver.with_widths import check_widths, solve_with_widths
+    from ddt_accel.solver.with_widths import check_objective, check_widths, solve_with_widths
 
     widths = check_widths(statistics)[0].widths
-    check_budget(budget, statistics.spec.num_evaluations)
+    check_objective(objective)
     complete = solve(statistics, budget, objective=objective)
     total, each = costs.of(complete, networks_alone=True), [costs.at(width) for width in widths]
     schedule, certificate = solve_with_widths(

@@ -74,8 +74,7 @@ def solve_with_widths(
     state, an evaluation of the decoder where it is guided. Raises ConfigError where the calibration has no widths or no
     sensitivities, where costs do not fit, or where nothing is within the total.
     """
-    if objective not in OBJECTIVES:
-        raise ConfigError(f"The objective is {objective!r}; with widths choose one of {', '.join(OBJECTIVES)}.")
+    check_objective(objective)
     widths, sensitivity = check_widths(calibration)
     gamma, evaluations = GAMMA[objective], calibration.spec.num_evaluations
     count = _Count.of(calibration, total, encoder_costs, decoder_costs)
@@ -290,6 +289,12 @@ def _forecasts(widths: WidthStatistics, refreshes: Sequence[Refresh]) -> tuple[d
         errors[step] = forecast_error(gram, places, weights, step * count)
         rows[step] = tuple((source, float(weight)) for (source, _), weight in zip(drawn, weights, strict=True))
     return rows, errors
+
+
+def check_objective(objective: str) -> None:
+    """Raises ConfigError for one that schedules with widths are not solved for."""
+    if objective not in OBJECTIVES:
+        raise ConfigError(f"The objective is {objective!r}; with widths choose one of {', '.join(OBJECTIVES)}.")
 
 
 def check_widths(calibration: Statistics) -> tuple[WidthStatistics, Array]:
